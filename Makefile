@@ -1,0 +1,31 @@
+# The two commands of the README are `make demo` and `make test`; everything else is for developers.
+#   ACCEL=cpu|tpu|cuda13   the JAX build that `make setup` installs (default cpu)
+#   PYTHON=python3.12      the interpreter of the environment (default python3)
+
+ACCEL ?= cpu
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready-$(ACCEL)
+PIP := $(if $(shell command -v uv),VIRTUAL_ENV=$(VENV) uv pip,$(BIN)/python -m pip)
+
+.PHONY: setup demo test lint parity
+
+setup: $(STAMP)
+
+$(STAMP): requirements.txt requirements-libtpu.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet -r requirements.txt -e '.[demo,dev$(if $(filter-out cpu,$(ACCEL)),$(comma)$(ACCEL))]'
+	rm -f $(VENV)/.ready-* && touch $@
+
+comma := ,
+
+demo: setup
+	$(BIN)/python -m experiments.demo
+
+test: setup
+	$(BIN)/python -m pytest -n 2
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .

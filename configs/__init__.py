@@ -1,0 +1,1 @@
+"""Experiments as ``ml_collections`` configs: plain Python, no JAX, nothing built."""

@@ -1,0 +1,1 @@
+"""Short programs with flags; everything they do is a call of the library."""

@@ -1,0 +1,62 @@
+"""One entry for every command: what a user can mend ends in one message and exit status 2."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from nonlocal_jax.errors import InputError
+
+# What flags and files can raise on a user's account. Everything else is a bug and keeps its
+# traceback.
+_FLAG_ERRORS = (flags.Error, KeyError, AttributeError, TypeError, ValueError, ImportError, OSError)
+_INPUT_ERRORS = (InputError, OSError)
+
+
+def define_config() -> flags.FlagHolder:
+    """Defines ``--config=configs/FILE.py:NAME`` with ``--config.a.b=value`` for every leaf."""
+    return config_flags.DEFINE_config_file("config", help_string="configs/FILE.py:NAME")
+
+
+def fail(message: object) -> None:
+    """Prints one message on stderr and exits with status 2."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _flag_message(error: Exception) -> str:
+    """The one sentence of a flag error: without the repr of a KeyError or a quoted traceback."""
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    if "Traceback" in text:
+        text = text.strip().splitlines()[-1].partition(": ")[2]
+    return text.strip("'\"").replace("\\'", "'").replace("\\n", ". ").replace("\n", " ")
+
+
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        arguments = flags.FLAGS(argv)
+        if "config" in flags.FLAGS and flags.FLAGS.config is None:
+            raise flags.ValidationError("needs --config=configs/FILE.py:NAME")
+        return arguments
+    except _FLAG_ERRORS as error:
+        fail(_flag_message(error))
+        raise
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """Runs ``main`` with the parsed arguments; exits 0 only if it returns."""
+    # Libraries log below warnings to stderr; the commands' own output is what counts.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+
+    def guarded(arguments: list[str]) -> None:
+        try:
+            main(arguments)
+        except _INPUT_ERRORS as error:
+            fail(error)
+        except KeyboardInterrupt:
+            sys.exit(128 + signal.SIGINT)
+
+    app.run(guarded, flags_parser=_parse)

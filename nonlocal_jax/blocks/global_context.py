@@ -1,0 +1,107 @@
+"""The global context block and its relatives: simplified non-local and squeeze-and-excitation."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from nonlocal_jax import ops
+from nonlocal_jax.blocks import init
+from nonlocal_jax.blocks.norm import NormFn, normalise
+from nonlocal_jax.blocks.positions import check_feature_map, from_positions, to_positions
+from nonlocal_jax.errors import InputError
+
+# PyTorch's LayerNorm: epsilon 1e-5 (Flax has 1e-6), variance in two passes.
+LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-5, use_fast_variance=False)
+
+POOLINGS = ("attention", "average")
+FUSIONS = ("add", "multiply")
+
+
+class _ChannelTransform(nn.Module):
+    """t(c) = W2 ReLU(norm(W1 c)), or one linear map without a ratio; the last map starts at 0."""
+
+    ratio: float | None
+    norm: NormFn | None
+    dtype: jnp.dtype | None
+
+    @nn.compact
+    def __call__(self, context: jax.Array, *, train: bool) -> jax.Array:
+        channels = context.shape[-1]
+        if self.ratio is not None:
+            context = nn.Dense(
+                max(int(channels * self.ratio), 1),
+                dtype=self.dtype,
+                kernel_init=init.torch_default,
+                bias_init=init.torch_default_bias(channels),
+                name="conv1",
+            )(context)
+            if self.norm is not None:
+                context = normalise(self.norm(name="norm", dtype=self.dtype), context, train=train)
+            context = nn.relu(context)
+        zeros = nn.initializers.zeros
+        return nn.Dense(channels, dtype=self.dtype, kernel_init=zeros, name="conv2")(context)
+
+
+class GlobalContextBlock(nn.Module):
+    """z = x * sigmoid(t_mul(c)) + t_add(c), c one context vector for all positions.
+
+      c = sum_j softmax_j(w . x_j) x_j          (pooling "attention"; "average" is the mean)
+      t(c) = W2 ReLU(norm(W1 c)),  W1: C -> C * ratio
+
+    GCNet (arXiv:1904.11492) eq. 5, in the convention of mmcv's ``ContextBlock``: the context is
+    taken of x itself, the norm is over the channels of t, and of the two fusions named the
+    multiplication comes first. W2 starts at zero: with "add" alone the block starts as the
+    identity, and a gate of "multiply" starts at one half.
+
+    The rest of the family of GCNet's section 3: ``ratio=None`` has one linear map in the place of t
+    (simplified non-local, eq. 4); ``pooling="average", fusion=("multiply",), norm=None`` is
+    squeeze-and-excitation.
+
+    Attributes:
+      ratio: width of the bottleneck over C; None for a single linear map.
+      pooling: "attention" or "average".
+      fusion: any of "add" and "multiply".
+      axes: the positions that share a context: "spacetime", "space" or "time".
+      norm: constructor of the norm inside t, or None. It acts on one vector per image, where
+        batch statistics mean little: keep to a layer norm.
+      dtype: of the computation; None promotes the input with the float32 parameters.
+    """
+
+    ratio: float | None = 0.25
+    pooling: str = "attention"
+    fusion: tuple[str, ...] = ("add",)
+    axes: str = "spacetime"
+    norm: NormFn | None = LayerNorm
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """Maps ``[B, *S, C]`` to the same shape; ``train`` only matters to an injected norm.
+
+        Raises:
+          ValueError: the shape or an attribute does not fit.
+        """
+        check_feature_map(x, self.axes)
+        if self.pooling not in POOLINGS:
+            raise InputError(f"pooling must be one of {POOLINGS}; got {self.pooling!r}")
+        if not self.fusion or set(self.fusion) - set(FUSIONS):
+            raise InputError(f"fusion must name some of {FUSIONS}; got {self.fusion!r}")
+
+        positions = to_positions(x, self.axes)
+        score = None
+        if self.pooling == "attention":
+            mask = nn.Dense(1, dtype=self.dtype, kernel_init=init.kaiming_fan_in, name="conv_mask")
+            score = mask(positions)[..., 0]
+        context = ops.context_pool(positions, score)
+
+        transform = functools.partial(
+            _ChannelTransform, ratio=self.ratio, norm=self.norm, dtype=self.dtype
+        )
+        z = positions
+        if "multiply" in self.fusion:
+            z = z * jax.nn.sigmoid(transform(name="channel_mul_conv")(context, train=train))
+        if "add" in self.fusion:
+            z = z + transform(name="channel_add_conv")(context, train=train)
+        return from_positions(z.astype(x.dtype), x.shape[1:-1], self.axes)

@@ -1,0 +1,71 @@
+"""Batch normalisation with PyTorch's numbers, and how a norm is injected into a block."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from nonlocal_jax.ops.numerics import at_least_float32
+
+# Called as ``norm(name=..., dtype=..., scale_init=...)``: BatchNorm below, or a partial of
+# nn.BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm.
+NormFn = Callable[..., nn.Module]
+
+
+class BatchNorm(nn.Module):
+    """(x - mean) / sqrt(var + epsilon) * scale + bias over all axes but the last.
+
+    As ``torch.nn.BatchNorm``, and unlike ``flax.linen.BatchNorm`` in two places: the running
+    variance is the unbiased one, n/(n-1) times the variance that normalises, and the variance is
+    computed in two passes. ``momentum`` is the share of the old statistics (PyTorch's is the share
+    of the new). Statistics are at least float32. Under ``jit`` a batch sharded over devices is
+    normalised as one batch (SyncBN).
+
+    Attributes:
+      momentum: running = momentum * running + (1 - momentum) * batch.
+      epsilon: added to the variance.
+      dtype: of the result; None promotes the input with the parameters.
+      scale_init: zeros makes a residual branch start as the identity.
+    """
+
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    dtype: jnp.dtype | None = None
+    scale_init: nn.initializers.Initializer = nn.initializers.ones
+    use_running_average: bool | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, use_running_average: bool | None = None) -> jax.Array:
+        use_running_average = nn.merge_param(
+            "use_running_average", self.use_running_average, use_running_average
+        )
+        channels = (x.shape[-1],)
+        scale = self.param("scale", self.scale_init, channels, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
+        dtype = self.dtype or jnp.result_type(x, scale)
+
+        x = at_least_float32(x)
+        if use_running_average:
+            mean, var = running_mean.value, running_var.value
+        else:
+            axes = tuple(range(x.ndim - 1))
+            mean = jnp.mean(x, axes)
+            var = jnp.mean(jnp.square(x - mean), axes)
+            if not self.is_initializing():
+                n = x.size // x.shape[-1]
+                unbiased = var * (n / max(n - 1, 1))
+                keep = self.momentum
+                running_mean.value = keep * running_mean.value + (1 - keep) * mean
+                running_var.value = keep * running_var.value + (1 - keep) * unbiased
+        y = (x - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
+        return y.astype(dtype)
+
+
+def normalise(module: nn.Module, x: jax.Array, *, train: bool) -> jax.Array:
+    """Applies a norm layer; only those that keep running statistics are told about ``train``."""
+    if hasattr(module, "use_running_average"):
+        return module(x, use_running_average=not train)
+    return module(x)

@@ -1,0 +1,27 @@
+"""Pure functions of arrays: arrays in, arrays out, no parameters and no framework beyond JAX.
+
+Positions are flattened: queries ``[..., N, C]``, keys ``[..., M, C]``, values ``[..., M, D]``.
+"""
+
+from nonlocal_jax.ops.context import channel_whiten, context_pool
+from nonlocal_jax.ops.pairwise import (
+    IMPLEMENTATIONS,
+    attention_weights,
+    concatenation,
+    disentangled,
+    dot_product,
+    softmax_attention,
+)
+from nonlocal_jax.ops.resize import resize
+
+__all__ = [
+    "IMPLEMENTATIONS",
+    "attention_weights",
+    "channel_whiten",
+    "concatenation",
+    "context_pool",
+    "disentangled",
+    "dot_product",
+    "resize",
+    "softmax_attention",
+]
