@@ -16,9 +16,12 @@ _FLAG_ERRORS = (flags.Error, KeyError, AttributeError, TypeError, ValueError, Im
 _INPUT_ERRORS = (InputError, OSError)
 
 
-def define_config() -> flags.FlagHolder:
+def define_config(*, required: bool = True) -> flags.FlagHolder:
     """Defines ``--config=configs/FILE.py:NAME`` with ``--config.a.b=value`` for every leaf."""
-    return config_flags.DEFINE_config_file("config", help_string="configs/FILE.py:NAME")
+    config = config_flags.DEFINE_config_file("config", help_string="configs/FILE.py:NAME")
+    if required:
+        flags.mark_flag_as_required("config")
+    return config
 
 
 def fail(message: object) -> None:
@@ -35,12 +38,17 @@ def _flag_message(error: Exception) -> str:
     return text.strip("'\"").replace("\\'", "'").replace("\\n", ". ").replace("\n", " ")
 
 
+def _with_underscores(argument: str) -> str:
+    """``--data-dir=x`` as ``--data_dir=x``; leaves of the config keep their spelling."""
+    name, equals, value = argument.partition("=")
+    if name.startswith("--") and not name.startswith("--config"):
+        name = "--" + name[2:].replace("-", "_")
+    return name + equals + value
+
+
 def _parse(argv: list[str]) -> list[str]:
     try:
-        arguments = flags.FLAGS(argv)
-        if "config" in flags.FLAGS and flags.FLAGS.config is None:
-            raise flags.ValidationError("needs --config=configs/FILE.py:NAME")
-        return arguments
+        return flags.FLAGS([_with_underscores(argument) for argument in argv])
     except _FLAG_ERRORS as error:
         fail(_flag_message(error))
         raise

@@ -31,8 +31,8 @@ class NonLocalBlock(nn.Module):
     a norm, and nothing follows the sum. The block is the identity at the start: the norm's scale,
     or W where there is no norm, begins at zero.
 
-    With ``mutable=["intermediates"]`` it gives ``theta`` and ``phi`` as they enter the softmax, so
-    that ``ops.attention_weights(theta[..., i, :], phi)`` shows where position i looks.
+    With ``mutable=["intermediates"]`` the softmax modes give ``query`` and ``key`` as they enter
+    the softmax: ``ops.attention_weights(query[..., i, :][..., None, :], key)`` is where i looks.
 
     Attributes:
       mode: "gaussian" exp(x_i . x_j) (eq. 2), "embedded_gaussian" exp(theta_i . phi_j) (eq. 3),
@@ -123,8 +123,8 @@ class NonLocalBlock(nn.Module):
         return self.use_scale and self.mode == "embedded_gaussian"
 
     def _sow_attention(self, theta: jax.Array, phi: jax.Array, scale: float) -> None:
-        self.sow("intermediates", "theta", scale * at_least_float32(theta))
-        self.sow("intermediates", "phi", at_least_float32(phi))
+        self.sow("intermediates", "query", scale * at_least_float32(theta))
+        self.sow("intermediates", "key", at_least_float32(phi))
 
 
 class DisentangledNonLocalBlock(NonLocalBlock):

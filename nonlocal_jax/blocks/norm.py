@@ -57,9 +57,9 @@ class BatchNorm(nn.Module):
             if not self.is_initializing():
                 n = x.size // x.shape[-1]
                 unbiased = var * (n / max(n - 1, 1))
-                keep = self.momentum
-                running_mean.value = keep * running_mean.value + (1 - keep) * mean
-                running_var.value = keep * running_var.value + (1 - keep) * unbiased
+                for running, new in ((running_mean, mean), (running_var, unbiased)):
+                    update = self.momentum * running.value + (1 - self.momentum) * new
+                    running.value = update.astype(running.value.dtype)
         y = (x - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
         return y.astype(dtype)
 

@@ -31,24 +31,28 @@ def _choose(what: str, name: str, table: Mapping[str, Any]) -> Any:
     return table[name]
 
 
-def _check_names(given: Mapping[str, Any], known: Sequence[str], what: str) -> None:
+def _check_block_options(
+    given: Mapping[str, Any], block_options: Sequence[str], block: str
+) -> None:
+    """Refuses what is neither an option of the network nor one of its block."""
+    known = [*block_options, *inspect.signature(segmentation).parameters]
     for name in given:
-        if name not in known:
+        if name not in block_options:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-            raise InputError(f"{what} has no option {name!r}: {hint}")
+            raise InputError(f"a model with block {block!r} has no option {name!r}: {hint}")
 
 
 def _block(
     name: str, dtype: jnp.dtype | None, options: Mapping[str, Any]
 ) -> Callable[..., nn.Module] | None:
     if name == "none":
-        _check_names(options, [], "a model without a block")
+        _check_block_options(options, [], name)
         return None
     block = _choose("block", name, {"none": None, **BLOCKS})
     hidden = {"name", "parent", "norm", "dtype"}
     known = [p for p in inspect.signature(block).parameters if p not in hidden]
-    _check_names(options, known, f"block {name!r}")
+    _check_block_options(options, known, name)
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
     return functools.partial(block, dtype=dtype, **options)
 

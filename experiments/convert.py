@@ -1,0 +1,70 @@
+"""Imports a checkpoint of PyTorch for use here, or exports one.
+
+    python -m experiments.convert --source=FILE.pth --output=FILE.safetensors \\
+        --config=configs/segmentation.py:nonlocal_r50-d8_512x1024_40k_cityscapes
+    python -m experiments.convert --reverse --source=PATH --output=FILE.pth --config=...
+
+PATH is a training work directory, one saved step in it, or a .safetensors written by this command.
+--reinit-head starts new classifiers, for data with other classes. PyTorch is not needed.
+"""
+
+import hashlib
+import pathlib
+import re
+import sys
+
+import jax
+from absl import flags
+
+from experiments import cli
+from nonlocal_jax import convert
+from nonlocal_jax.errors import InputError
+
+_CONFIG = cli.define_config()
+_SOURCE = flags.DEFINE_string("source", None, "checkpoint to read", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "file to write", required=True)
+_REVERSE = flags.DEFINE_boolean("reverse", False, "write a .pth for PyTorch")
+_REINIT_HEAD = flags.DEFINE_boolean(
+    "reinit_head", False, "initialise the classifiers instead of reading them"
+)
+
+
+def _warn_of_wrong_hash(path: pathlib.Path) -> None:
+    """OpenMMLab's names end in the file's hash; since 1.x of another file, so it proves nothing."""
+    claimed = re.search(r"-([0-9a-f]{8})\.pth$", path.name)
+    if claimed is None or not path.is_file():
+        return
+    with path.open("rb") as file:
+        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    if not actual.startswith(claimed[1]):
+        print(
+            f"warning: the SHA-256 of {path} begins with {actual[:8]}, its name says {claimed[1]}: "
+            "the file may be damaged (names given by OpenMMLab 1.x need not match)",
+            file=sys.stderr,
+        )
+
+
+def main(_: list[str]) -> None:
+    model_config = _CONFIG.value.model
+    output = pathlib.Path(_OUTPUT.value)
+    suffix = ".pth" if _REVERSE.value else ".safetensors"
+    if output.suffix != suffix:
+        raise InputError(f"--output must end in {suffix}; got {output}")
+    if _REVERSE.value:
+        if _REINIT_HEAD.value:
+            raise InputError("--reinit-head belongs to an import; leave it out of --reverse")
+        from nonlocal_jax.train.checkpoint import load_variables  # imports orbax
+
+        variables = load_variables(_SOURCE.value, model_config)
+        convert.export_torch(output, variables, model_config)
+    else:
+        _warn_of_wrong_hash(pathlib.Path(_SOURCE.value))
+        variables = convert.load(_SOURCE.value, model_config, reinit_head=_REINIT_HEAD.value)
+        convert.save(output, variables, model_config)
+    params = sum(x.size for x in jax.tree.leaves(variables["params"]))
+    arrays = len(jax.tree.leaves(variables))
+    print(f"wrote {output}: {arrays} arrays, {params:,} parameters")
+
+
+if __name__ == "__main__":
+    cli.run(main)

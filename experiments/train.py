@@ -1,0 +1,69 @@
+"""Trains an experiment; the same command again goes on where it was stopped or killed.
+
+    python -m experiments.train --workdir=DIR --config=configs/segmentation.py:demo_nonlocal
+
+DIR receives checkpoints/STEP, config.json, metrics.jsonl and curves.png. SIGTERM saves and exits
+with status 0, Ctrl-C saves and exits with 130.
+"""
+
+import functools
+import signal
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from absl import flags
+from ml_collections import ConfigDict
+
+from experiments import cli
+from nonlocal_jax import create_model, data, evaluation, train
+
+_CONFIG = cli.define_config()
+_WORKDIR = flags.DEFINE_string("workdir", None, "directory of this run alone", required=True)
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "where prepared datasets lie")
+_INIT = flags.DEFINE_string(
+    "init", None, "checkpoint to start from: a .safetensors, a work directory or a step in one"
+)
+
+
+def _evaluator(config: ConfigDict, source: data.Source) -> Callable[..., dict[str, float]]:
+    """Measures variables on a source by the experiment's protocol."""
+    apply_fn = jax.jit(create_model(config.model).apply)
+
+    def evaluate(variables: Mapping[str, Any]) -> dict[str, float]:
+        summary = evaluation.evaluate(
+            functools.partial(apply_fn, jax.device_put(variables)),
+            source,
+            num_classes=config.model.num_classes,
+            ignore_index=config.loss.ignore_index,
+            protocol=evaluation.inference_protocol(config),
+        )
+        return {name: value for name, value in summary.items() if isinstance(value, float)}
+
+    return evaluate
+
+
+def main(_: list[str]) -> None:
+    config = _CONFIG.value
+    training, validation = (
+        data.load_source(config.data.name, split, _DATA_DIR.value) for split in ("train", "val")
+    )
+    result = train.train(
+        config,
+        _WORKDIR.value,
+        training,
+        evaluate=_evaluator(config, validation),
+        init=_INIT.value,
+    )
+    step = int(result.state.step)
+    if result.signal is not None:
+        print(f"{result.signal.name}: saved step {step}; the same command goes on from there")
+    if result.signal == signal.SIGINT:
+        raise KeyboardInterrupt
+    if step == config.steps:
+        metrics = "  ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())
+        print(f"done: {metrics}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,78 @@
+"""Writes files that ``torch.load`` reads, its ``weights_only`` mode included, without PyTorch."""
+
+import io
+import math
+import os
+import pickle
+import zipfile
+from collections import OrderedDict
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from nonlocal_jax.convert.unpickle import STORAGE_DTYPES
+
+_STORAGE_NAMES = {dtype: name for name, dtype in STORAGE_DTYPES.items()}
+
+
+class _Global(NamedTuple):
+    """A function or class of a module that need not be installed."""
+
+    module: str
+    name: str
+
+    def __call__(self) -> None:
+        raise TypeError("only its name is pickled")
+
+
+class _Storage(NamedTuple):
+    key: str
+    dtype: np.dtype
+    size: int
+
+
+_REBUILD_TENSOR = _Global("torch._utils", "_rebuild_tensor_v2")
+
+
+class _Pickler(pickle._Pickler):
+    """Pickles arrays as PyTorch pickles tensors: views of storages kept outside the pickle."""
+
+    def __init__(self, file: io.BytesIO):
+        super().__init__(file, protocol=2)
+        self.arrays: list[np.ndarray] = []
+
+    def persistent_id(self, obj: Any) -> tuple | None:
+        if not isinstance(obj, _Storage):
+            return None
+        storage_type = _Global("torch", _STORAGE_NAMES[obj.dtype])
+        return ("storage", storage_type, obj.key, "cpu", obj.size)
+
+    def reducer_override(self, obj: Any) -> Any:
+        if not isinstance(obj, np.ndarray):
+            return NotImplemented
+        storage = _Storage(str(len(self.arrays)), obj.dtype, obj.size)
+        self.arrays.append(obj)
+        strides = tuple(math.prod(obj.shape[i + 1 :]) for i in range(obj.ndim))
+        # the storage, offset, shape, strides, requires_grad, hooks of the backward pass
+        return _REBUILD_TENSOR, (storage, 0, obj.shape, strides, False, OrderedDict())
+
+    def _save_global(self, obj: _Global) -> None:
+        self.write(pickle.GLOBAL + f"{obj.module}\n{obj.name}\n".encode())
+
+    dispatch: ClassVar[dict] = {**pickle._Pickler.dispatch, _Global: _save_global}
+
+
+def write(path: str | os.PathLike, content: Any) -> None:
+    """Writes plain containers of numpy arrays in the format of PyTorch 1.6 and newer.
+
+    The same content gives the same bytes.
+    """
+    stream = io.BytesIO()
+    pickler = _Pickler(stream)
+    pickler.dump(content)
+    records = {"data.pkl": stream.getvalue(), "byteorder": b"little", "version": b"3\n"}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in records.items():
+            archive.writestr(zipfile.ZipInfo(f"archive/{name}"), data)
+        for key, array in enumerate(pickler.arrays):
+            archive.writestr(zipfile.ZipInfo(f"archive/data/{key}"), array.tobytes())

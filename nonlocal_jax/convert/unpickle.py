@@ -1,0 +1,230 @@
+"""Reads the pickles that checkpoints are made of and runs nothing of what is in them.
+
+A pickle is a program that names functions and calls them. This reader knows the few names that
+tensors and plain containers are made of. Any other name becomes an inert ``Placeholder``, whatever
+the pickle goes on to do with it; nothing is ever imported.
+"""
+
+import functools
+import io
+import mmap
+import os
+import pickle
+import struct
+import textwrap
+import zipfile
+import zlib
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from nonlocal_jax.errors import InputError
+
+STORAGE_DTYPES = {
+    "DoubleStorage": np.dtype("<f8"),
+    "FloatStorage": np.dtype("<f4"),
+    "HalfStorage": np.dtype("<f2"),
+    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "LongStorage": np.dtype("<i8"),
+    "IntStorage": np.dtype("<i4"),
+    "ShortStorage": np.dtype("<i2"),
+    "CharStorage": np.dtype("i1"),
+    "ByteStorage": np.dtype("u1"),
+    "BoolStorage": np.dtype("?"),
+}
+
+# The first object of a file written before PyTorch 1.6.
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+
+
+class Placeholder:
+    """Stands for something that is not imported; takes any call and any state, keeps nothing."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __call__(self, *args, **kwargs) -> "Placeholder":
+        return self
+
+    def _ignore(self, *args) -> None:
+        pass
+
+    append = extend = add = __setitem__ = _ignore
+
+
+class _Storage(NamedTuple):
+    dtype: np.dtype
+    data: memoryview
+
+
+def _rebuild_tensor(
+    storage: _Storage | Placeholder, offset: int, shape: tuple, strides: tuple, *_
+) -> np.ndarray | Placeholder:
+    """A view of the storage; numpy refuses one that reaches beyond its end."""
+    if isinstance(storage, Placeholder):
+        return storage
+    size = storage.dtype.itemsize
+    if any(n < 0 for n in (offset, *shape, *strides)):
+        raise ValueError("a tensor of negative size")
+    strides = [size * n for n in strides]
+    return np.ndarray(shape, storage.dtype, storage.data, size * offset, strides)
+
+
+def _rebuild_parameter(tensor: Any, *_) -> Any:
+    return tensor
+
+
+_GLOBALS = {
+    ("collections", "OrderedDict"): dict,
+    ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    **{("torch", name): dtype for name, dtype in STORAGE_DTYPES.items()},
+}
+
+# (dtype, key, number of elements) -> the storage
+_FindStorage = Callable[[np.dtype, str, int], _Storage | Placeholder]
+
+
+class _Unpickler(pickle._Unpickler):
+    """The standard library's Python unpickler; its C twin allocates what a damaged file asks for.
+
+    Strings of Python 2 are read as latin1, which fits any byte.
+    """
+
+    dispatch: ClassVar[dict] = dict(pickle._Unpickler.dispatch)
+    # The extension registry holds whatever the process registered; bytearrays are allocated before
+    # they are read. No checkpoint has either.
+    for _code in (pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.BYTEARRAY8):
+        del dispatch[_code[0]]
+
+    def __init__(self, file: Any, find_storage: _FindStorage | None = None):
+        super().__init__(file, encoding="latin1")
+        self._find_storage = find_storage
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _GLOBALS:
+            return _GLOBALS[module, name]
+        return Placeholder(f"{module}.{name}")
+
+    def persistent_load(self, pid: tuple) -> Any:
+        kind, what, *rest = pid
+        if kind == "module" or isinstance(what, Placeholder):
+            return what
+        key, _, numel = rest[:3]
+        if kind != "storage" or any(view is not None for view in rest[3:]):
+            raise ValueError(f"unknown kind of storage {kind!r}")
+        return self._find_storage(what, key, numel)
+
+    def _drop_state(self) -> None:
+        self.stack.pop()
+
+    def _new_object(self) -> None:
+        cls, args = self.stack[-2:]
+        self.stack[-2:] = [cls(*args)]
+
+    def _new_object_with_keywords(self) -> None:
+        cls, args, kwargs = self.stack[-3:]
+        self.stack[-3:] = [cls(*args, **kwargs)]
+
+    # Nothing that is kept has a state; calling is all that creating an object amounts to.
+    dispatch[pickle.BUILD[0]] = _drop_state
+    dispatch[pickle.NEWOBJ[0]] = _new_object
+    dispatch[pickle.NEWOBJ_EX[0]] = _new_object_with_keywords
+
+
+def _storage(data: memoryview, dtype: np.dtype, numel: int, name: str) -> _Storage:
+    if len(data) != numel * dtype.itemsize:
+        raise ValueError(f"storage {name} has {len(data)} bytes, not {numel} of {dtype}")
+    return _Storage(dtype, data)
+
+
+def _read_zip(file: io.BufferedReader, content: memoryview) -> Any:
+    """PyTorch 1.6 and newer: an uncompressed zip of data.pkl and one record for each storage."""
+    archive = zipfile.ZipFile(file)
+
+    def record(name: str) -> memoryview:
+        info = archive.getinfo(name)
+        if info.compress_type != zipfile.ZIP_STORED:
+            raise ValueError(f"{name} is compressed, which PyTorch never does")
+        # The local header is 30 bytes, the name and extra fields.
+        lengths = struct.unpack_from("<HH", content, info.header_offset + 26)
+        start = info.header_offset + 30 + sum(lengths)
+        data = content[start : start + info.file_size]
+        if len(data) != info.file_size or zlib.crc32(data) != info.CRC:
+            raise ValueError(f"the checksum of {name} is wrong")
+        return data
+
+    pickles = [n for n in archive.namelist() if n.endswith("data.pkl")]
+    if len(pickles) != 1:
+        raise ValueError("a zip file without data.pkl")
+    root = pickles[0].removesuffix("data.pkl")
+    byte_order = f"{root}byteorder"
+    swap = byte_order in archive.namelist() and bytes(record(byte_order)) == b"big"
+
+    @functools.cache
+    def find_storage(dtype: np.dtype, key: str, numel: int) -> _Storage:
+        data = record(f"{root}data/{key}")
+        if swap:
+            data = np.frombuffer(data, f"u{dtype.itemsize}").byteswap().view("u1").data
+        return _storage(data, dtype, numel, key)
+
+    return _Unpickler(io.BytesIO(record(pickles[0])), find_storage).load()
+
+
+def _read_pickle(stream: mmap.mmap, content: memoryview) -> Any:
+    """A plain pickle, or PyTorch before 1.6: pickles, then the storages, always little-endian."""
+    first = _Unpickler(stream).load()
+    if first != _LEGACY_MAGIC:
+        return first
+    _Unpickler(stream).load()  # version of the protocol
+    _Unpickler(stream).load()  # sizes of C types
+    start = stream.tell()
+
+    # The storages stand behind the pickle that views them, their types in it: it is read twice.
+    dtypes = {}
+
+    def note_dtype(dtype: np.dtype, key: str, _: int) -> Placeholder:
+        dtypes[key] = dtype
+        return Placeholder("a storage")
+
+    _Unpickler(stream, note_dtype).load()
+    storages = {}
+    for key in _Unpickler(stream).load():
+        (numel,) = struct.unpack("<q", stream.read(8))
+        begin, size = stream.tell(), numel * dtypes[key].itemsize
+        storages[key] = content[begin : begin + size]
+        stream.seek(begin + size)
+
+    stream.seek(start)
+    return _Unpickler(stream, lambda d, key, n: _storage(storages[key], d, n, key)).load()
+
+
+def read(path: str | os.PathLike) -> Any:
+    """The object in a ``.pth`` file of any PyTorch since 0.4, or in a plain pickle.
+
+    Tensors become read-only numpy arrays that view the memory-mapped file, so only what is used
+    is read. Ordered dicts become dicts. Everything else that the pickle would import becomes a
+    ``Placeholder``.
+
+    Raises:
+      InputError: the file cannot be read, is damaged, or is something else.
+    """
+    try:
+        with open(path, "rb") as file:
+            try:
+                stream = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                content = memoryview(stream)
+                if content[:4] == b"PK\x03\x04":
+                    return _read_zip(file, content)
+                return _read_pickle(stream, content)
+            except Exception as error:  # bytes of a stranger can go wrong in any way
+                reason = textwrap.shorten(f"{type(error).__name__}: {error}", 200)
+                raise InputError(
+                    f"{path} is damaged or no PyTorch checkpoint ({reason}); "
+                    "download or save it again"
+                ) from error
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error

@@ -1,0 +1,32 @@
+"""Data: sources of examples, augmentation, batches, images in files, the embedded data set."""
+
+from nonlocal_jax.data.classes import IGNORE_INDEX, DatasetInfo, get_info
+from nonlocal_jax.data.images import (
+    keep_ratio_size,
+    list_images,
+    read_ahead,
+    read_image,
+    resize_image,
+    write_png,
+)
+from nonlocal_jax.data.normalisation import normalise
+from nonlocal_jax.data.pipeline import train_batches
+from nonlocal_jax.data.source import CheckedSource, Source, fingerprint, load_source
+
+__all__ = [
+    "IGNORE_INDEX",
+    "CheckedSource",
+    "DatasetInfo",
+    "Source",
+    "fingerprint",
+    "get_info",
+    "keep_ratio_size",
+    "list_images",
+    "load_source",
+    "normalise",
+    "read_ahead",
+    "read_image",
+    "resize_image",
+    "train_batches",
+    "write_png",
+]

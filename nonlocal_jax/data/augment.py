@@ -1,0 +1,154 @@
+"""The training augmentation of mmsegmentation, on uint8 arrays of the host.
+
+Random resize, random crop, horizontal flip, photometric distortion, padding to the crop, in this
+order. A function that draws takes a numpy ``Generator``; those it calls with what it drew are
+deterministic.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+
+from nonlocal_jax.data.classes import IGNORE_INDEX
+from nonlocal_jax.data.images import keep_ratio_size, resize_image
+
+# A crop that a single class dominates is drawn again this many times; the last is taken as it is.
+_CROP_RETRIES = 10
+
+
+def augment(
+    image: np.ndarray, label: np.ndarray, config: Mapping[str, Any], rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws one training example from an image and its label.
+
+    Args:
+      image: uint8 ``[H, W, 3]``, RGB.
+      label: uint8 ``[H, W]``.
+      config: ``base_size`` to fit the image into, times a factor from ``scale_range``; ``crop``,
+        (height, width), with at most a share of ``category_max_ratio`` of one class; probability
+        ``flip``; whether ``photometric``; ``mean`` to pad the image with.
+      rng: the source of all draws.
+
+    Returns:
+      Image and label of size ``crop``, uint8.
+    """
+    image, label = random_resize(image, label, config["base_size"], config["scale_range"], rng)
+    image, label = random_crop(image, label, config["crop"], config["category_max_ratio"], rng)
+    if rng.random() < config["flip"]:
+        image, label = cv2.flip(image, 1), cv2.flip(label, 1)
+    if config["photometric"]:
+        image = photometric_distortion(image, rng)
+    return pad(image, label, config["crop"], config["mean"])
+
+
+def random_resize(
+    image: np.ndarray,
+    label: np.ndarray,
+    base_size: tuple[int, int],
+    scale_range: tuple[float, float],
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Fits the image into ``base_size`` times a uniform draw from ``scale_range``."""
+    scale = rng.uniform(*scale_range)
+    size = keep_ratio_size(image.shape[:2], tuple(int(n * scale) for n in base_size))
+    if size == image.shape[:2]:
+        return image, label
+    label = cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST)
+    return resize_image(image, size), label
+
+
+def random_crop(
+    image: np.ndarray,
+    label: np.ndarray,
+    crop: tuple[int, int],
+    category_max_ratio: float,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cuts out a uniformly drawn window; along a side shorter than the crop it takes all.
+
+    While the window shows less than two classes, or one class on ``category_max_ratio`` of its
+    labelled pixels or more, it is drawn again, up to ten times.
+    """
+    margins = [max(extent - size, 0) for extent, size in zip(label.shape, crop, strict=True)]
+    if not any(margins):
+        return image, label
+
+    def draw() -> tuple[slice, slice]:
+        starts = [int(rng.integers(margin + 1)) for margin in margins]
+        return tuple(slice(at, at + size) for at, size in zip(starts, crop, strict=True))
+
+    window = draw()
+    if category_max_ratio < 1:
+        for _ in range(_CROP_RETRIES):
+            if _is_varied(label[window], category_max_ratio):
+                break
+            window = draw()
+    return image[window], label[window]
+
+
+def _is_varied(label: np.ndarray, category_max_ratio: float) -> bool:
+    counts = np.bincount(label.ravel(), minlength=256)
+    counts[IGNORE_INDEX] = 0
+    return np.count_nonzero(counts) > 1 and counts.max() < category_max_ratio * counts.sum()
+
+
+def photometric_distortion(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Brightness, contrast, saturation, hue, each with probability 1/2 (SSD, arXiv:1512.02325).
+
+    Contrast comes second or, as often, last.
+    """
+
+    def coin() -> bool:
+        return bool(rng.integers(2))
+
+    if coin():
+        image = scale_and_shift(image, shift=rng.uniform(-32, 32))
+    contrast_last = coin()
+    if not contrast_last and coin():
+        image = scale_and_shift(image, scale=rng.uniform(0.5, 1.5))
+    if coin():
+        image = scale_saturation(image, rng.uniform(0.5, 1.5))
+    if coin():
+        image = shift_hue(image, int(rng.integers(-18, 18)))
+    if contrast_last and coin():
+        image = scale_and_shift(image, scale=rng.uniform(0.5, 1.5))
+    return image
+
+
+def scale_and_shift(image: np.ndarray, *, scale: float = 1.0, shift: float = 0.0) -> np.ndarray:
+    """scale * image + shift in float32, clipped to [0, 255] and truncated to uint8."""
+    levels = np.arange(256, dtype=np.float32) * np.float32(scale) + np.float32(shift)
+    return cv2.LUT(image, np.clip(levels, 0, 255).astype(np.uint8))
+
+
+def scale_saturation(image: np.ndarray, scale: float) -> np.ndarray:
+    """Multiplies the saturation, in OpenCV's 8-bit HSV."""
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+    hsv[..., 1] = scale_and_shift(hsv[..., 1], scale=scale)
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+
+
+def shift_hue(image: np.ndarray, shift: int) -> np.ndarray:
+    """Turns the hue by ``shift`` of 180 steps, in OpenCV's 8-bit HSV."""
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+    hsv[..., 0] = (hsv[..., 0].astype(int) + shift) % 180
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+
+
+def pad(
+    image: np.ndarray, label: np.ndarray, size: tuple[int, int], mean: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Extends image and label at the bottom and on the right to ``size``.
+
+    The label is padded with ``IGNORE_INDEX``, the image with the rounded mean: normalised, that is
+    0 but for the rounding (less than 0.01 standard deviations), where mmsegmentation pads with 0.
+    """
+    bottom, right = (n - extent for n, extent in zip(size, label.shape, strict=True))
+    if not (bottom or right):
+        return image, label
+    colour = [round(m) for m in mean]
+    image = cv2.copyMakeBorder(image, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value=colour)
+    label = cv2.copyMakeBorder(label, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value=IGNORE_INDEX)
+    return image, label

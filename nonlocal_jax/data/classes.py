@@ -1,0 +1,53 @@
+"""Classes and colours of the data sets."""
+
+import csv
+import dataclasses
+import difflib
+import functools
+import importlib.resources
+
+from nonlocal_jax.errors import InputError
+
+IGNORE_INDEX = 255
+DATASETS = ("cityscapes", "ade20k", "voc12aug", "digits_flag")
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetInfo:
+    """What the labels of a data set mean.
+
+    Attributes:
+      name: of the data set.
+      classes: names of the classes; the label of a pixel is an index into them.
+      palette: the classes' colours, RGB from 0 to 255.
+      ignore_index: label of the pixels that count neither in training nor in evaluation.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    ignore_index: int = IGNORE_INDEX
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+
+@functools.cache
+def get_info(name: str) -> DatasetInfo:
+    """Gives the classes of one of ``DATASETS``.
+
+    Raises:
+      InputError: the data set is unknown; the message gives the nearest known one.
+    """
+    if name not in DATASETS:
+        near = difflib.get_close_matches(name, DATASETS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(DATASETS)}"
+        raise InputError(f"no data set {name!r}: {hint}")
+    table = importlib.resources.files(__package__) / "class_tables" / f"{name}.csv"
+    rows = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
+    return DatasetInfo(
+        name=name,
+        classes=tuple(row["name"] for row in rows),
+        palette=tuple((int(row["r"]), int(row["g"]), int(row["b"])) for row in rows),
+    )

@@ -1,0 +1,29 @@
+"""Inference by the published protocols, metrics, and pictures of what a network does."""
+
+from nonlocal_jax.evaluation.attention import attention_map
+from nonlocal_jax.evaluation.draw import add_legend, attention_overlay, colour_overlay
+from nonlocal_jax.evaluation.inference import (
+    inference_fn,
+    inference_protocol,
+    multi_scale_inference,
+    predict,
+    slide_inference,
+)
+from nonlocal_jax.evaluation.loop import evaluate
+from nonlocal_jax.evaluation.metrics import confusion_matrix, markdown_table, summarise
+
+__all__ = [
+    "add_legend",
+    "attention_map",
+    "attention_overlay",
+    "colour_overlay",
+    "confusion_matrix",
+    "evaluate",
+    "inference_fn",
+    "inference_protocol",
+    "markdown_table",
+    "multi_scale_inference",
+    "predict",
+    "slide_inference",
+    "summarise",
+]

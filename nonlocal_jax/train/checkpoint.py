@@ -1,0 +1,192 @@
+"""Checkpoints: ``workdir/checkpoints/STEP`` with the state and a JSON of what made it."""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+from nonlocal_jax.errors import InputError
+from nonlocal_jax.models import create_model
+from nonlocal_jax.train.state import TrainState
+
+PathLike = str | os.PathLike[str]
+
+_DIRECTORY = "checkpoints"
+_KEEP = 3
+# Sections of a config that leave the parameters alone: they may change when a run is resumed.
+_FREE_SECTIONS = ("train", "evaluation", "published")
+
+
+def _differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    saved, current = (traverse_util.flatten_dict(dict(d), sep=".") for d in (saved, current))
+    return [
+        f"{key} is {saved.get(key)!r} there and {current.get(key)!r} here"
+        for key in sorted({*saved, *current})
+        if saved.get(key) != current.get(key)
+    ]
+
+
+def _some(lines: list[str], limit: int = 10) -> str:
+    more = [f"and {len(lines) - limit} more"] if len(lines) > limit else []
+    return "".join(f"\n  {line}" for line in lines[:limit] + more)
+
+
+class Checkpoints:
+    """The saved states of one run; a context manager that waits for saves on its way out.
+
+    A state is committed by renaming its directory, so a save that was cut short never counts. The
+    last few states are kept.
+
+    Args:
+      workdir: of the run.
+      config: of the experiment.
+      fingerprint: of the training data.
+    """
+
+    def __init__(self, workdir: PathLike, config: ConfigDict, fingerprint: str):
+        self.directory = pathlib.Path(workdir).absolute() / _DIRECTORY
+        # Through JSON, as it will be read again: tuples become lists.
+        self._run = {"config": json.loads(config.to_json()), "dataset_fingerprint": fingerprint}
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            item_names=("variables", "progress", "metadata"),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=ocp.checkpoint_managers.LatestN(_KEEP),
+                cleanup_tmp_directories=True,
+            ),
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._manager.close()
+
+    @property
+    def latest_step(self) -> int | None:
+        """The step of the last state, or None if there is none."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState) -> None:
+        """Saves a state unless its step is saved already; writing goes on in the background."""
+        step = int(state.step)
+        if step == self.latest_step:
+            return
+        progress = {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                variables=ocp.args.StandardSave(state.variables),
+                progress=ocp.args.StandardSave(progress),
+                metadata=ocp.args.JsonSave({"step": step, **self._run}),
+            ),
+        )
+
+    def restore(self, target: TrainState) -> TrainState | None:
+        """The last state, or None if there is none.
+
+        Args:
+          target: the abstract state, see ``abstract_state``.
+
+        Raises:
+          InputError: the states are those of another run; the message lists the differences.
+        """
+        step = self.latest_step
+        if step is None:
+            return None
+        metadata = self._manager.restore(
+            step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore())
+        ).metadata
+        self._check_run(metadata)
+        progress = {"step": target.step, "opt_state": target.opt_state, "rng": target.rng}
+        items = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                variables=ocp.args.StandardRestore(target.variables),
+                progress=ocp.args.StandardRestore(progress),
+            ),
+        )
+        return TrainState(**items.variables, **items.progress)
+
+    def _check_run(self, metadata: Mapping[str, Any]) -> None:
+        def fixed(run):
+            config = {k: v for k, v in run["config"].items() if k not in _FREE_SECTIONS}
+            return {**config, "dataset_fingerprint": run["dataset_fingerprint"]}
+
+        if differences := _differences(fixed(metadata), fixed(self._run)):
+            raise InputError(
+                f"{self.directory.parent} holds another run; give a new --workdir, or mend:"
+                f"{_some(differences)}"
+            )
+
+
+def _step_directory(path: pathlib.Path) -> pathlib.Path:
+    """The directory of one saved step: ``path`` itself, or the last one in a work directory."""
+    if not path.exists():
+        raise InputError(f"no checkpoint at {path}: no such file or directory")
+    if not path.is_dir():
+        raise InputError(f"{path} is neither a directory of a training nor a .safetensors file")
+    steps = [path]
+    if not (path / "variables").is_dir():
+        numbered = [p for p in (path / _DIRECTORY).glob("*") if p.name.isdigit()]
+        steps = sorted(numbered, key=lambda p: int(p.name), reverse=True)
+    for step in steps:
+        if (step / "variables").is_dir() and ocp.utils.is_checkpoint_finalized(step):
+            return step
+    raise InputError(
+        f"no checkpoint in {path}: give a work directory of experiments.train, one saved step "
+        f"({_DIRECTORY}/STEP) in it, or a .safetensors file"
+    )
+
+
+def _check_shapes(found: Mapping[str, Any], model_config: Mapping[str, Any], where: str) -> None:
+    model = create_model(model_config)
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    expected = jax.eval_shape(model.init, jax.random.key(0), images)
+    found, expected = (
+        {key: tuple(leaf.shape) for key, leaf in traverse_util.flatten_dict(tree, sep="/").items()}
+        for tree in (found, dict(expected))
+    )
+    problems = [f"{key} is missing" for key in expected if key not in found]
+    problems += [f"{key} is not in the model" for key in found if key not in expected]
+    problems += [
+        f"{key} is {found[key]}, the model has {expected[key]}"
+        for key in expected
+        if key in found and found[key] != expected[key]
+    ]
+    if problems:
+        raise InputError(f"{where} does not fit the model of --config:{_some(problems)}")
+
+
+def load_variables(path: PathLike, model_config: Mapping[str, Any]) -> dict[str, Any]:
+    """The variables of a checkpoint, whichever form it has.
+
+    Args:
+      path: a work directory (its last state counts), one saved step in it, or a ``.safetensors``.
+      model_config: the flat mapping that ``create_model`` takes.
+
+    Returns:
+      ``{"params", "batch_stats"}``, nested dicts of numpy arrays.
+
+    Raises:
+      InputError: there is no checkpoint, it cannot be read, or it does not fit the model.
+    """
+    path = pathlib.Path(path)
+    if path.suffix == ".safetensors":
+        from nonlocal_jax import convert
+
+        return convert.load(path, model_config)
+    directory = _step_directory(path.absolute()) / "variables"
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        shapes = checkpointer.metadata(directory).item_metadata.tree
+        _check_shapes(shapes, model_config, str(path))
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+        return checkpointer.restore(directory, restore_args=as_numpy)

@@ -1,0 +1,85 @@
+"""One update of the state: a pure function, compiled once."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from nonlocal_jax.data import normalise
+from nonlocal_jax.ops import resize
+from nonlocal_jax.train.loss import loss_fn
+from nonlocal_jax.train.mesh import replicated
+from nonlocal_jax.train.optimizer import create_optimizer
+from nonlocal_jax.train.state import TrainState
+
+Batch = Mapping[str, jax.Array]
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
+
+
+def pixel_accuracy(
+    logits: jax.Array, labels: jax.Array, *, ignore_index: int, align_corners: bool
+) -> jax.Array:
+    """Share of the pixels, ignored ones left out, whose highest logit is the label's; a scalar."""
+    logits = resize(logits, labels.shape[1:], align_corners=align_corners)
+    counted = labels != ignore_index
+    correct = jnp.sum(jnp.argmax(logits, axis=-1) == labels, where=counted)
+    return correct / jnp.maximum(jnp.sum(counted), 1)
+
+
+def make_train_step(model: nn.Module, config: ConfigDict, mesh: Mesh) -> TrainStep:
+    """The jitted ``train_step(state, batch) -> (state, metrics)``.
+
+    The batch is ``{"image": uint8 [B, H, W, 3], "label": uint8 [B, H, W]}``, split over the mesh;
+    images are normalised on the device. Batch norms see the global batch. The old state's memory
+    is donated to the new one.
+
+    The metrics are scalars: ``loss`` and its parts, ``accuracy`` over the pixels that are not
+    ignored, ``grad_norm`` over all parameters, and the ``learning_rate`` of this step.
+    """
+    tx, schedule = create_optimizer(config)
+    loss_config = config.loss.to_dict()
+
+    def train_step(state, batch):
+        images = normalise(batch["image"], config.data.mean, config.data.std)
+        labels = batch["label"]
+
+        def compute_loss(params):
+            outputs, updates = model.apply(
+                {"params": params, "batch_stats": state.batch_stats},
+                images,
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": jax.random.fold_in(state.rng, state.step)},
+            )
+            loss, parts = loss_fn(outputs, labels, loss_config)
+            return loss, (parts, outputs[0], updates["batch_stats"])
+
+        (loss, aux), grads = jax.value_and_grad(compute_loss, has_aux=True)(state.params)
+        parts, logits, batch_stats = aux
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        new_state = state.replace(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+        )
+        metrics = {
+            "loss": loss,
+            **parts,
+            "accuracy": pixel_accuracy(
+                logits,
+                labels,
+                ignore_index=config.loss.ignore_index,
+                align_corners=config.loss.align_corners,
+            ),
+            "grad_norm": optax.global_norm(grads),
+            "learning_rate": schedule(state.step),
+        }
+        return new_state, metrics
+
+    return jax.jit(train_step, donate_argnums=0, out_shardings=replicated(mesh))

@@ -1,0 +1,87 @@
+"""The global context block and its relatives against their formulas."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nonlocal_jax.blocks import GlobalContextBlock
+
+
+def setup_block(block, shape=(2, 4, 3, 8)):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal(shape))
+    variables = block.init(jax.random.key(0), x)
+    variables = jax.tree.map(lambda a: jnp.asarray(rng.standard_normal(a.shape)), variables)
+    return x, variables
+
+
+def dense(p, x):
+    return x @ np.asarray(p["kernel"]) + np.asarray(p["bias"])
+
+
+def transform(p, c):
+    """W2 ReLU(LayerNorm(W1 c)), or one linear map."""
+    if "conv1" in p:
+        c = dense(p["conv1"], c)
+        if "norm" in p:
+            c = (c - c.mean(-1, keepdims=True)) / np.sqrt(c.var(-1, keepdims=True) + 1e-5)
+            c = c * np.asarray(p["norm"]["scale"]) + np.asarray(p["norm"]["bias"])
+        c = np.maximum(c, 0)
+    return dense(p["conv2"], c)
+
+
+@pytest.mark.parametrize("pooling", ["attention", "average"])
+@pytest.mark.parametrize("fusion", [("add",), ("multiply",), ("multiply", "add")])
+@pytest.mark.parametrize("ratio", [0.25, 0.5, None])
+@pytest.mark.parametrize("norm", [True, False])
+def test_formula(x64, pooling, fusion, ratio, norm):
+    options = {} if norm else {"norm": None}
+    block = GlobalContextBlock(ratio=ratio, pooling=pooling, fusion=fusion, **options)
+    x, variables = setup_block(block)
+    p = variables["params"]
+    flat = np.asarray(x).reshape(2, -1, 8)
+    if pooling == "attention":
+        scores = np.exp(dense(p["conv_mask"], flat))
+        context = (scores / scores.sum(1, keepdims=True) * flat).sum(1, keepdims=True)
+    else:
+        context = flat.mean(1, keepdims=True)
+    expected = flat
+    if "multiply" in fusion:
+        expected = expected / (1 + np.exp(-transform(p["channel_mul_conv"], context)))
+    if "add" in fusion:
+        expected = expected + transform(p["channel_add_conv"], context)
+    np.testing.assert_allclose(
+        block.apply(variables, x), expected.reshape(x.shape), rtol=1e-10, atol=1e-12
+    )
+
+
+def test_squeeze_and_excitation_has_its_parameters():
+    block = GlobalContextBlock(ratio=1 / 4, pooling="average", fusion=("multiply",), norm=None)
+    _, variables = setup_block(block)
+    shapes = jax.tree.map(jnp.shape, variables["params"])
+    assert shapes == {
+        "channel_mul_conv": {
+            "conv1": {"kernel": (8, 2), "bias": (2,)},
+            "conv2": {"kernel": (2, 8), "bias": (8,)},
+        }
+    }
+
+
+def test_initialisation_of_the_reference():
+    x = jnp.zeros((1, 4, 4, 512))
+    p = GlobalContextBlock().init(jax.random.key(0), x)["params"]
+    np.testing.assert_allclose(p["conv_mask"]["kernel"].std(), (2 / 512) ** 0.5, rtol=0.15)
+    np.testing.assert_array_equal(p["conv_mask"]["bias"], 0)
+    first = p["channel_add_conv"]["conv1"]
+    for array in first.values():
+        assert 0.95 * 512**-0.5 < jnp.abs(array).max() <= 512**-0.5
+    for array in p["channel_add_conv"]["conv2"].values():
+        np.testing.assert_array_equal(array, 0)
+
+
+def test_conv_mask_bias_shifts_nothing(x64):
+    x, variables = setup_block(GlobalContextBlock())
+    y = GlobalContextBlock().apply(variables, x)
+    variables["params"]["conv_mask"]["bias"] += 3.0
+    np.testing.assert_allclose(GlobalContextBlock().apply(variables, x), y, rtol=1e-12)

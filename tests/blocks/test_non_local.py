@@ -1,0 +1,259 @@
+"""The non-local blocks against their formulas, and what a user of a block relies on."""
+
+import functools
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nonlocal_jax import ops
+from nonlocal_jax.blocks import DisentangledNonLocalBlock, GlobalContextBlock, NonLocalBlock
+from nonlocal_jax.blocks.non_local import MODES
+
+SHAPES = {"sequence": (2, 10, 8), "image": (2, 5, 6, 8), "clip": (2, 3, 5, 4, 8)}
+BLOCKS = {
+    "nonlocal": NonLocalBlock,
+    "disentangled": DisentangledNonLocalBlock,
+    "global_context": GlobalContextBlock,
+}
+
+
+def randomise(variables, seed=0):
+    """Every parameter non-trivial: the published start is the identity, which hides mistakes."""
+    leaves, tree = jax.tree.flatten(variables)
+    rng = np.random.default_rng(seed)
+    return jax.tree.unflatten(
+        tree, [jnp.asarray(0.5 + 0.5 * rng.random(leaf.shape)) for leaf in leaves]
+    )
+
+
+def build(block, shape, seed=0):
+    x = jnp.asarray(np.random.default_rng(seed).standard_normal(shape))
+    variables = block.init(jax.random.key(seed), x)
+    return x, randomise(variables, seed)
+
+
+def softmax(s):
+    e = np.exp(s - s.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def dense(p, x):
+    return x @ np.asarray(p["kernel"]) + np.asarray(p.get("bias", 0.0))
+
+
+def expected_non_local(variables, x, *, mode, use_scale=True, temperature=None):
+    """The block in eval mode on ``[B, N, C]``, in numpy."""
+    p = variables["params"]
+    g = dense(p["g"], x)
+    theta, phi = (x, x) if mode == "gaussian" else (dense(p["theta"], x), dense(p["phi"], x))
+    unary = 0.0
+    if temperature is not None:
+        theta, phi = theta - theta.mean(1, keepdims=True), phi - phi.mean(1, keepdims=True)
+        unary = softmax(dense(p["conv_mask"], x)[..., 0])[:, None] @ g
+    if mode == "concatenation":
+        w = np.asarray(p["concat_project"])[:, 0]
+        c = theta.shape[-1]
+        s = np.maximum((theta @ w[:c])[:, :, None] + (phi @ w[c:])[:, None], 0)
+    else:
+        s = theta @ phi.transpose(0, 2, 1)
+    if mode in ("dot_product", "concatenation"):
+        a = s / phi.shape[1]
+    else:
+        if mode == "embedded_gaussian" and use_scale:
+            s = s / np.sqrt(theta.shape[-1])
+        a = softmax(s / (temperature or 1.0))
+    y = dense(p["conv_out"], a @ g + unary)
+    norm, stats = p["norm"], variables["batch_stats"]["norm"]
+    y = (y - stats["mean"]) / np.sqrt(stats["var"] + 1e-5) * norm["scale"] + norm["bias"]
+    return x + y
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("use_scale", [True, False])
+@pytest.mark.parametrize("kind", SHAPES)
+def test_formula(x64, mode, use_scale, kind):
+    block = NonLocalBlock(mode=mode, use_scale=use_scale)
+    x, variables = build(block, SHAPES[kind])
+    flat = np.asarray(x).reshape(x.shape[0], -1, x.shape[-1])
+    expected = expected_non_local(variables, flat, mode=mode, use_scale=use_scale)
+    np.testing.assert_allclose(
+        block.apply(variables, x), expected.reshape(x.shape), rtol=1e-10, atol=1e-10
+    )
+
+
+@pytest.mark.parametrize("mode", ["gaussian", "embedded_gaussian"])
+@pytest.mark.parametrize("temperature", [0.05, 1.0])
+def test_disentangled_formula(x64, mode, temperature):
+    block = DisentangledNonLocalBlock(mode=mode, temperature=temperature)
+    x, variables = build(block, SHAPES["image"])
+    flat = np.asarray(x).reshape(x.shape[0], -1, x.shape[-1])
+    expected = expected_non_local(variables, flat, mode=mode, temperature=temperature)
+    np.testing.assert_allclose(
+        block.apply(variables, x), expected.reshape(x.shape), rtol=1e-10, atol=1e-10
+    )
+
+
+@pytest.mark.parametrize("block", BLOCKS.values())
+@pytest.mark.parametrize("shape", SHAPES.values())
+@pytest.mark.parametrize("train", [False, True])
+def test_identity_at_the_start(block, shape, train):
+    x = jax.random.normal(jax.random.key(0), shape)
+    block = block()
+    variables = block.init(jax.random.key(1), x)
+    y, _ = block.apply(variables, x, train=train, mutable=["batch_stats"])
+    np.testing.assert_array_equal(y, x)
+
+
+def test_without_norm_the_projection_starts_at_zero_with_a_bias():
+    x = jnp.ones(SHAPES["image"])
+    variables = NonLocalBlock(norm=None).init(jax.random.key(0), x)
+    assert set(variables) == {"params"}
+    chex.assert_trees_all_equal(
+        variables["params"]["conv_out"], {"kernel": jnp.zeros((4, 8)), "bias": jnp.zeros(8)}
+    )
+
+
+@pytest.mark.parametrize("block", BLOCKS.values())
+@pytest.mark.parametrize("axes", ["space", "time"])
+def test_space_and_time_only(x64, block, axes):
+    """Space-only is the block on every frame alone, time-only on every place alone."""
+    block = block(axes=axes)
+    x, variables = build(block, SHAPES["clip"])
+    batch, t, h, w, c = x.shape
+    alone = type(block)()
+    if axes == "space":
+        expected = alone.apply(variables, x.reshape(batch * t, h, w, c)).reshape(x.shape)
+    else:
+        columns = jnp.moveaxis(x, 1, 3).reshape(batch * h * w, t, c)
+        expected = jnp.moveaxis(alone.apply(variables, columns).reshape(batch, h, w, t, c), 3, 1)
+    np.testing.assert_allclose(block.apply(variables, x), expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("order", ["before", "after", True])
+@pytest.mark.parametrize("kind", SHAPES)
+@pytest.mark.parametrize("block", [NonLocalBlock, DisentangledNonLocalBlock])
+def test_sub_sampling(x64, order, kind, block):
+    """Keys are pooled along space; pooling x and pooling its projections are not the same."""
+    block = block(sub_sample=order, norm=None)
+    x, variables = build(block, SHAPES[kind])
+    p = variables["params"]
+    window = {3: (2,), 4: (2, 2), 5: (1, 2, 2)}[x.ndim]
+
+    def pool(a):
+        a = nn.max_pool(jnp.asarray(a), window, strides=window)
+        return np.asarray(a).reshape(a.shape[0], -1, a.shape[-1])
+
+    def keys(p):
+        if order != "before":
+            return pool(dense(p, np.asarray(x)))
+        pooled = nn.max_pool(x, window, strides=window)
+        return dense(p, np.asarray(pooled).reshape(x.shape[0], -1, x.shape[-1]))
+
+    flat = np.asarray(x).reshape(x.shape[0], -1, x.shape[-1])
+    theta, phi, g = dense(p["theta"], flat), keys(p["phi"]), keys(p["g"])
+    if "conv_mask" in p:
+        unary = keys(p["conv_mask"])[..., 0]
+        y = ops.disentangled(theta, phi, g, unary, scale=theta.shape[-1] ** -0.5 / 0.05)
+    else:
+        y = ops.softmax_attention(theta, phi, g, scale=theta.shape[-1] ** -0.5)
+    expected = x + dense(p["conv_out"], np.asarray(y)).reshape(x.shape)
+    np.testing.assert_allclose(block.apply(variables, x), expected, rtol=1e-10)
+
+
+def test_train_mode_normalises_with_the_batch_and_updates_the_statistics(x64):
+    block = NonLocalBlock()
+    x, variables = build(block, SHAPES["image"])
+    _, updates = block.apply(variables, x, train=True, mutable=["batch_stats"])
+    old, new = variables["batch_stats"]["norm"], updates["batch_stats"]["norm"]
+    assert not np.allclose(old["mean"], new["mean"])
+    assert not np.allclose(old["var"], new["var"])
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [None, nn.BatchNorm, functools.partial(nn.GroupNorm, num_groups=2), nn.LayerNorm],
+    ids=["none", "batch", "group", "layer"],
+)
+def test_norm_is_injectable(norm):
+    block = NonLocalBlock(norm=norm)
+    x = jax.random.normal(jax.random.key(0), SHAPES["image"])
+    variables = block.init(jax.random.key(1), x)
+    y, _ = block.apply(variables, x, train=True, mutable=["batch_stats"])
+    np.testing.assert_array_equal(y, x)
+
+
+@pytest.mark.parametrize("block", BLOCKS.values())
+def test_compute_dtype(block):
+    x = jax.random.normal(jax.random.key(0), SHAPES["image"], jnp.bfloat16)
+    block = block(dtype=jnp.bfloat16)
+    variables = block.init(jax.random.key(1), x)
+    chex.assert_trees_all_equal_dtypes(
+        variables["params"], jax.tree.map(lambda a: a.astype(jnp.float32), variables["params"])
+    )
+    assert block.apply(variables, x).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("block", [NonLocalBlock, DisentangledNonLocalBlock])
+def test_intermediates_give_the_attention_that_was_used(x64, block):
+    block = block(norm=None)
+    x, variables = build(block, SHAPES["image"])
+    y, state = block.apply(variables, x, mutable=["intermediates"])
+    sown = state["intermediates"]
+    attention = np.asarray(ops.attention_weights(sown["query"][0], sown["key"][0]))
+    p = variables["params"]
+    flat = np.asarray(x).reshape(x.shape[0], -1, x.shape[-1])
+    g = dense(p["g"], flat)
+    unary = 0.0
+    if "conv_mask" in p:
+        unary = softmax(dense(p["conv_mask"], flat)[..., 0])[:, None] @ g
+    expected = flat + dense(p["conv_out"], attention @ g + unary)
+    np.testing.assert_allclose(y, expected.reshape(x.shape), rtol=1e-10)
+
+
+def test_scale_divides_by_the_root_of_the_inner_width(x64):
+    """Some old code multiplied by it: weights of one convention are wrong in the other."""
+    x, variables = build(NonLocalBlock(), SHAPES["image"])
+    _, scaled = NonLocalBlock().apply(variables, x, mutable=["intermediates"])
+    _, plain = NonLocalBlock(use_scale=False).apply(variables, x, mutable=["intermediates"])
+    np.testing.assert_allclose(
+        scaled["intermediates"]["query"][0] * 2.0, plain["intermediates"]["query"][0], rtol=1e-12
+    )
+
+
+@pytest.mark.parametrize(
+    ("block", "shape", "message"),
+    [
+        (NonLocalBlock(), (4, 8), r"one to three axes.*\(4, 8\)"),
+        (GlobalContextBlock(), (1, 2, 2, 2, 2, 8), r"one to three axes.*\(1, 2, 2, 2, 2, 8\)"),
+        (NonLocalBlock(axes="time"), (1, 4, 4, 8), r"a clip \[B, T, H, W, C\]; got \(1, 4, 4, 8\)"),
+        (NonLocalBlock(axes="space"), (1, 4, 8), r'axes="space" needs'),
+        (NonLocalBlock(axes="hw"), (1, 4, 4, 8), r"axes must be one of"),
+        (NonLocalBlock(mode="sum"), (1, 4, 4, 8), r"mode must be one of gaussian"),
+        (NonLocalBlock(sub_sample="x"), (1, 4, 4, 8), r"sub_sample must be one of"),
+        (NonLocalBlock(axes="time", sub_sample=True), (1, 2, 4, 4, 8), r"sub_sample pools space"),
+        (DisentangledNonLocalBlock(mode="dot_product"), (1, 4, 4, 8), r"disentangled block has"),
+        (GlobalContextBlock(pooling="max"), (1, 4, 4, 8), r"pooling must be one of"),
+        (GlobalContextBlock(fusion=("sum",)), (1, 4, 4, 8), r"fusion must name some of"),
+        (GlobalContextBlock(fusion=()), (1, 4, 4, 8), r"fusion must name some of"),
+    ],
+)
+def test_what_does_not_fit_is_refused(block, shape, message):
+    with pytest.raises(ValueError, match=message):
+        block.init(jax.random.key(0), jnp.zeros(shape))
+
+
+@pytest.mark.parametrize("axis_type", [jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit])
+@pytest.mark.parametrize("block", BLOCKS.values())
+def test_both_kinds_of_mesh_axis(block, axis_type):
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(axis_type,))
+    x = jax.random.normal(jax.random.key(0), SHAPES["image"])
+    block = block()
+    variables = block.init(jax.random.key(1), x)
+    with jax.set_mesh(mesh):
+        sharded = jax.device_put(x, jax.NamedSharding(mesh, jax.P("data")))
+        step = jax.jit(lambda v, x: block.apply(v, x, train=True, mutable=["batch_stats"])[0])
+        np.testing.assert_array_equal(step(variables, sharded), x)

@@ -1,0 +1,95 @@
+"""The experiments: names, golden text of every resolved config, and that each one builds.
+
+A change of a recipe shows as a change of its golden text; write the texts anew with
+``UPDATE_GOLDEN=1 make test``.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import nonlocal_jax as nlj
+from configs import segmentation
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "configs"
+CLASSES = {"cityscapes": 19, "ade20k": 150, "voc12aug": 21}
+
+# Parameters with 19 classes, counted in mmsegmentation.
+PARAMETERS = {
+    ("nonlocal", 50): 50_023_814,
+    ("nonlocal", 101): 69_015_942,
+    ("dnl", 50): 50_024_327,
+    ("dnl", 101): 50_024_327 + 18_992_128,
+    ("gcnet", 50): 49_630_215,
+    ("gcnet", 101): 49_630_215 + 18_992_128,
+}
+ROWS = [name for name in segmentation.NAMES if not name.startswith("demo_")]
+
+
+def test_there_are_44_published_rows_and_the_demo():
+    assert len(ROWS) == len(set(ROWS)) == 44
+    assert {n for n in segmentation.NAMES if n not in ROWS} == {
+        "demo_nonlocal",
+        "demo_dnl",
+        "demo_gc",
+        "demo_fcn",
+    }
+
+
+@pytest.mark.parametrize("name", segmentation.NAMES)
+def test_golden_text(name):
+    text = json.dumps(segmentation.get_config(name).to_dict(), indent=1, sort_keys=True) + "\n"
+    path = GOLDEN / f"{name}.json"
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.write_text(text)
+    assert text == path.read_text()
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_row_has_the_parameters_of_the_reference(name):
+    config = segmentation.get_config(name)
+    model = nlj.create_model(config.model)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 33, 33, 3)))
+    head, depth, *_, dataset = name.split("_")
+    # The classifier of the decode head reads 512 channels, that of the auxiliary head 256.
+    classifiers = (CLASSES[dataset] - 19) * (512 + 1 + 256 + 1)
+    expected = PARAMETERS[head, 50 if "r50" in depth else 101] + classifiers
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == expected
+
+
+def test_the_recipe_of_a_row():
+    config = segmentation.get_config("dnl_r101-d8_769x769_80k_cityscapes")
+    assert config.steps == 80_000
+    assert config.model.block == "disentangled_nonlocal"
+    assert config.model.stage_sizes == (3, 4, 23, 3)
+    assert config.model.align_corners
+    assert config.loss.align_corners
+    assert config.data.crop == (769, 769)
+    assert config.data.base_size == config.evaluation.base_size == (2049, 1025)
+    assert config.data.batch_size == 8
+    assert (config.evaluation.mode, config.evaluation.stride) == ("slide", (513, 513))
+    assert config.published.to_dict() == {
+        "miou": 79.41,
+        "miou_ms_flip": 80.68,
+        "checkpoint": "dnl_r101-d8_769x769_80k_cityscapes_20200821_051111-95ff84ab.pth",
+    }
+
+
+def test_unknown_name_gives_the_nearest():
+    with pytest.raises(ValueError, match="did you mean 'gcnet_r50-d8_512x512_20k_voc12aug'"):
+        segmentation.get_config("gcnet_r50-d8_512x512_20k_voc12")
+
+
+def test_configs_import_neither_jax_nor_the_library():
+    code = "import sys; from configs import segmentation; "
+    code += "print(*(m for m in ('jax', 'flax', 'nonlocal_jax') if m in sys.modules))"
+    output = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    ).stdout
+    assert output.split() == []

@@ -1,0 +1,210 @@
+import pathlib
+import threading
+
+import cv2
+import numpy as np
+import PIL.Image
+import pytest
+
+from nonlocal_jax import data
+from nonlocal_jax.data import images
+from nonlocal_jax.errors import InputError
+
+
+@pytest.fixture
+def picture():
+    return np.random.default_rng(0).integers(0, 256, (12, 20, 3), np.uint8)
+
+
+def save(path, array, **kwargs):
+    PIL.Image.fromarray(array).save(path, **kwargs)
+    return path
+
+
+def test_reads_rgb_in_this_order(tmp_path, picture):
+    np.testing.assert_array_equal(data.read_image(save(tmp_path / "a.png", picture)), picture)
+
+
+def test_reads_gray_as_rgb(tmp_path, picture):
+    gray = picture[..., 0]
+    read = data.read_image(save(tmp_path / "a.png", gray))
+    np.testing.assert_array_equal(read, np.repeat(gray[..., None], 3, -1))
+
+
+def test_drops_alpha(tmp_path, picture):
+    rgba = np.concatenate([picture, picture[..., :1]], -1)
+    np.testing.assert_array_equal(data.read_image(save(tmp_path / "a.png", rgba)), picture)
+
+
+def test_reads_the_high_byte_of_16_bits(tmp_path, picture):
+    deep = picture[..., 0].astype(np.uint16) * 256 + 77
+    cv2.imwrite(str(tmp_path / "a.png"), deep)
+    read = data.read_image(tmp_path / "a.png")
+    assert read.dtype == np.uint8
+    np.testing.assert_array_equal(read, np.repeat(picture[..., :1], 3, -1))
+
+
+def test_reads_a_palette_as_its_colours(tmp_path):
+    index = np.arange(12, dtype=np.uint8).reshape(3, 4) % 3
+    colours = np.array([(255, 0, 0), (0, 200, 0), (1, 2, 3)], np.uint8)
+    paletted = PIL.Image.fromarray(index, mode=None).convert("P")
+    paletted.putpalette(colours.tobytes())
+    paletted.save(tmp_path / "a.png")
+    np.testing.assert_array_equal(data.read_image(tmp_path / "a.png"), colours[index])
+
+
+def test_ignores_the_orientation_that_exif_asks_for(tmp_path, picture):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    path = save(tmp_path / "a.jpg", picture, exif=exif)
+    assert PIL.ImageOps.exif_transpose(PIL.Image.open(path)).size == (12, 20)
+    assert data.read_image(path).shape == (12, 20, 3)
+
+
+def truncated(path, picture, suffix):
+    save(path.with_suffix(suffix), picture)
+    whole = path.with_suffix(suffix).read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda path, picture: truncated(path, picture, ".png"),
+        lambda path, picture: truncated(path, picture, ".jpg"),
+        lambda path, picture: path.write_text("not an image"),
+        lambda path, picture: path.write_bytes(b""),
+        lambda path, picture: None,
+        lambda path, picture: path.mkdir(),
+    ],
+    ids=["truncated png", "truncated jpeg", "text", "empty", "missing", "directory"],
+)
+def test_refuses_what_is_no_image_and_names_it(tmp_path, picture, make):
+    path = tmp_path / "input"
+    make(path, picture)
+    with pytest.raises(InputError, match="input"):
+        data.read_image(path)
+
+
+def test_lists_files_as_given_and_directories_sorted(tmp_path, picture):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in ("b.PNG", "a.jpg", "c.jpeg"):
+        save(folder / name, picture)
+    (folder / "notes.txt").touch()
+    other = save(tmp_path / "other.bmp", picture)
+    assert data.list_images([other, str(folder)]) == [
+        other,
+        folder / "a.jpg",
+        folder / "b.PNG",
+        folder / "c.jpeg",
+    ]
+
+
+def test_refuses_an_empty_directory_and_a_missing_path(tmp_path):
+    with pytest.raises(InputError, match=r"no .*png file in the directory"):
+        data.list_images([tmp_path])
+    with pytest.raises(InputError, match=r"no such file or directory: .*nowhere"):
+        data.list_images([tmp_path / "nowhere"])
+
+
+@pytest.mark.parametrize("n", [0, 1, 3, 20])
+def test_reads_ahead_in_order(tmp_path, n):
+    paths = [save(tmp_path / f"{i}.png", np.full((4, 4, 3), i, np.uint8)) for i in range(10)]
+    for i, (path, image) in enumerate(data.read_ahead(paths, n)):
+        assert path == paths[i]
+        assert (image == i).all()
+    assert i == 9
+
+
+def test_reads_no_more_than_n_ahead(tmp_path, monkeypatch):
+    started = []
+    lock = threading.Lock()
+
+    def read(path):
+        with lock:
+            started.append(path)
+        return path
+
+    monkeypatch.setattr(images, "read_image", read)
+    reader = data.read_ahead(map(str, range(100)), 4)
+    next(reader)
+    reader.close()
+    assert len(started) <= 5
+
+
+def test_reading_ahead_reports_a_bad_file_in_its_turn(tmp_path, picture):
+    good = save(tmp_path / "good.png", picture)
+    reader = data.read_ahead([good, tmp_path / "bad.png", good], 3)
+    assert next(reader)[0] == good
+    with pytest.raises(InputError, match=r"bad\.png"):
+        next(reader)
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (5, 7, 3)])
+def test_writes_what_is_read_back(tmp_path, shape):
+    array = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    data.write_png(tmp_path / "a.png", array)
+    np.testing.assert_array_equal(np.asarray(PIL.Image.open(tmp_path / "a.png")), array)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, picture, monkeypatch):
+    data.write_png(tmp_path / "a.png", picture)
+    before = (tmp_path / "a.png").read_bytes()
+
+    def fail(self, target):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(pathlib.Path, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        data.write_png(tmp_path / "a.png", picture[::2])
+    assert (tmp_path / "a.png").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize(
+    "array", [np.zeros((4, 4), np.int32), np.zeros((4, 4, 4), np.uint8), np.zeros(4, np.uint8)]
+)
+def test_refuses_to_write_what_is_no_png(tmp_path, array):
+    with pytest.raises(InputError, match="uint8"):
+        data.write_png(tmp_path / "a.png", array)
+
+
+# Sizes that mmcv.imrescale gives for (image, base).
+@pytest.mark.parametrize(
+    ("image_size", "base_size", "expected"),
+    [
+        ((1024, 2048), (2048, 1024), (1024, 2048)),
+        ((1024, 2048), (1024, 512), (512, 1024)),
+        ((480, 640), (2048, 512), (512, 683)),
+        ((640, 480), (2048, 512), (683, 512)),
+        ((100, 1000), (2048, 512), (205, 2048)),
+        ((333, 500), (2049, 1025), (1025, 1539)),
+    ],
+)
+def test_keep_ratio_size(image_size, base_size, expected):
+    assert data.keep_ratio_size(image_size, base_size) == expected
+    assert data.keep_ratio_size(image_size, base_size[::-1]) == expected
+
+
+def bilinear(image, size):
+    """Half-pixel centres, edges repeated, in float64."""
+    result = image.astype(float)
+    for axis, n in enumerate(size):
+        extent = image.shape[axis]
+        at = np.clip((np.arange(n) + 0.5) * extent / n - 0.5, 0, extent - 1)
+        low = np.floor(at).astype(int)
+        high = np.minimum(low + 1, extent - 1)
+        shape = [1, 1, 1]
+        shape[axis] = n
+        weight = (at - low).reshape(shape)
+        result = result.take(low, axis) * (1 - weight) + result.take(high, axis) * weight
+    return result
+
+
+@pytest.mark.parametrize("size", [(24, 40), (9, 31), (6, 10)])
+def test_resize_is_bilinear(picture, size):
+    resized = data.resize_image(picture, size)
+    assert resized.dtype == np.uint8
+    np.testing.assert_allclose(resized, bilinear(picture, size), atol=1)

@@ -1,0 +1,280 @@
+"""The inference protocols against the published rules, and against NumPy where numbers matter."""
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import nonlocal_jax as nlj
+from configs import segmentation
+from nonlocal_jax.errors import InputError
+from nonlocal_jax.evaluation import inference
+from nonlocal_jax.ops import resize
+
+MEAN, STD = np.array(inference.MEAN), np.array(inference.STD)
+
+
+def starts_seen(size, crop, stride):
+    """The windows that slide_inference cuts, by their content: every pixel is its own position."""
+    y, x = np.meshgrid(*map(np.arange, size), indexing="ij")
+    image = np.stack([y, x, np.zeros_like(x)], -1)[None].astype(np.float32)
+    seen = []
+
+    def apply_fn(window):
+        seen.append((int(window[0, 0, 0, 0]), int(window[0, 0, 0, 1]), *window.shape[1:3]))
+        return window
+
+    merged = inference.slide_inference(apply_fn, image, crop, stride)
+    np.testing.assert_array_equal(merged, image)
+    return seen
+
+
+def test_the_windows_of_the_published_769_rows():
+    seen = starts_seen((1025, 2049), (769, 769), (513, 513))
+    assert seen == [(y, x, 769, 769) for y in (0, 256) for x in (0, 513, 1026, 1280)]
+
+
+@pytest.mark.parametrize(
+    ("size", "windows"),
+    [
+        ((8, 8), [(0, 0, 8, 8)]),  # exactly the crop
+        ((5, 6), [(0, 0, 5, 6)]),  # smaller both ways
+        ((5, 9), [(0, 0, 5, 8), (0, 1, 5, 8)]),  # smaller one way
+        ((8, 13), [(0, 0, 8, 8), (0, 5, 8, 8)]),  # one stride
+        ((8, 14), [(0, 0, 8, 8), (0, 5, 8, 8), (0, 6, 8, 8)]),  # one pixel more
+    ],
+)
+def test_windows_shift_back_and_shrink(size, windows):
+    assert starts_seen(size, (8, 8), (5, 5)) == windows
+
+
+def test_overlaps_are_averaged():
+    number = iter([1.0, 2.0])
+    merged = inference.slide_inference(
+        lambda window: jnp.full((*window.shape[:3], 1), next(number)),
+        np.zeros((1, 4, 6, 3), np.float32),
+        crop=(4, 4),
+        stride=(4, 4),
+    )
+    np.testing.assert_array_equal(merged[0, 0, :, 0], [1, 1, 1.5, 1.5, 2, 2])
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_logits_of_windows_are_resized_to_the_window(align_corners):
+    images = np.random.default_rng(0).standard_normal((2, 5, 7, 3)).astype(np.float32)
+
+    def coarse(window):
+        return window[:, ::2, ::2]
+
+    merged = inference.slide_inference(coarse, images, (5, 7), (5, 7), align_corners)
+    np.testing.assert_array_equal(
+        merged, resize(coarse(images), (5, 7), align_corners=align_corners)
+    )
+
+
+def test_slide_inference_compiles_once_and_inside_jit():
+    traced = []
+
+    @jax.jit
+    def apply_fn(window):
+        traced.append(window.shape)
+        return jnp.tanh(window)
+
+    images = np.random.default_rng(0).standard_normal((1, 20, 31, 3)).astype(np.float32)
+    merged = inference.slide_inference(apply_fn, images, (8, 8), (5, 5))
+    assert traced == [(1, 8, 8, 3)]
+    np.testing.assert_allclose(merged, np.tanh(images), rtol=1e-5)
+    jitted = jax.jit(lambda x: inference.slide_inference(apply_fn, x, (8, 8), (5, 5)))(images)
+    np.testing.assert_allclose(jitted, merged, rtol=1e-6)
+
+
+def test_half_precision_logits_are_summed_in_float32():
+    merged = inference.slide_inference(
+        lambda x: x.astype(jnp.bfloat16), np.ones((1, 8, 8, 3), np.float32), (5, 5), (3, 3)
+    )
+    assert merged.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("stride", [(9, 8), (8, 0)])
+def test_windows_that_leave_pixels_out_are_refused(stride):
+    with pytest.raises(InputError, match="at most the crop"):
+        inference.slide_inference(lambda x: x, np.zeros((1, 32, 32, 3)), (8, 8), stride)
+
+
+def test_shapes_are_quoted():
+    with pytest.raises(AssertionError, match=r"\(32, 32, 3\)"):
+        inference.slide_inference(lambda x: x, np.zeros((32, 32, 3)), (8, 8), (8, 8))
+    with pytest.raises(AssertionError, match=r"\(32, 32\)"):
+        inference.multi_scale_inference(
+            lambda x: x, np.zeros((32, 32), np.uint8), base_size=(32, 32)
+        )
+    with pytest.raises(AssertionError, match="float32"):
+        inference.multi_scale_inference(
+            lambda x: x, np.zeros((32, 32, 3), np.float32), base_size=(32, 32)
+        )
+
+
+def picture(height=37, width=52):
+    small = np.random.default_rng(1).integers(0, 256, (7, 9, 3)).astype(np.uint8)
+    return cv2.resize(small, (width, height))
+
+
+def network(images):
+    """Something that is not symmetric, at a quarter of the size."""
+    kernel = np.random.default_rng(2).standard_normal((5, 5, 3, 4)) / 5
+    return jax.lax.conv_general_dilated(
+        images,
+        jnp.asarray(kernel, images.dtype),
+        (4, 4),
+        ((2, 2), (2, 2)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def softmax(logits):
+    exp = np.exp(logits - logits.max(-1, keepdims=True))
+    return exp / exp.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("window", [None, ((20, 24), (12, 16))])
+def test_multi_scale_inference_is_the_formula(x64, window, align_corners):
+    image = picture()
+    crop, stride = window or (None, None)
+    total = 0
+    # base 40 x 30: the long side meets 40, the short one 30, whichever is tighter
+    for size in [(14, 20), (28, 40), (43, 60)]:
+        resized = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+        for flip in (1, -1):
+            x = ((resized[:, ::flip].astype(np.float64) - MEAN) / STD)[None]
+            if window is None:
+                logits = resize(network(x), size, align_corners=align_corners)
+            else:
+                logits = inference.slide_inference(network, x, crop, stride, align_corners)
+            logits = resize(logits, image.shape[:2], align_corners=align_corners)
+            total = total + softmax(np.asarray(logits))[0, :, ::flip]
+    found = inference.multi_scale_inference(
+        network,
+        image,
+        base_size=(40, 30),
+        ratios=(0.5, 1.0, 1.5),
+        crop=crop,
+        stride=stride,
+        align_corners=align_corners,
+    )
+    assert found.dtype == jnp.float64
+    np.testing.assert_allclose(found, total / 6, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(np.sum(found, -1), 1, rtol=1e-12)
+
+
+def test_each_ratio_scales_the_base_size():
+    seen = []
+
+    def apply_fn(images):
+        seen.append(images.shape[1:3])
+        return images
+
+    inference.multi_scale_inference(apply_fn, picture(75, 100), base_size=(512, 128))
+    # int(128 r) for the short side, of the base and not of the image; each size passes twice
+    assert seen[::2] == seen[1::2]
+    assert seen[::2] == [(64, 85), (96, 128), (128, 171), (160, 213), (192, 256), (224, 299)]
+
+
+def test_plain_inference_resizes_logits_twice():
+    image = picture(48, 48)
+    found = inference.multi_scale_inference(
+        network, image, base_size=(30, 30), ratios=(1.0,), flip=False
+    )
+    x = ((cv2.resize(image, (30, 30)) - MEAN) / STD)[None].astype(np.float32)
+    once = resize(network(x), (48, 48))
+    twice = resize(resize(network(x), (30, 30)), (48, 48))
+    np.testing.assert_allclose(found, softmax(np.asarray(twice))[0], atol=1e-5)
+    assert np.abs(found - softmax(np.asarray(once))[0]).max() > 1e-3
+
+
+def test_a_flipped_image_has_flipped_probabilities():
+    image = picture()
+    kwargs = {"base_size": (52, 37), "ratios": (1.0, 1.5)}
+    plain = inference.multi_scale_inference(network, image, **kwargs)
+    mirrored = inference.multi_scale_inference(network, image[:, ::-1], **kwargs)
+    np.testing.assert_allclose(mirrored[:, ::-1], plain, atol=1e-5)
+    one_way = inference.multi_scale_inference(network, image, flip=False, **kwargs)
+    assert np.abs(one_way - plain).max() > 1e-3
+
+
+def test_a_pointwise_network_is_exact_at_every_scale():
+    """On one colour no resize changes anything, so the answer is known."""
+    image = np.full((20, 30, 3), (200, 100, 50), np.uint8)
+    found = inference.multi_scale_inference(lambda x: 2 * x, image, base_size=(60, 40))
+    expected = softmax(2 * (image - MEAN) / STD)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"base_size": (0, 0)}, "positive sizes"),
+        ({"base_size": (32, 32), "ratios": ()}, "positive sizes"),
+        ({"base_size": (32, 32), "crop": (8, 8)}, "go together"),
+    ],
+)
+def test_impossible_protocols_are_refused(kwargs, message):
+    with pytest.raises(InputError, match=message):
+        inference.multi_scale_inference(lambda x: x, picture(), **kwargs)
+
+
+def test_protocols_of_the_published_rows():
+    whole = segmentation.get_config("nonlocal_r50-d8_512x512_80k_ade20k")
+    assert inference.inference_protocol(whole) == {
+        "base_size": (2048, 512),
+        "ratios": (1.0,),
+        "flip": False,
+        "crop": None,
+        "stride": None,
+        "align_corners": False,
+        "mean": inference.MEAN,
+        "std": inference.STD,
+    }
+    slide = segmentation.get_config("dnl_r50-d8_769x769_40k_cityscapes")
+    assert inference.inference_protocol(slide, multi_scale=True) == {
+        "base_size": (2049, 1025),
+        "ratios": (0.5, 0.75, 1.0, 1.25, 1.5, 1.75),
+        "flip": True,
+        "crop": (769, 769),
+        "stride": (513, 513),
+        "align_corners": True,
+        "mean": inference.MEAN,
+        "std": inference.STD,
+    }
+    slide.evaluation.mode = "slid"
+    with pytest.raises(InputError, match="whole or slide; got 'slid'"):
+        inference.inference_protocol(slide)
+
+
+def test_predict_gives_labels_at_the_size_of_the_image():
+    config = segmentation.get_config("demo_nonlocal")
+    model = nlj.create_model(config.model)
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(
+        lambda leaf: np.abs(rng.standard_normal(leaf.shape, np.float32)),
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3))),
+    )
+    apply_fn = inference.inference_fn(model, variables)
+    protocol = inference.inference_protocol(config)
+    image = picture(45, 71)
+    labels = inference.predict(apply_fn, image, protocol)
+    assert labels.shape == (45, 71)
+    assert labels.dtype == np.uint8
+    probabilities = inference.multi_scale_inference(apply_fn, image, **protocol)
+    np.testing.assert_array_equal(labels, np.argmax(probabilities, -1))
+
+
+def test_labels_beyond_8_bits():
+    def apply_fn(images):
+        return jax.nn.one_hot(jnp.full(images.shape[:3], 299), 300)
+
+    protocol = {"base_size": (8, 8), "ratios": (1.0,), "flip": False}
+    labels = inference.predict(apply_fn, picture(8, 8), protocol)
+    assert labels.dtype == np.uint16
+    assert (labels == 299).all()

@@ -1,0 +1,190 @@
+"""Every operation against its formula, written out in numpy with loops over positions."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl.testing import parameterized
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nonlocal_jax import ops
+
+
+def draw(seed, *shapes):
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal(shape) for shape in shapes]
+
+
+def softmax(s):
+    e = np.exp(s - np.max(s))
+    return e / e.sum()
+
+
+def pairwise_reference(f, theta, phi, g):
+    """y_i = sum_j f(theta_i, phi)_j g_j, one query at a time."""
+    return np.stack([sum(w * g_j for w, g_j in zip(f(t, phi), g, strict=True)) for t in theta])
+
+
+class FormulaTest(chex.TestCase):
+    """Each formula with and without jit."""
+
+    def setUp(self):
+        super().setUp()
+        context = jax.enable_x64(True)
+        context.__enter__()
+        self.addCleanup(context.__exit__, None, None, None)
+
+    @chex.variants(with_jit=True, without_jit=True)
+    @parameterized.product(
+        implementation=["dense", "chunked", "auto"], sizes=[(7, 5), (1, 4), (300, 3)]
+    )
+    def test_softmax(self, implementation, sizes):
+        n, m = sizes
+        theta, phi, g = draw(0, (n, 4), (m, 4), (m, 3))
+        op = self.variant(
+            lambda *a: ops.softmax_attention(*a, scale=0.7, implementation=implementation)
+        )
+        expected = pairwise_reference(
+            lambda t, phi: softmax([0.7 * t @ p for p in phi]), theta, phi, g
+        )
+        np.testing.assert_allclose(op(theta, phi, g), expected, rtol=1e-12, atol=1e-14)
+
+    @chex.variants(with_jit=True, without_jit=True)
+    def test_dot_product(self):
+        theta, phi, g = draw(1, (6, 4), (5, 4), (5, 3))
+        expected = pairwise_reference(lambda t, phi: [t @ p / 5 for p in phi], theta, phi, g)
+        np.testing.assert_allclose(self.variant(ops.dot_product)(theta, phi, g), expected, 1e-12)
+
+    @chex.variants(with_jit=True, without_jit=True)
+    def test_concatenation(self):
+        theta, phi, g, w = draw(2, (6, 4), (5, 4), (5, 3), (8,))
+        expected = pairwise_reference(
+            lambda t, phi: [max(w @ np.concatenate([t, p]), 0) / 5 for p in phi], theta, phi, g
+        )
+        actual = self.variant(ops.concatenation)(theta @ w[:4], phi @ w[4:], g)
+        np.testing.assert_allclose(actual, expected, 1e-12)
+
+    @chex.variants(with_jit=True, without_jit=True)
+    def test_disentangled(self):
+        theta, phi, g, unary = draw(3, (6, 4), (5, 4), (5, 3), (5,))
+        mean_t, mean_p = theta.mean(0), phi.mean(0)
+        expected = pairwise_reference(
+            lambda t, phi: softmax([9 * (t - mean_t) @ (p - mean_p) for p in phi]) + softmax(unary),
+            theta,
+            phi,
+            g,
+        )
+        actual = self.variant(lambda *a: ops.disentangled(*a, scale=9.0))(theta, phi, g, unary)
+        np.testing.assert_allclose(actual, expected, 1e-12)
+
+    @chex.variants(with_jit=True, without_jit=True)
+    def test_context_pool(self):
+        x, score = draw(4, (2, 5, 3), (2, 5))
+        weights = np.stack([softmax(s) for s in score])
+        expected = (weights[..., None] * x).sum(1, keepdims=True)
+        np.testing.assert_allclose(self.variant(ops.context_pool)(x, score), expected, 1e-12)
+        np.testing.assert_allclose(
+            self.variant(ops.context_pool)(x), x.mean(1, keepdims=True), 1e-12
+        )
+
+
+@given(
+    n=st.integers(1, 300),
+    m=st.integers(1, 300),
+    leading=st.sampled_from([(), (2,), (2, 3)]),
+    widths=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    seed=st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=15, deadline=None)
+def test_chunked_is_dense_forward_and_backward(n, m, leading, widths, seed):
+    c, d = widths
+    with jax.enable_x64(True):
+        arrays = draw(seed, (*leading, n, c), (*leading, m, c), (*leading, m, d))
+        cotangent = draw(seed + 1, (*leading, n, d))[0]
+
+        def form(implementation):
+            def op(*a):
+                return ops.softmax_attention(*a, scale=1.3, implementation=implementation)
+
+            y, vjp = jax.vjp(op, *map(jnp.asarray, arrays))
+            return y, *vjp(jnp.asarray(cotangent))
+
+        for dense, chunked in zip(form("dense"), form("chunked"), strict=True):
+            error = jnp.max(jnp.abs(dense - chunked)) / jnp.max(jnp.abs(dense))
+            assert error < 1e-12 or jnp.max(jnp.abs(dense)) < 1e-12
+
+
+def test_auto_holds_the_matrix_only_while_it_is_small():
+    def largest_intermediate(n):
+        arrays = [jax.ShapeDtypeStruct((n, 8), jnp.float32)] * 3
+        jaxpr = jax.make_jaxpr(ops.softmax_attention)(*arrays)
+        sizes = [v.aval.size for eqn in jaxpr.eqns for v in eqn.outvars]
+        return max(sizes)
+
+    assert largest_intermediate(2048) == 2048**2
+    assert largest_intermediate(4096) < 4096**2 / 8
+
+
+@pytest.mark.parametrize("implementation", ["dense", "chunked"])
+def test_half_precision_keeps_float32_logits(implementation):
+    theta, phi, g = (jnp.asarray(a, jnp.bfloat16) for a in draw(5, (64, 16), (64, 16), (64, 4)))
+    # Logits around 50: rounded to bfloat16 they would be off by 0.2.
+    y = ops.softmax_attention(theta, phi, g, scale=4.0, implementation=implementation)
+    wide = ops.softmax_attention(
+        *(a.astype(jnp.float32) for a in (theta, phi, g)), scale=4.0, implementation="dense"
+    )
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_allclose(y.astype(jnp.float32), wide, atol=0.01, rtol=0.01)
+
+
+def test_disentangled_centres_in_float32():
+    # A common offset of 100 leaves bfloat16 a resolution of 0.5 for what makes the difference.
+    theta, phi, g, unary = draw(6, (32, 8), (32, 8), (32, 4), (32,))
+    half = [jnp.asarray(a, jnp.bfloat16) for a in (theta + 100, phi + 100, g, unary)]
+    expected = ops.disentangled(*(a.astype(jnp.float32) for a in half), scale=5.0)
+    actual = ops.disentangled(*half, scale=5.0).astype(jnp.float32)
+    np.testing.assert_allclose(actual, expected, atol=0.03)
+
+
+def test_attention_weights_of_chosen_queries(x64):
+    theta, phi = draw(7, (2, 50, 4), (2, 40, 4))
+    everything = ops.attention_weights(theta, phi, scale=0.5)
+    np.testing.assert_allclose(everything.sum(-1), 1, rtol=1e-12)
+    chosen = ops.attention_weights(theta[:, [3, 9]], phi, scale=0.5)
+    np.testing.assert_allclose(chosen, everything[:, [3, 9]], rtol=1e-12)
+
+
+def test_large_logits_do_not_overflow():
+    theta, phi, g = (jnp.asarray(a, jnp.float32) for a in draw(8, (9, 4), (9, 4), (9, 2)))
+    y, grads = jax.value_and_grad(
+        lambda t: ops.softmax_attention(t, phi, g, scale=1e4, implementation="chunked").sum()
+    )(theta)
+    chex.assert_tree_all_finite((y, grads))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        (((4,), (4, 2), (4, 2)), r"theta \[..., N, C\]"),
+        (((4, 3), (4, 2), (4, 2)), r"same width C; got theta \(4, 3\), phi \(4, 2\)"),
+        (((4, 3), (5, 3), (4, 2)), r"same number of positions M"),
+        (((2, 4, 3), (5, 3), (5, 2)), r"same leading dimensions"),
+    ],
+)
+@pytest.mark.parametrize("op", [ops.softmax_attention, ops.dot_product])
+def test_shapes_that_do_not_fit_are_quoted(op, shapes, message):
+    with pytest.raises(ValueError, match=message):
+        op(*(jnp.zeros(shape) for shape in shapes))
+
+
+def test_unknown_implementation_is_refused():
+    x = jnp.zeros((3, 2))
+    with pytest.raises(ValueError, match=r"one of auto, dense, chunked; got 'flash'"):
+        ops.softmax_attention(x, x, x, implementation="flash")
+
+
+def test_score_must_fit_the_positions():
+    with pytest.raises(ValueError, match=r"x.shape\[:-1\] = \(2, 5\); got \(2, 4\)"):
+        ops.context_pool(jnp.zeros((2, 5, 3)), jnp.zeros((2, 4)))

@@ -1,0 +1,29 @@
+"""A network, an experiment and data small enough for steps of milliseconds."""
+
+import numpy as np
+import pytest
+from configs import segmentation
+
+
+@pytest.fixture
+def config():
+    """The demo, shrunk to 4 pixels of features; nothing random but dropout."""
+    config = segmentation.get_config("demo_nonlocal")
+    config.steps = 6
+    config.model.update(width=4, head_channels=8, auxiliary_channels=8, dropout=0.1)
+    config.data.update(batch_size=4, base_size=(16, 16), crop=(16, 16))
+    config.train.update(log_every=1, checkpoint_every=2, evaluate_every=3)
+    return config
+
+
+@pytest.fixture(scope="session")
+def source():
+    """Twelve images whose red channel tells the class."""
+    rng = np.random.default_rng(0)
+    examples = []
+    for i in range(12):
+        label = rng.integers(0, 3, (16, 16), np.uint8)
+        image = rng.integers(0, 256, (16, 16, 3), np.uint8)
+        image[..., 0] = 100 * label
+        examples.append({"image": image, "label": label, "id": i})
+    return examples

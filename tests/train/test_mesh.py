@@ -1,0 +1,81 @@
+"""Several devices; a process of its own has them."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from nonlocal_jax.errors import InputError
+from nonlocal_jax.train.mesh import check_batch_size, make_mesh
+
+_COMPARE = """
+import jax, numpy as np
+from configs import segmentation
+from nonlocal_jax import create_model
+from nonlocal_jax.train import create_optimizer, create_state, make_mesh, make_train_step, to_global
+from nonlocal_jax.train.mesh import check_batch_size
+
+config = segmentation.get_config("demo_nonlocal")
+config.model.update(width=8, head_channels=16, auxiliary_channels=8, dropout=0.1)
+config.steps = 20
+rng = np.random.default_rng(0)
+batches = [
+    {
+        "image": rng.integers(0, 256, (16, 32, 32, 3), np.uint8),
+        "label": rng.choice(np.array([0, 1, 2, 255], np.uint8), (16, 32, 32)),
+    }
+    for _ in range(20)
+]
+model = create_model(config.model)
+tx, _ = create_optimizer(config)
+
+def run(devices, dtype):
+    mesh = make_mesh(devices)
+    state = create_state(model, tx, mesh=mesh, seed=0, image_size=(32, 32), dtype=dtype)
+    step = make_train_step(model, config, mesh)
+    losses = []
+    for batch in batches:
+        state, metrics = step(state, to_global(batch, mesh))
+        losses.append(float(metrics["loss"]))
+    assert all(len(leaf.sharding.device_set) == mesh.size for leaf in jax.tree.leaves(state))
+    return jax.tree.leaves(jax.device_get(state.variables)), losses
+
+assert len(jax.devices()) == 8
+one, losses = run(jax.devices()[:1], np.float64)
+eight, _ = run(jax.devices(), np.float64)
+assert all(leaf.dtype == np.float64 for leaf in one)
+difference = max(np.abs(a - b).max() for a, b in zip(one, eight, strict=True))
+assert difference <= 1e-8, difference
+assert losses[-1] != losses[0]
+
+_, one = run(jax.devices()[:1], np.float32)
+_, eight = run(jax.devices(), np.float32)
+np.testing.assert_allclose(one, eight, rtol=1e-4)
+
+try:
+    check_batch_size(20, make_mesh())
+except ValueError as error:
+    assert "20 does not divide over 8 devices: set data.batch_size to 16 or 24" in str(error)
+else:
+    raise AssertionError("a batch that does not divide was taken")
+"""
+
+
+def test_eight_devices_train_as_one_does():
+    """Same global batches: parameters to 1e-8 in float64, losses to 1e-4 in float32."""
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_ENABLE_X64": "1",
+        "JAX_PLATFORMS": "cpu",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", _COMPARE], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_empty_batch_is_refused():
+    with pytest.raises(InputError, match="batch of 0"):
+        check_batch_size(0, make_mesh())
