@@ -14,7 +14,7 @@ _INTERVAL = 10.0
 
 
 def progress(
-    iterable: Iterable[Item], total: int, description: str, unit: str = " images"
+    iterable: Iterable[Item], total: int, description: str, unit: str = "image"
 ) -> Iterator[Item]:
     """Yields the items and reports count, rate and time left on stderr."""
     if sys.stderr.isatty():
@@ -34,6 +34,6 @@ def _lines(iterable: Iterable[Item], total: int, description: str, unit: str) ->
                 total,
                 now - start,
                 unit=unit,
-                bar_format="{n_fmt}/{total_fmt}{unit}, {rate_fmt}, {remaining} left",
+                bar_format="{n_fmt}/{total_fmt}, {rate_fmt}, {remaining} left",
             )
             print(f"{description}: {meter}", file=sys.stderr, flush=True)

@@ -18,9 +18,9 @@ def clock(monkeypatch):
 def test_a_log_gets_a_line_every_ten_seconds_and_one_at_the_end(capsys):
     assert list(progress(range(100, 125), 25, "evaluating")) == list(range(100, 125))
     assert capsys.readouterr().err.splitlines() == [
-        "evaluating: 10/25 images,  1.00 images/s, 00:15 left",
-        "evaluating: 20/25 images,  1.00 images/s, 00:05 left",
-        "evaluating: 25/25 images,  1.00 images/s, 00:00 left",
+        "evaluating: 10/25,  1.00image/s, 00:15 left",
+        "evaluating: 20/25,  1.00image/s, 00:05 left",
+        "evaluating: 25/25,  1.00image/s, 00:00 left",
     ]
 
 

@@ -279,10 +279,24 @@ def _complete(
 ) -> dict[str, Any]:
     """The variables: values by path, and those of ``fresh`` as initialised."""
     if fresh:
-        modules = dict.fromkeys(leaf.path.split("/", 1)[1].rsplit("/", 1)[0] for leaf in fresh)
-        logging.warning("not of %s but initialised:%s", source, fit.listing(modules))
+        logging.warning("not of %s but initialised:%s", source, fit.listing(_trees(fresh, values)))
         values = values | _initialise(fresh, model_config, seed)
     return unflatten_dict(values, sep="/")
+
+
+def _trees(fresh: Collection[names.Leaf], kept: Collection[str]) -> Collection[str]:
+    """The largest modules that hold leaves of ``fresh`` and none of the paths ``kept``."""
+    others = [path.partition("/")[2] for path in kept]
+    trees = {}  # a set in order
+    for leaf in fresh:
+        module = ""
+        for part in leaf.path.split("/")[1:]:
+            module += part
+            if not any(path.startswith(f"{module}/") for path in others):
+                break
+            module += "/"
+        trees[module] = None
+    return trees
 
 
 def _initialise(

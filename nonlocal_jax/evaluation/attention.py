@@ -49,8 +49,9 @@ def attention_map(
     if not all(0 <= p < extent for p, extent in zip(pixel, size, strict=True)):
         raise InputError(f"pixel {tuple(pixel)} lies outside of the image of size {size}")
     queries, keys = _queries_and_keys(variables, images, model=model, block=block)
-    row, column = (p * n // extent for p, n, extent in zip(pixel, queries.shape[:2], size, strict=True))
-    weights = ops.attention_weights(queries[row, column][None], keys.reshape(-1, keys.shape[-1]))
+    height, width, channels = queries.shape
+    row, column = pixel[0] * height // size[0], pixel[1] * width // size[1]
+    weights = ops.attention_weights(queries[row, column][None], keys.reshape(-1, channels))
     return np.asarray(weights).reshape(keys.shape[:2])
 
 

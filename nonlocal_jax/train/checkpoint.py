@@ -185,8 +185,15 @@ def load_variables(path: PathLike, model_config: Mapping[str, Any]) -> dict[str,
 
         return convert.load(path, model_config)
     directory = _step_directory(path.absolute()) / "variables"
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        shapes = checkpointer.metadata(directory).item_metadata.tree
-        _check_shapes(shapes, model_config, str(path))
+    handler = ocp.PyTreeCheckpointHandler()
+    try:
+        shapes = handler.metadata(directory).tree
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
-        return checkpointer.restore(directory, restore_args=as_numpy)
+        variables = handler.restore(directory, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+    except Exception as error:  # a damaged checkpoint surfaces as any of several types
+        first_line = str(error).strip().partition("\n")[0]
+        raise InputError(f"{directory} is damaged: {first_line}") from error
+    finally:
+        handler.close()
+    _check_shapes(variables, model_config, str(path))
+    return variables

@@ -19,7 +19,7 @@ _LAG = 2
 
 
 class NonFiniteError(InputError):
-    """The loss or its gradient is not a finite number; retrying will not help."""
+    """The loss, its gradient or the parameters are not finite; retrying will not help."""
 
 
 def write_file(path: pathlib.Path, data: str | bytes) -> None:
@@ -114,7 +114,7 @@ class Monitor:
         """Takes the metrics of an update, the first of which is step 1.
 
         Raises:
-          NonFiniteError: naming the first step whose loss or gradient was not finite.
+          NonFiniteError: naming the first step that went wrong.
         """
         self._pending.append((step, metrics))
         while len(self._pending) > _LAG:
@@ -132,7 +132,7 @@ class Monitor:
 
     def _take(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
         values = {key: float(value) for key, value in jax.device_get(metrics).items()}
-        for key in ("loss", "grad_norm"):
+        for key in ("loss", "grad_norm", "param_norm"):
             if not math.isfinite(values[key]):
                 raise NonFiniteError(
                     f"{key} is {values[key]} at step {step}. The last good checkpoint is kept, but "

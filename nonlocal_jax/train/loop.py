@@ -82,7 +82,8 @@ def train(
 
     Raises:
       InputError: the config does not fit the devices, the checkpoint or the run in ``workdir``.
-      NonFiniteError: loss or gradient is not finite; names the step. Nothing is saved after it.
+      NonFiniteError: the loss or the parameters are not finite; names the step. The last good
+        state stays saved.
     """
     _check_counts(config)
     mesh = make_mesh()

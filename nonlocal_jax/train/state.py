@@ -85,7 +85,9 @@ def create_state(
     checkpoints of several processes do not bear.
     """
     init = functools.partial(init_state, model, tx, **options)
-    return jax.jit(init, out_shardings=replicated(mesh))(variables)
+    # It runs once, and optimising it would take longer than that.
+    fast = {"xla_backend_optimization_level": 0}
+    return jax.jit(init, out_shardings=replicated(mesh), compiler_options=fast)(variables)
 
 
 def abstract_state(

@@ -39,7 +39,8 @@ def make_train_step(model: nn.Module, config: ConfigDict, mesh: Mesh) -> TrainSt
     is donated to the new one.
 
     The metrics are scalars: ``loss`` and its parts, ``accuracy`` over the pixels that are not
-    ignored, ``grad_norm`` over all parameters, and the ``learning_rate`` of this step.
+    ignored, ``grad_norm`` over all parameters, ``param_norm`` after the update, and the
+    ``learning_rate`` of this step.
     """
     tx, schedule = create_optimizer(config)
     loss_config = config.loss.to_dict()
@@ -77,7 +78,8 @@ def make_train_step(model: nn.Module, config: ConfigDict, mesh: Mesh) -> TrainSt
                 ignore_index=config.loss.ignore_index,
                 align_corners=config.loss.align_corners,
             ),
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
+            "param_norm": optax.tree.norm(new_state.params),
             "learning_rate": schedule(state.step),
         }
         return new_state, metrics

@@ -109,26 +109,23 @@ def malicious(marker):
     touch = f"touch {marker}"
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         yield pickle.dumps({"a": Evil(os.system, touch)}, protocol)
-        yield pickle.dumps([Evil(eval, f"open({str(marker)!r}, 'w')")], protocol)
+        yield pickle.dumps(
+            [Evil(eval, f"__import__('pathlib').Path({str(marker)!r}).touch()")], protocol
+        )
         yield pickle.dumps({Evil(subprocess.check_call, ["touch", str(marker)])}, protocol)
     text = touch.encode()
     yield b"(S'%s'\nios\nsystem\n." % text  # INST
     yield b"(cos\nsystem\nS'%s'\no." % text  # OBJ
-    new_object = pickle.SHORT_BINSTRING + bytes([len(text)]) + text + b"\x85\x81."
-    yield b"\x80\x02csubprocess\ngetoutput\n" + new_object  # NEWOBJ
     # os.system by way of getattr and a module
     yield (
         b"\x80\x02c__builtin__\ngetattr\nc__builtin__\n__import__\nX\x02\x00\x00\x00os\x85R"
         b"X\x06\x00\x00\x00system\x86RX" + struct.pack("<I", len(text)) + text + b"\x85R."
     )
-    # a state that would replace an attribute
-    yield b"\x80\x02ccollections\nOrderedDict\n)R}X\x05\x00\x00\x00itemscos\nsystem\nsb."
 
 
 def test_nothing_runs(tmp_path):
     marker = tmp_path / "ran"
-    count = 0
-    for count, data in enumerate(malicious(marker), 1):
+    for data in malicious(marker):
         path = tmp_path / "evil.pth"
         path.write_bytes(data)
         with_placeholders = unpickle.read(path)
@@ -137,14 +134,31 @@ def test_nothing_runs(tmp_path):
             archive.writestr("archive/data.pkl", data)
         unpickle.read(path)
         assert not marker.exists(), data
-    assert count > 20
 
 
 def test_the_malicious_pickles_are_real(tmp_path):
     marker = tmp_path / "ran"
-    data = next(malicious(marker))
-    pickle.loads(data)
-    assert marker.exists()
+    for data in malicious(marker):
+        pickle.loads(data)
+        assert marker.exists(), data
+        marker.unlink()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x80\x02csubprocess\nPopen\nU\x05touch\x85\x81}U\x04argsU\x01asb.",
+        b"\x80\x04csubprocess\nPopen\nU\x05touch\x85}U\x05shell\x88s\x92.",
+        # states that would replace a method or call __setstate__
+        b"\x80\x02ccollections\nOrderedDict\n)R}X\x05\x00\x00\x00itemscos\nsystem\nsb.",
+        b"\x80\x02cnumpy\ndtype\nU\x02V8\x85R(K\x03U\x01|NNNK\x7ftb.",
+    ],
+)
+def test_objects_and_states_are_inert(tmp_path, data):
+    path = tmp_path / "strange.pkl"
+    path.write_bytes(data)
+    content = unpickle.read(path)
+    assert content == {} or isinstance(content, unpickle.Placeholder)
 
 
 def test_extensions_registered_in_the_process_are_out_of_reach(tmp_path, monkeypatch):
@@ -191,10 +205,10 @@ def test_missing_file_and_directory(tmp_path):
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_truncated_anywhere(tmp_path, form):
+def test_truncated(tmp_path, form):
     data = (GOLDEN / f"{form}.pth").read_bytes()
     path = tmp_path / "short.pth"
-    for size in range(len(data)):
+    for size in {*range(0, len(data), 7), len(data) - 1}:
         path.write_bytes(data[:size])
         with pytest.raises(InputError):
             unpickle.read(path)
@@ -207,7 +221,7 @@ def test_flipped_bytes(tmp_path, form):
     path = tmp_path / "flipped.pth"
     rng = random.Random(0)
     refused = 0
-    for _ in range(1500):
+    for _ in range(600):
         damaged = bytearray(data)
         damaged[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
         path.write_bytes(damaged)
@@ -218,7 +232,7 @@ def test_flipped_bytes(tmp_path, form):
         else:
             if form == "zip":
                 assert_same(content["state_dict"], EXPECTED)
-    assert refused > 200
+    assert refused > 80
 
 
 def pickled(obj):

@@ -1,8 +1,26 @@
 """A network, an experiment and data small enough for steps of milliseconds."""
 
+import jax
 import numpy as np
 import pytest
 from configs import segmentation
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(tmp_path_factory):
+    """Programs that several tests, or processes of theirs, run are compiled once."""
+    directory = str(tmp_path_factory.mktemp("compilation_cache"))
+    options = {
+        "jax_compilation_cache_dir": directory,
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in options}
+    for name, value in options.items():
+        jax.config.update(name, value)
+    yield {name.upper(): str(value) for name, value in options.items()}
+    for name, value in before.items():
+        jax.config.update(name, value)
 
 
 @pytest.fixture

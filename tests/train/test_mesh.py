@@ -30,9 +30,9 @@ batches = [
 model = create_model(config.model)
 tx, _ = create_optimizer(config)
 
-def run(devices, dtype):
+def run(devices, dtype, variables):
     mesh = make_mesh(devices)
-    state = create_state(model, tx, mesh=mesh, seed=0, image_size=(32, 32), dtype=dtype)
+    state = create_state(model, tx, variables, mesh=mesh, dtype=dtype, **options)
     step = make_train_step(model, config, mesh)
     losses = []
     for batch in batches:
@@ -41,16 +41,19 @@ def run(devices, dtype):
     assert all(len(leaf.sharding.device_set) == mesh.size for leaf in jax.tree.leaves(state))
     return jax.tree.leaves(jax.device_get(state.variables)), losses
 
-assert len(jax.devices()) == 8
-one, losses = run(jax.devices()[:1], np.float64)
-eight, _ = run(jax.devices(), np.float64)
+devices = jax.devices()
+assert len(devices) == 8
+options = {"seed": 0, "image_size": (32, 32)}
+variables = jax.device_get(create_state(model, tx, mesh=make_mesh(devices[:1]), **options).variables)
+one, losses = run(devices[:1], np.float64, variables)
+eight, _ = run(devices, np.float64, variables)
 assert all(leaf.dtype == np.float64 for leaf in one)
 difference = max(np.abs(a - b).max() for a, b in zip(one, eight, strict=True))
 assert difference <= 1e-8, difference
-assert losses[-1] != losses[0]
+assert losses[-1] < losses[0]
 
-_, one = run(jax.devices()[:1], np.float32)
-_, eight = run(jax.devices(), np.float32)
+_, one = run(devices[:1], np.float32, variables)
+_, eight = run(devices, np.float32, variables)
 np.testing.assert_allclose(one, eight, rtol=1e-4)
 
 try:
@@ -66,7 +69,9 @@ def test_eight_devices_train_as_one_does():
     """Same global batches: parameters to 1e-8 in float64, losses to 1e-4 in float32."""
     environment = {
         **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        # Unoptimised programs compute the same and compile in half the time.
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 "
+        "--xla_backend_optimization_level=0",
         "JAX_ENABLE_X64": "1",
         "JAX_PLATFORMS": "cpu",
     }

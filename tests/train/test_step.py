@@ -27,7 +27,7 @@ def test_step_learns_a_fixed_batch(config, source, dtype):
         state, metrics = train_step(state, batch)
         losses.append(float(metrics["loss"]))
         accuracies.append(float(metrics["accuracy"]))
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < 0.9 * losses[0]
     assert accuracies[-1] > accuracies[0]
     assert int(state.step) == 30
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
@@ -36,7 +36,7 @@ def test_step_learns_a_fixed_batch(config, source, dtype):
 def test_metrics(config, source):
     train_step, state, batch = _setup(config, source)
     _, metrics = train_step(state, batch)
-    names = {"loss", "decode", "aux", "accuracy", "grad_norm", "learning_rate"}
+    names = {"loss", "decode", "aux", "accuracy", "grad_norm", "param_norm", "learning_rate"}
     assert set(metrics) == names
     np.testing.assert_allclose(metrics["loss"], metrics["decode"] + metrics["aux"], rtol=1e-6)
     np.testing.assert_allclose(metrics["learning_rate"], config.optimizer.learning_rate)

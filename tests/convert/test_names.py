@@ -1,0 +1,164 @@
+"""The table of names against the names and shapes of mmsegmentation's state dicts."""
+
+import numpy as np
+import pytest
+
+from configs import segmentation
+from nonlocal_jax.convert import names
+
+TINY = {
+    "num_classes": 3,
+    "stage_sizes": (1, 1),
+    "strides": (1, 1),
+    "dilations": (1, 1),
+    "width": 8,
+    "head_channels": 8,
+    "head_kernel_size": 1,
+    "auxiliary_channels": 4,
+}
+
+
+def published(block, *, depths=(3, 4, 6, 3), classes=19):
+    """Names and shapes of a full-size network, from the description of its layers."""
+    shapes = {}
+
+    def conv(name, outputs, inputs, size=1, *, bias=False):
+        shapes[f"{name}.weight"] = (outputs, inputs, size, size)
+        if bias:
+            shapes[f"{name}.bias"] = (outputs,)
+
+    def norm(name, channels):
+        for leaf in ("weight", "bias", "running_mean", "running_var"):
+            shapes[f"{name}.{leaf}"] = (channels,)
+        shapes[f"{name}.num_batches_tracked"] = ()
+
+    def conv_module(name, outputs, inputs, size=3):
+        conv(f"{name}.conv", outputs, inputs, size)
+        norm(f"{name}.bn", outputs)
+
+    for i, (inputs, outputs) in enumerate([(3, 32), (32, 32), (32, 64)]):
+        conv(f"backbone.stem.{3 * i}", outputs, inputs, 3)
+        norm(f"backbone.stem.{3 * i + 1}", outputs)
+    inputs = 64
+    for stage, depth in enumerate(depths, 1):
+        width = 32 * 2**stage
+        for index in range(depth):
+            place = f"backbone.layer{stage}.{index}"
+            conv(f"{place}.conv1", width, inputs)
+            conv(f"{place}.conv2", width, width, 3)
+            conv(f"{place}.conv3", 4 * width, width)
+            for i, channels in enumerate((width, width, 4 * width), 1):
+                norm(f"{place}.bn{i}", channels)
+            if index == 0:
+                conv(f"{place}.downsample.0", 4 * width, inputs)
+                norm(f"{place}.downsample.1", 4 * width)
+            inputs = 4 * width
+
+    conv("decode_head.conv_seg", classes, 512, bias=True)
+    conv_module("decode_head.convs.0", 512, 2048)
+    conv_module("decode_head.convs.1", 512, 512)
+    conv_module("decode_head.conv_cat", 512, 2560)
+    if block == "gc_block":
+        conv("decode_head.gc_block.conv_mask", 1, 512, bias=True)
+        conv("decode_head.gc_block.channel_add_conv.0", 128, 512, bias=True)
+        conv("decode_head.gc_block.channel_add_conv.3", 512, 128, bias=True)
+        for leaf in ("weight", "bias"):
+            shapes[f"decode_head.gc_block.channel_add_conv.1.{leaf}"] = (128, 1, 1)
+    else:
+        for projection in ("g", "theta", "phi"):
+            conv(f"decode_head.{block}.{projection}.conv", 256, 512, bias=True)
+        conv_module(f"decode_head.{block}.conv_out", 512, 256, 1)
+        if block == "dnl_block":
+            conv("decode_head.dnl_block.conv_mask", 1, 512, bias=True)
+    conv("auxiliary_head.conv_seg", classes, 256, bias=True)
+    conv_module("auxiliary_head.convs.0", 256, 1024)
+    return shapes
+
+
+def without_counters(shapes):
+    return {k: v for k, v in shapes.items() if not k.endswith("num_batches_tracked")}
+
+
+@pytest.mark.parametrize(
+    ("experiment", "block", "entries", "counters", "options"),
+    [
+        ("nonlocal_r50-d8_512x1024_40k_cityscapes", "nl_block", 370, 60, {}),
+        ("dnl_r50-d8_512x1024_40k_cityscapes", "dnl_block", 372, 60, {}),
+        ("gcnet_r50-d8_512x1024_40k_cityscapes", "gc_block", 366, 59, {}),
+        ("nonlocal_r101-d8_512x512_80k_ade20k", "nl_block", 676, 111, {"classes": 150}),
+    ],
+)
+def test_names_and_shapes_of_the_published_networks(experiment, block, entries, counters, options):
+    depths = (3, 4, 23, 3) if "r101" in experiment else (3, 4, 6, 3)
+    expected = published(block, depths=depths, **options)
+    assert len(expected) == entries
+    assert len(expected) - len(without_counters(expected)) == counters
+
+    leaves = names.leaves(segmentation.get_config(experiment).model)
+    assert {leaf.name: leaf.torch_shape for leaf in leaves} == without_counters(expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"stem": "v1"}, {"backbone.conv1.weight": (8, 3, 7, 7), "backbone.bn1.weight": (8,)}),
+        (
+            # a plugin of mmdetection and GCNet
+            {"block": "global_context", "insert_at": ("layer2.0",)},
+            {
+                "backbone.layer2.0.context_block.conv_mask.weight": (1, 64, 1, 1),
+                "backbone.layer2.0.context_block.channel_add_conv.0.weight": (16, 64, 1, 1),
+                "backbone.layer2.0.context_block.channel_add_conv.1.bias": (16, 1, 1),
+                "backbone.layer2.0.context_block.channel_add_conv.3.weight": (64, 16, 1, 1),
+            },
+        ),
+        (
+            {"insert_at": ("layer1.0",), "insert_position": "after_residual"},
+            {
+                "backbone.layer1.0.nonlocal_block.g.conv.weight": (16, 32, 1, 1),
+                "backbone.layer1.0.nonlocal_block.conv_out.bn.running_var": (32,),
+            },
+        ),
+        (
+            # mmcv puts a projection and its pooling into a sequence
+            {"sub_sample": True},
+            {
+                "decode_head.nl_block.g.0.conv.bias": (4,),
+                "decode_head.nl_block.phi.0.conv.weight": (4, 8, 1, 1),
+                "decode_head.nl_block.theta.conv.weight": (4, 8, 1, 1),
+            },
+        ),
+        ({"sub_sample": "before"}, {"decode_head.nl_block.phi.conv.weight": (4, 8, 1, 1)}),
+        (
+            {"mode": "concatenation"},
+            {"decode_head.nl_block.concat_project.conv.weight": (1, 8, 1, 1)},
+        ),
+        (
+            {"block": "global_context", "fusion": ("multiply",)},
+            {"decode_head.gc_block.channel_mul_conv.1.weight": (2, 1, 1)},
+        ),
+        ({"block": "none"}, {"decode_head.conv_cat.conv.weight": (8, 72, 1, 1)}),
+    ],
+)
+def test_names_of_variants(options, expected):
+    shapes = {leaf.name: leaf.torch_shape for leaf in names.leaves(TINY | options)}
+    assert {name: shapes.get(name) for name in expected} == expected
+
+
+@pytest.mark.parametrize("block", ["nonlocal", "disentangled_nonlocal", "global_context"])
+def test_layouts_are_inverse_and_names_unique(block):
+    leaves = names.leaves(TINY | {"block": block, "stem": "v1"})
+    assert len({leaf.name for leaf in leaves}) == len({leaf.path for leaf in leaves}) == len(leaves)
+    for leaf in leaves:
+        array = np.arange(np.prod(leaf.shape)).reshape(leaf.shape)
+        there = leaf.to_torch(array)
+        assert there.shape == leaf.torch_shape, leaf
+        np.testing.assert_array_equal(leaf.to_flax(there), array)
+
+
+def test_kernels_turn():
+    leaf = names.Leaf("params/x/kernel", "x.weight", (5, 7, 2, 3), rank=4)
+    array = np.random.default_rng(0).normal(size=leaf.shape)
+    np.testing.assert_array_equal(leaf.to_torch(array), np.einsum("hwio->oihw", array))
+    dense = names.Leaf("params/x/kernel", "x.weight", (2, 3), rank=4)
+    np.testing.assert_array_equal(dense.to_torch(array[0, 0])[..., 0, 0], array[0, 0].T)

@@ -1,0 +1,34 @@
+"""Runs commands as a user does, in the tests' own process."""
+
+import runpy
+import sys
+
+import pytest
+from absl import flags
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs ``python -m experiments.NAME`` in this process: (exit status, stdout, stderr)."""
+
+    def run(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [f"experiments.{name}", *map(str, arguments)])
+        try:
+            with pytest.raises(SystemExit) as exit_info:
+                runpy.run_module(f"experiments.{name}", run_name="__main__")
+        finally:
+            _forget_flags()
+        captured = capsys.readouterr()
+        return exit_info.value.code or 0, captured.out, captured.err
+
+    return run
+
+
+def _forget_flags():
+    """Lets the next command define its flags again; those of libraries stay."""
+    modules = flags.FLAGS.flags_by_module_dict().items()
+    names = [f.name for module, own in modules if module.startswith("experiments.") for f in own]
+    names += [name for name in flags.FLAGS if name.startswith("config.")]
+    for name in names:
+        delattr(flags.FLAGS, name)
+    flags.FLAGS.unparse_flags()

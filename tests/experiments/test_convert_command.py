@@ -1,0 +1,114 @@
+"""The command that converts checkpoints, run as a user runs it."""
+
+import hashlib
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import unflatten_dict
+
+from configs import segmentation
+from nonlocal_jax import convert
+from nonlocal_jax.convert import names
+
+# How ml_collections loads a config file.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
+CONFIG = "--config=configs/segmentation.py:demo_dnl"
+MODEL = segmentation.get_config("demo_dnl").model
+
+
+@pytest.fixture(scope="module")
+def variables():
+    rng = np.random.default_rng(0)
+    flat = {x.path: rng.normal(size=x.shape).astype(np.float32) for x in names.leaves(MODEL)}
+    return unflatten_dict(flat, sep="/")
+
+
+@pytest.fixture
+def pth(tmp_path, variables):
+    path = tmp_path / "dnl.pth"
+    convert.export_torch(path, variables, MODEL)
+    return path
+
+
+def assert_equal(loaded, variables):
+    jax.tree.map(np.testing.assert_array_equal, loaded, variables)
+
+
+def test_there_and_back(command, tmp_path, pth, variables):
+    imported, exported = tmp_path / "dnl.safetensors", tmp_path / "again.pth"
+    status, out, err = command("convert", CONFIG, f"--source={pth}", f"--output={imported}")
+    assert (status, err) == (0, "")
+    params = sum(x.size for x in jax.tree.leaves(variables["params"]))
+    assert out == f"wrote {imported}: {len(names.leaves(MODEL))} arrays, {params:,} parameters\n"
+    assert_equal(convert.load(imported, MODEL), variables)
+
+    arguments = ("--reverse", f"--source={imported}", f"--output={exported}")
+    assert command("convert", CONFIG, *arguments)[0] == 0
+    assert exported.read_bytes() == pth.read_bytes()
+
+
+def test_reinit_head(command, caplog, tmp_path, pth, variables):
+    output = tmp_path / "dnl.safetensors"
+    arguments = (CONFIG, "--config.model.num_classes=7", f"--source={pth}", f"--output={output}")
+    status, _, err = command("convert", *arguments)
+    assert status == 2
+    assert "--reinit-head" in err
+    assert command("convert", *arguments, "--reinit-head")[0] == 0
+    assert "decode_head/conv_seg" in caplog.text
+    loaded = convert.load(output, {**MODEL, "num_classes": 7})
+    assert loaded["params"]["decode_head"]["conv_seg"]["kernel"].shape == (64, 7)
+    assert_equal(loaded["params"]["backbone"], variables["params"]["backbone"])
+
+
+def test_the_hash_in_a_name_is_compared(command, tmp_path, pth):
+    content = pth.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()[:8]
+    for name, expected in ((digest, ""), ("01234567", "its name says 01234567")):
+        path = tmp_path / f"dnl_demo_20200605_003206-{name}.pth"
+        path.write_bytes(content)
+        output = tmp_path / "out.safetensors"
+        status, _, err = command("convert", CONFIG, f"--source={path}", f"--output={output}")
+        assert status == 0
+        assert expected in err
+        assert ("warning" in err) == bool(expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"source": "none.pth"}, "none.pth: No such file or directory"),
+        ({"source": "."}, "Is a directory"),
+        ({"source": "truncated.pth"}, "truncated.pth is damaged or no PyTorch checkpoint"),
+        ({"output": "none/out.safetensors"}, "cannot write"),
+        ({"output": "out.pth"}, "--output must end in .safetensors"),
+        ({"output": "out.safetensors", "reverse": True}, "--output must end in .pth"),
+        ({"output": "out.pth", "reverse": True}, "neither a directory"),
+        ({"output": "out.pth", "reverse": True, "reinit-head": True}, "--reinit-head"),
+        ({"output": None}, "--output"),
+        ({"config": "configs/segmentation.py:demo_gc"}, "'disentangled_nonlocal' in the file"),
+    ],
+)
+def test_mistakes_end_in_one_message(command, tmp_path, pth, changes, message):
+    (tmp_path / "truncated.pth").write_bytes(pth.read_bytes()[:-100])
+    options = {
+        "config": CONFIG.partition("=")[2],
+        "source": pth.name,
+        "output": "out.safetensors",
+    } | changes
+    for option in ("source", "output"):
+        if options[option] is not None:
+            options[option] = tmp_path / options[option]
+    before = set(tmp_path.iterdir())
+    status, out, err = command(
+        "convert",
+        *(f"--{k}" if v is True else f"--{k}={v}" for k, v in options.items() if v is not None),
+    )
+    assert status == 2
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("error: ") == 1
+    assert message in err
+    assert "Traceback" not in err
+    assert set(tmp_path.iterdir()) == before

@@ -1,0 +1,212 @@
+"""The commands evaluate and predict, run as a user runs them."""
+
+import json
+import runpy
+import sys
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl import flags
+
+import nonlocal_jax as nlj
+from configs import segmentation
+
+# How ml_collections loads a config file.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
+CONFIG = "--config=configs/segmentation.py:demo_fcn"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """The demo's network with random weights."""
+    config = segmentation.get_config("demo_fcn").model
+    model = nlj.create_model(config)
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(
+        lambda leaf: np.abs(rng.standard_normal(leaf.shape, np.float32)),
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3))),
+    )
+    path = tmp_path_factory.mktemp("checkpoint") / "demo.safetensors"
+    nlj.convert.save(path, variables, config)
+    return path
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """Where the first command prepares the data that the others find."""
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs ``python -m experiments.NAME`` in this process: (exit status, stdout, stderr)."""
+
+    def run(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [f"experiments.{name}", *map(str, arguments)])
+        try:
+            with pytest.raises(SystemExit) as exit_info:
+                runpy.run_module(f"experiments.{name}", run_name="__main__")
+        finally:
+            forget_flags()
+        captured = capsys.readouterr()
+        return exit_info.value.code or 0, captured.out, captured.err
+
+    return run
+
+
+def forget_flags():
+    """Lets the next command define its flags again; those of libraries stay."""
+    modules = flags.FLAGS.flags_by_module_dict().items()
+    names = [f.name for module, own in modules if module.startswith("experiments.") for f in own]
+    names += [name for name in flags.FLAGS if name.startswith("config.")]
+    for name in names:
+        delattr(flags.FLAGS, name)
+    flags.FLAGS.unparse_flags()
+
+
+def refused(result, *messages):
+    """Exit status 2, and one message on stderr that says all of this."""
+    status, out, err = result
+    assert status == 2, err
+    assert out == ""
+    assert err.count("error: ") == 1
+    assert "Traceback" not in err
+    for message in messages:
+        assert message in err
+    return True
+
+
+def write_image(path, height, width, seed=0):
+    image = np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    assert cv2.imwrite(str(path), image)
+    return path
+
+
+def read(path):
+    return cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+
+
+def test_evaluate_prints_the_table_and_writes_the_numbers(command, checkpoint, data_dir, tmp_path):
+    output = tmp_path / "new" / "directory"
+    status, out, err = command(
+        *("evaluate", CONFIG, f"--checkpoint={checkpoint}", f"--output={output}"),
+        f"--data_dir={data_dir}",
+    )
+    assert status == 0, err
+    assert "evaluating: 256/256" in err
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["experiment"] == "demo_fcn"
+    assert metrics["checkpoint"] == str(checkpoint)
+    assert (metrics["dataset"], metrics["split"], metrics["images"]) == ("digits_flag", "val", 256)
+    assert metrics["protocol"]["ratios"] == [1.0]
+    assert metrics["protocol"]["flip"] is False
+    names = nlj.data.get_info("digits_flag").classes
+    assert [row["name"] for row in metrics["classes"]] == list(names)
+    ious = [row["iou"] for row in metrics["classes"] if row["iou"] is not None]
+    assert metrics["miou"] == pytest.approx(np.mean(ious))
+    for name in names:
+        assert f"| {name} " in out
+    assert f"{100 * metrics['miou']:.2f}" in out
+    assert [p.name for p in output.iterdir()] == ["metrics.json"]
+
+
+def test_evaluate_refuses(command, checkpoint, data_dir, tmp_path):
+    given = [
+        *(CONFIG, f"--checkpoint={checkpoint}", f"--output={tmp_path}"),
+        f"--data_dir={data_dir}",
+    ]
+    missing = tmp_path / "nowhere.safetensors"
+    assert refused(command("evaluate", *given, f"--checkpoint={missing}"), str(missing))
+    other = "--config=configs/segmentation.py:demo_dnl"
+    assert refused(command("evaluate", *given, other), str(checkpoint), "block")
+    assert refused(command("evaluate", *given, "--split=tests"), "tests")
+    assert refused(command("evaluate", *given, "--config.data.name=digits"), "digits_flag")
+    assert refused(command("evaluate", *given, "--config.evaluation.mode=slid"), "whole or slide")
+    assert refused(command("evaluate", CONFIG, f"--output={tmp_path}"), "checkpoint")
+    assert refused(command("evaluate", *given[1:]), "config")
+    file = write_image(tmp_path / "file.png", 4, 4)
+    assert refused(command("evaluate", *given, f"--output={file / 'x'}"), "cannot write to", "x")
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_predict_writes_labels_and_overlays_at_the_size_of_the_images(
+    command, checkpoint, tmp_path
+):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    sizes = {"a.png": (64, 64), "b.jpg": (37, 90), "c.JPEG": (90, 37)}
+    for seed, (name, size) in enumerate(sizes.items()):
+        write_image(folder / name, *size, seed)
+    (folder / "notes.txt").write_text("no image")
+    single = tmp_path / "grey.png"
+    assert cv2.imwrite(str(single), np.full((50, 50), 90, np.uint8))
+
+    output = tmp_path / "out"
+    status, _, err = command(
+        "predict", CONFIG, f"--checkpoint={checkpoint}", f"--output={output}", folder, single
+    )
+    assert status == 0, err
+    assert "predicting: 4/4" in err
+    assert len(list(output.iterdir())) == 8
+    model = nlj.create_model(segmentation.get_config("demo_fcn").model)
+    config = segmentation.get_config("demo_fcn")
+    apply_fn = nlj.evaluation.inference_fn(model, nlj.convert.load(checkpoint, config.model))
+    protocol = nlj.evaluation.inference_protocol(config)
+    for name, size in {**sizes, "grey.png": (50, 50)}.items():
+        path = single if name == "grey.png" else folder / name
+        labels = read(output / f"{path.stem}_labels.png")
+        assert labels.shape == size
+        assert labels.dtype == np.uint8
+        expected = nlj.evaluation.predict(apply_fn, nlj.data.read_image(path), protocol)
+        np.testing.assert_array_equal(labels, expected)
+        overlay = read(output / f"{path.stem}_overlay.png")
+        assert overlay.shape[0] > size[0]  # the legend
+        assert overlay.shape[1] >= size[1]
+
+
+def test_predict_multi_scale_and_the_same_file_twice(command, checkpoint, tmp_path):
+    image = write_image(tmp_path / "a.png", 32, 32)
+    output = tmp_path / "out"
+    status, _, err = command(
+        *("predict", CONFIG, f"--checkpoint={checkpoint}", f"--output={output}", image, image),
+        *("--multi_scale", "--config.evaluation.ratios=(0.5, 1.0)"),
+    )
+    assert status == 0, err
+    assert "predicting: 1/1" in err
+    assert read(output / "a_labels.png").shape == (32, 32)
+
+
+def test_predict_finishes_the_good_images_and_names_all_bad_ones(command, checkpoint, tmp_path):
+    write_image(tmp_path / "a.png", 64, 64)
+    whole = write_image(tmp_path / "whole.png", 64, 64).read_bytes()
+    (tmp_path / "b_cut.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "c_empty.jpg").write_bytes(b"")
+    output = tmp_path / "out"
+    result = command(
+        "predict", CONFIG, f"--checkpoint={checkpoint}", f"--output={output}", tmp_path
+    )
+    assert refused(result, "2 of 4 images done", "b_cut.png", "c_empty.jpg")
+    assert sorted(p.name for p in output.iterdir()) == [
+        *("a_labels.png", "a_overlay.png", "whole_labels.png", "whole_overlay.png")
+    ]
+
+
+def test_predict_refuses(command, checkpoint, tmp_path):
+    given = ["predict", CONFIG, f"--checkpoint={checkpoint}", f"--output={tmp_path / 'out'}"]
+    image = write_image(tmp_path / "a.png", 8, 8)
+    for folder in ("one", "two", "empty"):
+        (tmp_path / folder).mkdir()
+    write_image(tmp_path / "one" / "a.png", 8, 8)
+    write_image(tmp_path / "two" / "a.jpg", 8, 8)
+    assert refused(command(*given), "name at least one image")
+    assert refused(command(*given, tmp_path / "empty"), "empty")
+    assert refused(command(*given, tmp_path / "b.png"), "b.png")
+    same = command(*given, tmp_path / "one", tmp_path / "two")
+    assert refused(same, "one/a.png and", "two/a.jpg", "same names")
+    assert refused(command(*given, "--config.data.name=voc12aug", image), "3 classes", "21")
+    assert refused(command(*given, f"--output={image}", image), "cannot write to")
+    assert refused(command(*given, f"--checkpoint={tmp_path / 'no'}", image), "no checkpoint")

@@ -1,0 +1,39 @@
+"""Narrow networks of the same code as the published ones, and what is kept of their numbers."""
+
+import formula
+import numpy as np
+
+# name of the row that the configuration comes from
+ROWS = [
+    f"{head}_r50-d8_{crop}_40k_cityscapes"
+    for head in ("nonlocal", "dnl", "gcnet")
+    for crop in ("512x1024", "769x769")
+]
+CHANGES = {
+    "num_classes": 5,
+    "width": 8,
+    "stage_sizes": (1, 1, 2, 2),
+    "head_channels": 16,
+    "auxiliary_channels": 8,
+}
+SIZE = (41, 50)
+CROP, STRIDE = (33, 32), (17, 16)
+SCALES = {
+    "base_size": (50, 41),
+    "ratios": (0.75, 1.0, 1.5),
+    "mean": (120.0, 115.0, 100.0),
+    "std": (58.0, 58.0, 58.0),
+}
+# Of pixels, one in nine is kept.
+KEPT = np.s_[..., ::3, ::3, :]
+
+
+def summary(name: str, gradient: np.ndarray) -> np.ndarray:
+    """Length of a gradient, and its product with a vector from the formula, of the same length.
+
+    A gradient that differs by a share of its length changes one of the two by about as much.
+    """
+    length = np.linalg.norm(gradient)
+    direction = formula.uniform("direction of " + name, gradient.shape) - 0.5
+    direction = direction / np.linalg.norm(direction)
+    return np.array([length, np.sum(gradient * direction) * gradient.size**0.5])

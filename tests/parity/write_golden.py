@@ -1,0 +1,43 @@
+"""Writes the peer's float64 numbers for narrow networks to tests/golden/peer.
+
+    make golden
+
+The weights come from ``formula``, so the files hold outputs alone.
+"""
+
+import pathlib
+
+import formula
+import narrow
+import numpy as np
+import peer
+
+DIRECTORY = pathlib.Path(__file__).parents[1] / "golden" / "peer"
+
+
+def main() -> None:
+    DIRECTORY.mkdir(parents=True, exist_ok=True)
+    images, image = formula.images(2, *narrow.SIZE), formula.image_uint8(*narrow.SIZE)
+    labels = formula.labels(2, *narrow.SIZE, narrow.CHANGES["num_classes"])
+    windows = {"crop": narrow.CROP, "stride": narrow.STRIDE}
+    for row in narrow.ROWS:
+        corners = "769x769" in row
+        model = peer.build(row, narrow.CHANGES, corners).double()
+        losses, gradients, statistics = peer.train(model, images, labels)
+        golden = {
+            "logits": peer.logits(model, images)[narrow.KEPT],
+            "slide": peer.logits(model, images, **windows)[narrow.KEPT],
+            "whole_multi_scale": peer.multi_scale(model, image, **narrow.SCALES)[narrow.KEPT],
+            "slide_multi_scale": peer.multi_scale(model, image, **narrow.SCALES, **windows)[
+                narrow.KEPT
+            ],
+            **{f"loss {name}": value for name, value in losses.items()},
+            **{f"gradient {k}": narrow.summary(k, g) for k, g in gradients.items()},
+            **{f"statistics {k}": narrow.summary(k, s) for k, s in statistics.items()},
+        }
+        np.savez_compressed(DIRECTORY / f"{row}.npz", **golden)
+        print(row, f"{(DIRECTORY / f'{row}.npz').stat().st_size / 1024:.0f} KiB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+import json
+import math
+
+import cv2
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nonlocal_jax.train import NonFiniteError
+from nonlocal_jax.train.curves import curves_png
+from nonlocal_jax.train.log import Monitor, RunLog
+
+
+def _metrics(loss=1.0, grad_norm=1.0, param_norm=1.0):
+    return {
+        "loss": jnp.float32(loss),
+        "grad_norm": jnp.float32(grad_norm),
+        "param_norm": jnp.float32(param_norm),
+        "accuracy": jnp.float32(0.5),
+        "learning_rate": jnp.float32(0.1),
+    }
+
+
+def _monitor(tmp_path, **options):
+    log = RunLog(tmp_path, 0)
+    return log, Monitor(log, **{"steps": 7, "log_every": 3, "batch_size": 4, **options})
+
+
+def _lines(tmp_path):
+    return [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_one_json_object_a_logged_step(tmp_path, capsys):
+    _, monitor = _monitor(tmp_path)
+    for step in range(1, 8):
+        monitor.add(step, _metrics(loss=step))
+    monitor.flush()
+    lines = _lines(tmp_path)
+    assert [line["step"] for line in lines] == [3, 6, 7]
+    assert [line["loss"] for line in lines] == [3.0, 6.0, 7.0]
+    assert all(line["images_per_second"] > 0 for line in lines)
+    assert "step 7/7  loss 7.0000" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("bad", ["loss", "grad_norm", "param_norm"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_the_first_step_that_is_not_finite_is_named(tmp_path, bad, value):
+    _, monitor = _monitor(tmp_path, log_every=100)
+    with pytest.raises(NonFiniteError, match=rf"{bad} is {value} at step 2\."):
+        for step in range(1, 8):
+            monitor.add(step, _metrics(**({bad: value} if step in (2, 3) else {})))
+
+
+def test_records_beyond_the_restored_step_are_dropped(tmp_path):
+    records = [{"step": 2, "loss": 3.0}, {"step": 2, "miou": 0.5}, {"step": 4, "loss": 2.0}]
+    text = "".join(json.dumps(record) + "\n" for record in records)
+    (tmp_path / "metrics.jsonl").write_text(text + '{"step": 5, "lo')
+    log = RunLog(tmp_path, 3)
+    assert _lines(tmp_path) == log.records == records[:2]
+    assert log.was_evaluated(2)
+    assert not log.was_evaluated(4)
+    log.add({"step": 4, "loss": 1.0})
+    assert _lines(tmp_path)[-1] == {"step": 4, "loss": 1.0}
+    assert log.latest() == {"step": 4, "loss": 1.0, "miou": 0.5}
+
+
+@pytest.mark.parametrize("evaluated", [False, True])
+def test_curves(evaluated):
+    records = [{"step": step, "loss": 1 / step} for step in range(1, 300)]
+    if evaluated:
+        records += [{"step": step, "miou": step / 300} for step in (100, 200, 300)]
+    image = cv2.imdecode(np.frombuffer(curves_png(records), np.uint8), cv2.IMREAD_COLOR)
+    assert image.shape[1] > image.shape[0] * (2 if evaluated else 1)
+    assert np.unique(image.reshape(-1, 3), axis=0).shape[0] > 20

@@ -1,0 +1,106 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from nonlocal_jax.errors import InputError
+from nonlocal_jax.train import NonFiniteError, load_variables, loop, train
+
+
+class Evaluate:
+    """Counts its calls."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, variables):
+        assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(variables))
+        self.calls += 1
+        return {"miou": 0.1 * self.calls}
+
+
+def _records(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def _saved(workdir):
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+
+
+def test_a_run_and_what_it_leaves(config, source, tmp_path, capsys):
+    evaluate = Evaluate()
+    result = train(config, tmp_path / "run", source, evaluate=evaluate)
+    assert result.signal is None
+    assert int(result.state.step) == 6
+    assert result.metrics["miou"] == 0.2
+    records = _records(tmp_path / "run")
+    assert [r["step"] for r in records if "loss" in r] == [1, 2, 3, 4, 5, 6]
+    assert [r["step"] for r in records if "miou" in r] == [3, 6]
+    assert _saved(tmp_path / "run") == [2, 4, 6]
+    saved_config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert saved_config == json.loads(config.to_json())
+    assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "step 6/6" in capsys.readouterr().out
+
+    # A finished run does nothing more, unless it was killed before its last evaluation.
+    again = train(config, tmp_path / "run", source, evaluate=evaluate)
+    assert int(again.state.step) == 6
+    assert evaluate.calls == 2
+    assert _records(tmp_path / "run") == records
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(lines[:-1]))
+    train(config, tmp_path / "run", source, evaluate=evaluate)
+    assert evaluate.calls == 3
+
+
+def test_the_same_seed_gives_the_same_parameters(config, source, tmp_path):
+    runs = [train(config, tmp_path / name, source).state.params for name in "ab"]
+    config.seed = 1
+    other = train(config, tmp_path / "c", source).state.params
+    a, b, c = (jax.tree.leaves(jax.device_get(run)) for run in (*runs, other))
+    for x, y in zip(a, b, strict=True):
+        np.testing.assert_array_equal(x, y)
+    assert any(not np.array_equal(x, y) for x, y in zip(a, c, strict=True))
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(config, source, tmp_path, monkeypatch):
+    """Step 5 fails; nothing of it or after it is saved, and going on fails there again."""
+    train_batches = loop.train_batches
+
+    def poisoned(*args, step, **kwargs):
+        for number, batch in enumerate(train_batches(*args, step=step, **kwargs), step + 1):
+            image = batch["image"].astype(np.float32)
+            yield {**batch, "image": image * np.nan if number == 5 else image}
+
+    monkeypatch.setattr(loop, "train_batches", poisoned)
+    for _ in range(2):
+        with pytest.raises(NonFiniteError, match="loss is nan at step 5"):
+            train(config, tmp_path, source)
+        assert _saved(tmp_path) == [0, 2, 4]
+        assert [record["step"] for record in _records(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_parameters_that_overflow_are_never_saved(config, source, tmp_path):
+    config.optimizer.learning_rate = 1e38
+    with pytest.raises(NonFiniteError, match="at step 1"):
+        train(config, tmp_path, source)
+    assert _saved(tmp_path) == [0]
+
+
+def test_init_starts_from_a_checkpoint_and_resume_goes_before_it(config, source, tmp_path):
+    config.steps = 2
+    first = train(config, tmp_path / "first", source)
+    config.seed = 1
+    train(config, tmp_path / "second", source, init=tmp_path / "first")
+    start = load_variables(tmp_path / "second" / "checkpoints" / "0", config.model)
+    jax.tree.map(np.testing.assert_array_equal, start, jax.device_get(first.state.variables))
+    train(config, tmp_path / "second", source, init=tmp_path / "gone")
+
+
+@pytest.mark.parametrize("name", ["steps", "train.log_every", "data.batch_size"])
+def test_counts_below_one_are_refused(config, source, tmp_path, name):
+    config.update_from_flattened_dict({name: 0})
+    with pytest.raises(InputError, match=f"{name} must be at least 1; got 0"):
+        train(config, tmp_path / "run", source)
+    assert not (tmp_path / "run").exists()
