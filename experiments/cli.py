@@ -5,7 +5,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from nonlocal_jax.errors import InputError
@@ -56,8 +56,9 @@ def _parse(argv: list[str]) -> list[str]:
 
 def run(main: Callable[[list[str]], None]) -> None:
     """Runs ``main`` with the parsed arguments; exits 0 only if it returns."""
-    # Libraries log below warnings to stderr; the commands' own output is what counts.
+    # The commands' own lines are what counts: of libraries, warnings alone.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+    logging.set_verbosity(logging.WARNING)
 
     def guarded(arguments: list[str]) -> None:
         try:

@@ -279,7 +279,8 @@ def _complete(
 ) -> dict[str, Any]:
     """The variables: values by path, and those of ``fresh`` as initialised."""
     if fresh:
-        logging.warning("not of %s but initialised:%s", source, fit.listing(_trees(fresh, values)))
+        trees = fit.listing(_trees(fresh, values))
+        logging.warning("initialised instead of read from %s:%s", source, trees)
         values = values | _initialise(fresh, model_config, seed)
     return unflatten_dict(values, sep="/")
 

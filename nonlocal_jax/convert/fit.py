@@ -67,14 +67,17 @@ def check(
 def torch_hints(found: Shapes, wanted: Shapes) -> list[str]:
     """In which options of a config PyTorch's names and shapes differ."""
     theirs, ours = _traits(found), _traits(wanted)
-    hints = [
-        f"{option} is {theirs[option]!r} in the file, {ours[option]!r} in the config"
-        for option in theirs
-        if option in ours and theirs[option] != ours[option]
-    ]
-    if any(hint.startswith("num_classes") for hint in hints):
-        hints.append("reinit_head=True (--reinit-head) keeps everything but the classifiers")
-    return hints
+    return _differences(theirs, ours, theirs.keys() & ours.keys())
+
+
+def _differences(
+    theirs: Mapping[str, Any], ours: Mapping[str, Any], options: Collection[str]
+) -> list[str]:
+    differing = [option for option in sorted(options) if theirs[option] != ours[option]]
+    lines = [f"{o} is {theirs[o]!r} in the file, {ours[o]!r} in the config" for o in differing]
+    if "num_classes" in differing:
+        lines.append("reinit_head=True (--reinit-head) keeps everything but the classifiers")
+    return lines
 
 
 def _traits(shapes: Shapes) -> dict[str, Any]:
@@ -85,7 +88,7 @@ def _traits(shapes: Shapes) -> dict[str, Any]:
         traits["stage_sizes"] = sizes
         traits["stem"] = "v1c" if "backbone.stem." in names else "v1"
         plugins = re.findall(r"^backbone\.(layer\d+\.\d+)\.\w+_block\.", names, re.MULTILINE)
-        traits["insert_at"] = tuple(dict.fromkeys(plugins))
+        traits["insert_at"] = tuple(sorted(set(plugins)))
     if "decode_head." in names:
         blocks = [ours for name, ours in HEAD_BLOCKS.items() if f"decode_head.{name}." in names]
         traits["block of the head"] = blocks[0] if blocks else "none"
@@ -118,11 +121,7 @@ def config_differences(
     """Options in which two model configs describe different functions, defaults filled in."""
     theirs, ours = _complete(theirs), _complete(ours)
     # What one of them lacks is an option of another block, and the blocks are named.
-    return [
-        f"{option} is {theirs[option]!r} in the file, {ours[option]!r} in the config"
-        for option in sorted(theirs.keys() & ours.keys() - {*_NEUTRAL, *ignored})
-        if theirs[option] != ours[option]
-    ]
+    return _differences(theirs, ours, theirs.keys() & ours.keys() - {*_NEUTRAL, *ignored})
 
 
 def _complete(config: Mapping[str, Any]) -> dict[str, Any]:

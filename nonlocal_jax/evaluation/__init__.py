@@ -9,7 +9,7 @@ from nonlocal_jax.evaluation.inference import (
     predict,
     slide_inference,
 )
-from nonlocal_jax.evaluation.loop import evaluate
+from nonlocal_jax.evaluation.loop import evaluate, evaluator
 from nonlocal_jax.evaluation.metrics import confusion_matrix, markdown_table, summarise
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "colour_overlay",
     "confusion_matrix",
     "evaluate",
+    "evaluator",
     "inference_fn",
     "inference_protocol",
     "markdown_table",

@@ -1,6 +1,7 @@
 """Measuring a network on a dataset."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -9,13 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.evaluation.inference import ApplyFn, multi_scale_inference
+from nonlocal_jax.evaluation.inference import (
+    ApplyFn,
+    inference_protocol,
+    multi_scale_inference,
+)
 from nonlocal_jax.evaluation.metrics import (
     check_labels,
     confusion_matrix,
     sum_over_processes,
     summarise,
 )
+from nonlocal_jax.models import create_model
 from nonlocal_jax.progress import progress
 
 # Examples are read and decoded by this many threads while the device works.
@@ -74,3 +80,28 @@ def evaluate(
             _confusion_matrix(jnp.asarray(labels), predictions, num_classes, ignore_index)
         )
     return summarise(sum_over_processes(total))
+
+
+def evaluator(
+    config: Mapping[str, Any],
+    source: Sequence[Mapping[str, Any]],
+    *,
+    multi_scale: bool = False,
+) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """``evaluate`` by an experiment's protocol, as a function of the variables alone.
+
+    The network is compiled once for every size of image, not once for every call.
+    """
+    apply = jax.jit(create_model(config["model"]).apply)
+    protocol = inference_protocol(config, multi_scale=multi_scale)
+
+    def run(variables: Mapping[str, Any]) -> dict[str, Any]:
+        return evaluate(
+            functools.partial(apply, jax.device_put(variables)),
+            source,
+            num_classes=config["model"]["num_classes"],
+            ignore_index=config["loss"]["ignore_index"],
+            protocol=protocol,
+        )
+
+    return run

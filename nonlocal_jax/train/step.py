@@ -1,7 +1,6 @@
 """One update of the state: a pure function, compiled once."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import flax.linen as nn
 import jax

@@ -30,10 +30,10 @@ def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """
     u = uniform(name, shape)
     symmetric = 2 * u - 1
-    layer_norm = "channel_add_conv.1." in name
+    of_norm = len(shape) == 1 or "channel_add_conv.1." in name
     if name.endswith("num_batches_tracked"):
         return np.zeros(shape, np.int64)
-    if name.endswith("running_var") or (name.endswith("weight") and (len(shape) == 1 or layer_norm)):
+    if name.endswith("running_var") or (name.endswith("weight") and of_norm):
         value = 0.5 + u
         if ".bn3." in name:
             value = 0.15 * value

@@ -8,9 +8,8 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 import formula
+import numpy as np
 
 _FOLDERS = {"nonlocal": "nonlocal_net", "dnl": "dnlnet", "gcnet": "gcnet"}
 
@@ -114,7 +113,9 @@ def logits(model, images, crop=None, stride=None) -> np.ndarray:
     return _array(_infer(model, images, crop, stride))
 
 
-def multi_scale(model, image, *, base_size, ratios, mean, std, crop=None, stride=None) -> np.ndarray:
+def multi_scale(
+    model, image, *, base_size, ratios, mean, std, crop=None, stride=None
+) -> np.ndarray:
     """Probabilities ``[H, W, classes]``: the ``--aug-test`` of 0.x, around the peer's inference."""
     height, width = image.shape[:2]
     total = 0.0

@@ -61,9 +61,10 @@ LEGEND = """
 - `logits`, `slide`, `ms+flip`, float64: max|a - b| / std(b); `classes`: pixels whose class differs
   although the top two probabilities differ by more than 1e-3.
 - `losses`, float64: the largest relative error of decode, auxiliary and total loss.
-- `gradients`, float64: the largest ||a - b|| / (1e-6 ||b|| + 1e-10 ||g||) over all parameters, g the
-  whole gradient; `statistics`: running means and variances after the step, max|a - b| / max|b|.
-- `f32 logits`: distance to the peer's float64 logits, in units of the peer's own float32 distance.
+- `gradients`, float64: the largest ||a - b|| / (1e-6 ||b|| + 1e-10 ||g||) over all parameters, g
+  the whole gradient; `statistics`: running means and variances after the step,
+  max|a - b| / max|b|.
+- `f32 logits`: distance to the peer's float64 logits, over the peer's own float32 distance.
 - `f32 loss`, `f32 grad norm`: relative to the peer's float32.
 - `export`: arrays that differ after export and import; `reloaded`: max|a - b| of the peer's logits
   with its own weights and with our export, loaded with strict=True.

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+
 from configs import segmentation
 
 
@@ -36,11 +37,11 @@ def config():
 
 @pytest.fixture(scope="session")
 def source():
-    """Twelve images whose red channel tells the class."""
+    """Twelve images of four squares, whose red channel tells the class."""
     rng = np.random.default_rng(0)
     examples = []
     for i in range(12):
-        label = rng.integers(0, 3, (16, 16), np.uint8)
+        label = np.kron(rng.integers(0, 3, (2, 2), np.uint8), np.ones((8, 8), np.uint8))
         image = rng.integers(0, 256, (16, 16, 3), np.uint8)
         image[..., 0] = 100 * label
         examples.append({"image": image, "label": label, "id": i})

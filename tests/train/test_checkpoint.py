@@ -3,8 +3,8 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from configs import segmentation
 
+from configs import segmentation
 from nonlocal_jax import create_model
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.train import (

@@ -46,9 +46,10 @@ def test_one_json_object_a_logged_step(tmp_path, capsys):
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_the_first_step_that_is_not_finite_is_named(tmp_path, bad, value):
     _, monitor = _monitor(tmp_path, log_every=100)
+    for step, metrics in enumerate([_metrics(), _metrics(**{bad: value}), _metrics(loss=-1)], 1):
+        monitor.add(step, metrics)
     with pytest.raises(NonFiniteError, match=rf"{bad} is {value} at step 2\."):
-        for step in range(1, 8):
-            monitor.add(step, _metrics(**({bad: value} if step in (2, 3) else {})))
+        monitor.flush()
 
 
 def test_records_beyond_the_restored_step_are_dropped(tmp_path):

@@ -2,8 +2,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from configs import segmentation
 
+from configs import segmentation
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.train import create_optimizer
 

@@ -1,0 +1,177 @@
+"""Shows on a laptop what a non-local network learns and a local one cannot.
+
+    python -m experiments.demo                  (make demo)
+    python -m experiments.demo --seeds=0,1,2    (the table of the README)
+
+Trains the same small network with a non-local block and without one on the embedded data set
+``digits_flag``: a digit belongs to class 1 if it has the colour of a far disc. Prints both mIoU and
+writes DIR/metrics.json, DIR/pictures.png and a work directory of each run. The same command again
+goes on where it was stopped.
+
+With --seeds all four networks are trained once for each seed, and DIR/seeds.md receives the table.
+"""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from configs import segmentation
+from experiments import cli, output
+from nonlocal_jax import create_model, data, evaluation, train
+
+_OUTPUT = flags.DEFINE_string("output", "demo", "directory for everything that is written")
+_SEEDS = flags.DEFINE_list("seeds", [], "train all four networks once for each of these seeds")
+
+_TITLES = {
+    "demo_fcn": "no block",
+    "demo_gc": "GC",
+    "demo_nonlocal": "NL",
+    "demo_dnl": "DNL",
+}
+_ROWS = 4
+# A picture is enlarged to this many pixels a side, so that rings and heat maps are smooth.
+_ENLARGED = 384
+
+
+def _train(name: str, workdir: pathlib.Path, seed: int = 0) -> tuple[Any, dict, dict]:
+    """Trains one network; gives its config, variables and metrics."""
+    config = segmentation.get_config(name)
+    config.seed = seed
+    sources = {split: data.load_source(config.data.name, split) for split in ("train", "val")}
+    evaluate = evaluation.evaluator(config, sources["val"])
+
+    def scalars(variables):
+        return {k: v for k, v in evaluate(variables).items() if isinstance(v, float)}
+
+    result = train.train(config, workdir, sources["train"], evaluate=scalars)
+    if result.signal is not None:
+        raise KeyboardInterrupt
+    variables = jax.device_get(result.state.variables)
+    return config, variables, evaluate(variables)
+
+
+def _table(metrics: Mapping[str, Mapping[str, Any]], classes: Sequence[str]) -> str:
+    """The IoU of every class and their mean, in percent, networks side by side."""
+    lines = [
+        "| IoU % | " + " | ".join(_TITLES[name] for name in metrics) + " |",
+        "|---|" + "---:|" * len(metrics),
+    ]
+    rows = [(c, [m["iou"][i] for m in metrics.values()]) for i, c in enumerate(classes)]
+    rows.append(("**mIoU**", [m["miou"] for m in metrics.values()]))
+    lines += [
+        f"| {row} | " + " | ".join(f"{100 * v:.1f}" for v in cells) + " |" for row, cells in rows
+    ]
+    return "\n".join(lines)
+
+
+def _choose_pixel(label: np.ndarray, local: np.ndarray, non_local: np.ndarray) -> tuple[int, int]:
+    """A pixel of a digit that only the non-local network gets right, if there is one."""
+    for wanted in ((label > 0) & (local != label) & (non_local == label), label > 0):
+        pixels = np.argwhere(wanted)
+        if len(pixels):
+            middle = np.argmin(np.abs(pixels - np.median(pixels, axis=0)).sum(axis=1))
+            return tuple(int(p) for p in pixels[middle])
+    raise ValueError("an image without digits")
+
+
+def _enlarge(image: np.ndarray) -> np.ndarray:
+    factor = _ENLARGED // image.shape[0]
+    return image.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def _draw(networks: Mapping[str, tuple], path: pathlib.Path) -> None:
+    """Writes one sheet: input, truth, both predictions, and where a chosen pixel looks."""
+    source = data.load_source("digits_flag", "val")
+    palette = data.get_info("digits_flag").palette
+    apply_fns, protocols = {}, {}
+    for name, (config, variables, _) in networks.items():
+        apply_fns[name] = evaluation.inference_fn(create_model(config.model), variables)
+        protocols[name] = evaluation.inference_protocol(config)
+    config, variables, _ = networks["demo_nonlocal"]
+    model = create_model(config.model)
+
+    columns = [
+        "input",
+        "truth",
+        *(f"{_TITLES[n]}: mIoU {100 * m['miou']:.1f} %" for n, (_, _, m) in networks.items()),
+        "where the ringed pixel looks",
+    ]
+    figure = Figure(figsize=(2.4 * len(columns), 2.4 * _ROWS + 0.4), layout="constrained")
+    axes = figure.subplots(_ROWS, len(columns))
+    for row in range(_ROWS):
+        example = source[row]
+        image, label = example["image"], example["label"]
+        predictions = {
+            name: evaluation.predict(apply_fns[name], image, protocols[name]) for name in networks
+        }
+        pixel = _choose_pixel(label, *predictions.values())
+        images = data.normalise(image[None], config.data.mean, config.data.std)
+        weights = evaluation.attention_map(model, variables, images, pixel)
+        enlarged = _enlarge(image)
+        scale = enlarged.shape[0] / image.shape[0]
+        centre = tuple(int((p + 0.5) * scale) for p in pixel)
+        pictures = [
+            image,
+            *(
+                evaluation.colour_overlay(image, labels, palette, alpha=0.85)
+                for labels in (label, *predictions.values())
+            ),
+            evaluation.attention_overlay(enlarged, weights, centre),
+        ]
+        for axis, picture, title in zip(axes[row], pictures, columns, strict=True):
+            axis.imshow(picture, interpolation="nearest")
+            axis.set_axis_off()
+            if row == 0:
+                axis.set_title(title, fontsize=10)
+    FigureCanvasAgg(figure).print_png(path)
+
+
+def _demo(directory: pathlib.Path) -> None:
+    networks = {name: _train(name, directory / name) for name in ("demo_fcn", "demo_nonlocal")}
+    metrics = {name: network[2] for name, network in networks.items()}
+    _draw(networks, directory / "pictures.png")
+    classes = data.get_info("digits_flag").classes
+    output.write_json(
+        directory / "metrics.json",
+        {
+            name: {
+                "miou": m["miou"],
+                "overall_accuracy": m["overall_accuracy"],
+                "iou": dict(zip(classes, map(float, m["iou"]), strict=True)),
+            }
+            for name, m in metrics.items()
+        },
+    )
+    print(f"\n{_table(metrics, classes)}\n\nLook at {directory / 'pictures.png'}")
+
+
+def _compare_seeds(directory: pathlib.Path, seeds: Sequence[int]) -> None:
+    lines = [
+        f"| network | {' | '.join(f'seed {seed}' for seed in seeds)} | mean mIoU % |",
+        "|---|" + "---:|" * (len(seeds) + 1),
+    ]
+    for name, title in _TITLES.items():
+        miou = [_train(name, directory / f"{name}_{s}", s)[2]["miou"] for s in seeds]
+        cells = " | ".join(f"{100 * value:.1f}" for value in (*miou, np.mean(miou)))
+        lines.append(f"| {title} (`{name}`) | {cells} |")
+    table = "\n".join(lines)
+    (directory / "seeds.md").write_text(table + "\n")
+    print(f"\n{table}")
+
+
+def main(_: list[str]) -> None:
+    directory = output.make_directory(_OUTPUT.value)
+    if _SEEDS.value:
+        _compare_seeds(directory, [int(seed) for seed in _SEEDS.value])
+    else:
+        _demo(directory)
+
+
+if __name__ == "__main__":
+    cli.run(main)

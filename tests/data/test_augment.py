@@ -1,0 +1,287 @@
+import colorsys
+
+import cv2
+import numpy as np
+import pytest
+
+from nonlocal_jax.data import augment
+from nonlocal_jax.data.images import keep_ratio_size
+
+CONFIG = {
+    "base_size": (64, 48),
+    "scale_range": (0.5, 2.0),
+    "crop": (32, 40),
+    "category_max_ratio": 0.75,
+    "flip": 0.5,
+    "photometric": True,
+    "mean": (123.675, 116.28, 103.53),
+}
+IDENTITY = CONFIG | {
+    "scale_range": (1.0, 1.0),
+    "crop": (48, 64),
+    "category_max_ratio": 1.0,
+    "flip": 0.0,
+    "photometric": False,
+}
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def coded(height, width):
+    """An image whose pixels say where they are, and a label that repeats the image's blue."""
+    image = np.zeros((height, width, 3), np.uint8)
+    image[..., 0] = np.arange(height)[:, None]
+    image[..., 1] = np.arange(width)
+    image[..., 2] = (image[..., 0].astype(int) * 7 + image[..., 1] * 3) % 251
+    return image, image[..., 2].copy()
+
+
+def test_the_identity_keeps_every_bit(rng):
+    image, label = coded(48, 64)
+    out_image, out_label = augment.augment(image, label, IDENTITY, rng)
+    assert out_image is image
+    assert out_label is label
+
+
+@pytest.mark.parametrize("shape", [(48, 64), (20, 90), (100, 30)])
+def test_output_has_the_size_of_the_crop(rng, shape):
+    image, label = coded(*shape)
+    for _ in range(20):
+        out_image, out_label = augment.augment(image, label, CONFIG, rng)
+        assert out_image.shape == (32, 40, 3)
+        assert out_label.shape == (32, 40)
+        assert out_image.dtype == out_label.dtype == np.uint8
+
+
+def test_the_input_is_left_alone(rng):
+    image, label = coded(48, 64)
+    before = image.copy(), label.copy()
+    for _ in range(10):
+        augment.augment(image, label, CONFIG, rng)
+    np.testing.assert_array_equal(image, before[0])
+    np.testing.assert_array_equal(label, before[1])
+
+
+def test_one_generator_state_gives_one_example():
+    image, label = coded(48, 64)
+    draws = [augment.augment(image, label, CONFIG, np.random.default_rng(7)) for _ in range(2)]
+    np.testing.assert_array_equal(draws[0][0], draws[1][0])
+    np.testing.assert_array_equal(draws[0][1], draws[1][1])
+
+
+def test_resize_is_by_a_uniform_factor_and_keeps_proportions(rng):
+    image, label = coded(96, 128)
+    heights = []
+    for _ in range(300):
+        out_image, out_label = augment.random_resize(image, label, (64, 48), (0.5, 2.0), rng)
+        assert out_image.shape[:2] == out_label.shape
+        height, width = out_label.shape
+        assert abs(width - height * 4 / 3) <= 2  # the base size is truncated before the fit
+        heights.append(height)
+    assert min(heights) in (23, 24, 25)
+    assert max(heights) in (94, 95, 96)
+    assert abs(np.mean(heights) - 48 * 1.25) < 3
+
+
+def test_resize_takes_the_nearest_label_and_a_bilinear_image(rng):
+    image, label = coded(48, 64)
+    out_image, out_label = augment.random_resize(image, label, (128, 96), (0.7, 0.7), rng)
+    height, width = keep_ratio_size((48, 64), (int(128 * 0.7), int(96 * 0.7)))
+    assert out_label.shape == (height, width)
+    rows = np.floor(np.arange(height) * (48 / height)).astype(int)
+    columns = np.floor(np.arange(width) * (64 / width)).astype(int)
+    np.testing.assert_array_equal(out_label, label[rows][:, columns])
+    # The red channel is the row: half-pixel centres, edges repeated.
+    expected = np.clip((np.arange(height) + 0.5) * 48 / height - 0.5, 0, 47)
+    np.testing.assert_allclose(out_image[:, 5, 0], expected, atol=1)
+
+
+def test_crops_are_uniform_and_move_image_and_label_together(rng):
+    image, label = coded(36, 44)
+    corners = set()
+    for _ in range(500):
+        out_image, out_label = augment.random_crop(image, label, (32, 40), 1.0, rng)
+        np.testing.assert_array_equal(out_image[..., 2], out_label)
+        top, left = out_image[0, 0, :2]
+        np.testing.assert_array_equal(out_image, image[top : top + 32, left : left + 40])
+        corners.add((int(top), int(left)))
+    assert corners == {(top, left) for top in range(5) for left in range(5)}
+
+
+def test_a_crop_larger_than_the_image_takes_all_of_it(rng):
+    image, label = coded(20, 60)
+    out_image, _ = augment.random_crop(image, label, (32, 40), 1.0, rng)
+    assert out_image.shape == (20, 40, 3)
+
+
+class Windows:
+    """A generator that gives corners in a fixed order and counts them."""
+
+    def __init__(self, corners):
+        self.values = [value for corner in corners for value in corner]
+        self.used = 0
+
+    def integers(self, high):
+        value = self.values[self.used]
+        assert value < high
+        self.used += 1
+        return value
+
+
+def half_and_half():
+    label = np.zeros((8, 16), np.uint8)
+    label[:, 8:] = 1
+    return np.zeros((8, 16, 3), np.uint8), label
+
+
+def test_a_crop_that_one_class_dominates_is_drawn_again():
+    image, label = half_and_half()
+    # Columns 0..7 show class 0 alone; 2..9 show it on 3/4, which is too much; 3..10 are varied.
+    windows = Windows([(0, 0), (0, 2), (0, 3), (0, 4)])
+    _, out = augment.random_crop(image, label, (8, 8), 0.75, windows)
+    assert windows.used == 2 * 3
+    np.testing.assert_array_equal(out, label[:, 3:11])
+
+
+def test_ignored_pixels_do_not_count_as_a_class():
+    image, label = half_and_half()
+    label[:, 8:] = 255
+    windows = Windows([(0, 4)] * 10 + [(0, 5)])
+    _, out = augment.random_crop(image, label, (8, 8), 0.75, windows)
+    assert windows.used == 2 * 11
+    np.testing.assert_array_equal(out, label[:, 5:13])
+
+
+def test_the_tenth_redraw_is_taken_as_it_is():
+    image, label = half_and_half()
+    windows = Windows([(0, 0)] * 10 + [(0, 1)] + [(0, 4)])
+    _, out = augment.random_crop(image, label, (8, 8), 0.75, windows)
+    np.testing.assert_array_equal(out, label[:, 1:9])
+
+
+@pytest.mark.parametrize(
+    ("flip", "expected"), [(0.0, {False}), (1.0, {True}), (0.5, {False, True})]
+)
+def test_flip(rng, flip, expected):
+    image, label = coded(48, 64)
+    seen = set()
+    for _ in range(20):
+        out_image, out_label = augment.augment(image, label, IDENTITY | {"flip": flip}, rng)
+        flipped = bool(out_image[0, 0, 1] == 63)
+        step = -1 if flipped else 1
+        np.testing.assert_array_equal(out_image, image[:, ::step])
+        np.testing.assert_array_equal(out_label, label[:, ::step])
+        seen.add(flipped)
+    assert seen == expected
+
+
+def test_padding_is_ignored_and_nearly_zero_after_normalisation():
+    image, label = coded(20, 30)
+    mean, std = np.array(CONFIG["mean"]), np.array((58.395, 57.12, 57.375))
+    out_image, out_label = augment.pad(image, label, (32, 40), CONFIG["mean"])
+    np.testing.assert_array_equal(out_image[:20, :30], image)
+    np.testing.assert_array_equal(out_label[:20, :30], label)
+    outside = np.ones((32, 40), bool)
+    outside[:20, :30] = False
+    assert (out_label[outside] == 255).all()
+    assert np.abs((out_image[outside] - mean) / std).max() < 0.01
+
+
+def slow_convert(image, scale=1.0, shift=0.0):
+    """As mmsegmentation writes it: float32, clip, truncate."""
+    return np.clip(image.astype(np.float32) * scale + shift, 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(1.0, -31.4), (1.0, 31.7), (0.53, 0.0), (1.49, 0.0)])
+def test_brightness_and_contrast(rng, scale, shift):
+    image = rng.integers(0, 256, (32, 32, 3), np.uint8)
+    out = augment.scale_and_shift(image, scale=scale, shift=shift)
+    np.testing.assert_array_equal(out, slow_convert(image, scale, shift))
+
+
+@pytest.mark.parametrize("scale", [0.5, 0.9, 1.5])
+def test_saturation(rng, scale):
+    image = rng.integers(0, 256, (32, 32, 3), np.uint8)
+    bgr = cv2.cvtColor(np.ascontiguousarray(image[..., ::-1]), cv2.COLOR_BGR2HSV)
+    bgr[..., 1] = slow_convert(bgr[..., 1], scale)
+    expected = cv2.cvtColor(bgr, cv2.COLOR_HSV2BGR)[..., ::-1]
+    np.testing.assert_array_equal(augment.scale_saturation(image, scale), expected)
+
+
+@pytest.mark.parametrize("shift", [-18, -1, 0, 17])
+def test_hue(rng, shift):
+    image = rng.integers(60, 200, (8, 8, 3), np.uint8)
+    image[..., 0] = 220  # well saturated, so that 8 bits hold the hue
+    image[..., 2] = 20
+    out = augment.shift_hue(image, shift)
+    for before, after in zip(image.reshape(-1, 3), out.reshape(-1, 3), strict=True):
+        hue, saturation, value = colorsys.rgb_to_hsv(*(before / 255))
+        expected = colorsys.hsv_to_rgb((hue + shift / 180) % 1, saturation, value)
+        np.testing.assert_allclose(after / 255, expected, atol=5 / 255)
+
+
+class Script:
+    """A generator that gives prepared coins and notes which ranges were asked for."""
+
+    def __init__(self, coins):
+        self.coins = list(coins)
+        self.ranges = []
+
+    def integers(self, low, high=None):
+        if high is None:
+            assert low == 2
+            return self.coins.pop(0)
+        self.ranges.append((low, high))
+        return 5
+
+    def uniform(self, low, high):
+        self.ranges.append((low, high))
+        return (low + high) / 2 + 0.25
+
+
+BRIGHTNESS, CONTRAST, HUE = (-32, 32), (0.5, 1.5), (-18, 18)
+SATURATION = CONTRAST
+
+
+@pytest.mark.parametrize(
+    ("coins", "ranges"),
+    [
+        # brightness, contrast last, [contrast], saturation, hue, [contrast]
+        ((0, 0, 0, 0, 0), []),
+        ((1, 0, 0, 0, 0), [BRIGHTNESS]),
+        ((0, 0, 1, 0, 0), [CONTRAST]),
+        ((0, 0, 0, 0, 1), [HUE]),
+        ((0, 1, 1, 1, 1), [SATURATION, HUE, CONTRAST]),
+        ((1, 0, 1, 1, 1), [BRIGHTNESS, CONTRAST, SATURATION, HUE]),
+    ],
+)
+def test_distortions_come_in_this_order(rng, coins, ranges):
+    image = rng.integers(0, 256, (8, 8, 3), np.uint8)
+    script = Script(coins)
+    augment.photometric_distortion(image, script)
+    assert script.coins == []
+    assert script.ranges == ranges
+
+
+def test_contrast_before_or_after_the_colours_differs(rng):
+    image = rng.integers(0, 256, (8, 8, 3), np.uint8)
+
+    def expected(image, last):
+        if not last:
+            image = slow_convert(image, 1.25)
+        image = augment.shift_hue(augment.scale_saturation(image, 1.25), 5)
+        return slow_convert(image, 1.25) if last else image
+
+    for last in (0, 1):
+        out = augment.photometric_distortion(image, Script((0, last, 1, 1, 1)))
+        np.testing.assert_array_equal(out, expected(image, last))
+
+
+def test_each_distortion_happens_half_of_the_time(rng):
+    image = np.full((1, 1, 3), (200, 100, 50), np.uint8)
+    outs = [augment.photometric_distortion(image, rng) for _ in range(2000)]
+    unchanged = np.mean([(out == image).all() for out in outs])
+    assert abs(unchanged - 1 / 16) < 0.02

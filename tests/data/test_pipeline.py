@@ -1,0 +1,148 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from nonlocal_jax import data
+from nonlocal_jax.errors import InputError
+
+CONFIG = {
+    "batch_size": 8,
+    "base_size": (24, 16),
+    "crop": (16, 16),
+    "scale_range": (0.5, 2.0),
+    "category_max_ratio": 0.75,
+    "flip": 0.5,
+    "photometric": True,
+    "mean": (123.675, 116.28, 103.53),
+}
+# Nothing but order: every example survives as it is.
+PLAIN = CONFIG | {
+    "scale_range": (1.0, 1.0),
+    "crop": (16, 24),
+    "category_max_ratio": 1.0,
+    "flip": 0.0,
+    "photometric": False,
+}
+
+
+class Numbered:
+    """Random pictures; the label repeats the number of the example."""
+
+    def __init__(self, number=20):
+        rng = np.random.default_rng(0)
+        self.images = rng.integers(0, 256, (number, 16, 24, 3), np.uint8)
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        label = np.full((16, 24), index, np.uint8)
+        return {"image": self.images[index], "label": label, "id": index}
+
+
+def take(number, config=CONFIG, source=None, **kwargs):
+    batches = data.train_batches(source or Numbered(), config, **{"seed": 0} | kwargs)
+    return list(itertools.islice(batches, number))
+
+
+def assert_equal(actual, expected):
+    assert len(actual) == len(expected)
+    for a, b in zip(actual, expected, strict=True):
+        assert a.keys() == b.keys()
+        for field in a:
+            np.testing.assert_array_equal(a[field], b[field])
+
+
+def numbers(batches):
+    return [int(label[0, 0]) for batch in batches for label in batch["label"]]
+
+
+def test_batches_are_images_and_labels():
+    for batch in take(3):
+        assert {k: (v.shape, v.dtype) for k, v in batch.items()} == {
+            "image": ((8, 16, 16, 3), np.uint8),
+            "label": ((8, 16, 16), np.uint8),
+        }
+
+
+@pytest.mark.parametrize("process_count", [2, 4])
+def test_the_global_batch_does_not_depend_on_the_number_of_processes(process_count):
+    parts = [
+        take(6, process_index=i, process_count=process_count) for i in range(process_count)
+    ]
+    # Process i holds the examples i, i + n, i + 2n, ... of the global batch.
+    merged = [
+        {k: np.stack([part[k] for part in step], 1).reshape(8, *step[0][k].shape[1:]) for k in step[0]}
+        for step in zip(*parts, strict=True)
+    ]
+    assert_equal(merged, take(6))
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 7])
+@pytest.mark.parametrize("kwargs", [{}, {"process_index": 1, "process_count": 2}])
+def test_starting_at_a_step_continues_bit_for_bit(step, kwargs):
+    assert_equal(take(3, step=step, **kwargs), take(step + 3, **kwargs)[step:])
+
+
+@pytest.mark.parametrize("num_threads", [0, 1, 4])
+def test_threads_change_nothing(num_threads):
+    assert_equal(take(5, num_threads=num_threads), take(5))
+
+
+def test_every_epoch_shows_every_example_once_in_an_order_of_its_own():
+    order = numbers(take(10, PLAIN))
+    epochs = [order[i : i + 20] for i in range(0, 80, 20)]
+    assert all(sorted(epoch) == list(range(20)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+
+
+def test_the_image_stays_with_its_label():
+    source = Numbered()
+    for batch in take(3, PLAIN, source):
+        for image, label in zip(batch["image"], batch["label"], strict=True):
+            np.testing.assert_array_equal(image, source.images[label[0, 0]])
+
+
+def test_an_example_is_augmented_anew_each_epoch():
+    source = Numbered(1)
+    images = [batch["image"][0] for batch in take(4, CONFIG | {"batch_size": 1}, source)]
+    assert len({image.tobytes() for image in images}) == 4
+
+
+def test_seeds_differ_in_order_and_augmentation():
+    assert numbers(take(5, PLAIN)) != numbers(take(5, PLAIN, seed=1))
+    # Not the next epoch of the seed before, which seed + epoch would give.
+    assert numbers(take(5, PLAIN))[20:40] != numbers(take(5, PLAIN, seed=1))[:20]
+    one = Numbered(1)
+    first, second = (take(1, CONFIG | {"batch_size": 1}, one, seed=seed)[0] for seed in (0, 1))
+    assert (first["image"] != second["image"]).any()
+
+
+def test_the_order_of_seed_0_is_frozen():
+    # A resumed run relies on it: whoever changes it must refuse older checkpoints.
+    assert numbers(take(2, PLAIN)) == GOLDEN
+
+
+GOLDEN = []
+
+
+def test_refuses_batches_that_cannot_be_shared_out():
+    with pytest.raises(InputError, match="batch_size 8 .* 3 processes"):
+        take(1, process_count=3)
+    with pytest.raises(InputError, match="batch_size 0"):
+        take(1, CONFIG | {"batch_size": 0})
+
+
+def test_refuses_an_empty_source():
+    with pytest.raises(InputError, match="no examples"):
+        take(1, source=Numbered(0))
+
+
+def test_names_the_example_that_is_not_as_it_should_be():
+    class Bad(Numbered):
+        def __getitem__(self, index):
+            return super().__getitem__(index) | {"label": np.zeros((16, 24), np.int32)}
+
+    with pytest.raises(InputError, match=r"example \d+: need a label uint8"):
+        take(1, source=Bad())

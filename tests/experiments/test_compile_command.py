@@ -1,0 +1,63 @@
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+_INSTALLED = (
+    "TPU_LIBRARY_PATH" in os.environ
+    or importlib.util.find_spec("libtpu") is not None
+    or pathlib.Path(sys.prefix, "libtpu", "libtpu", "libtpu.so").exists()
+)
+_needs_libtpu = pytest.mark.skipif(not _INSTALLED, reason="libtpu is not installed: `make setup`")
+
+
+def _compile(*arguments, **environment):
+    """In a process of its own: the command prepares its environment before it imports jax."""
+    command = [sys.executable, "-m", "experiments.compile", *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment}
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+@_needs_libtpu
+def test_the_demo_compiles_for_a_pod(tmp_path):
+    output = tmp_path / "reports" / "demo.json"
+    done = _compile(
+        "--config=configs/segmentation.py:demo_nonlocal",
+        "--topology=v5e:2x4",
+        "--batch_size=16",
+        f"--output={output}",
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(output.read_text())
+    assert json.loads(done.stdout) == report
+    assert report["experiment"] == "demo_nonlocal"
+    assert (report["chips"], report["batch_size"]) == (8, 16)
+    # Parameters and two moments of Adam, and two images of the batch.
+    least = 3 * 4 * report["parameters"] + 2 * 64 * 64 * 4
+    assert least < report["bytes_per_chip"]["arguments"] < 10 * least
+    assert report["bytes_per_chip"]["peak"] > report["bytes_per_chip"]["arguments"]
+    assert report["flops_per_chip"] > 0
+
+
+@_needs_libtpu
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--topology=v9z:2x2"], "no TPU topology 'v9z:2x2'"),
+        (
+            ["--topology=v5e:2x4", "--batch_size=12"],
+            "12 does not divide over 8 devices: set data.batch_size to 8 or 16",
+        ),
+    ],
+)
+def test_what_cannot_be_compiled_is_refused(tmp_path, arguments, message):
+    config = "--config=configs/segmentation.py:demo_nonlocal"
+    done = _compile(config, *arguments, f"--output={tmp_path / 'report.json'}")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert not (tmp_path / "report.json").exists()

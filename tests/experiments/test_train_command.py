@@ -1,0 +1,75 @@
+"""The command itself; what it calls is tested in tests/train."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+_ARGUMENTS = [
+    "--config=configs/segmentation.py:demo_fcn",
+    "--config.model.width=8",
+    "--config.data.batch_size=8",
+    "--config.steps=30",
+    "--config.train.log_every=1",
+    "--config.train.evaluate_every=30",
+]
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts the command in a process."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
+    }
+
+    def start(*arguments):
+        command = [sys.executable, "-m", "experiments.train", f"--workdir={tmp_path / 'run'}"]
+        return subprocess.Popen(
+            [*command, *_ARGUMENTS, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+
+    return start
+
+
+def test_stop_go_on_and_refuse(tmp_path, start):
+    stopped = start()
+    while not stopped.stdout.readline().startswith("step 2/"):
+        assert stopped.poll() is None, stopped.stderr.read()
+    stopped.send_signal(signal.SIGTERM)
+    out, err = stopped.communicate()
+    assert stopped.returncode == 0, err
+    assert "SIGTERM: saved step" in out
+    assert "Traceback" not in err
+
+    finished = start()
+    out, err = finished.communicate()
+    assert finished.returncode == 0, err
+    assert "of 30\n" in out
+    assert "done: step 30" in out
+    assert "miou" in out
+    assert "WARNING" not in err
+    records = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open()]
+    assert [r["step"] for r in records if "loss" in r] == list(range(1, 31))
+    assert [r["step"] for r in records if "miou" in r] == [30]
+
+    other = start("--config.seed=1")
+    out, err = other.communicate()
+    assert other.returncode == 2
+    assert err.startswith("error: ")
+    assert "seed is 0 there and 1 here" in err
+    assert "Traceback" not in err
+
+
+def test_a_workdir_is_needed(command):
+    status, _, err = command("train", "--config=configs/segmentation.py:demo_fcn")
+    assert status == 2
+    assert "workdir" in err
