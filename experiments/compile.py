@@ -16,6 +16,7 @@ import sys
 from absl import flags
 
 from experiments import cli
+from experiments.output import make_directory, write_json
 from nonlocal_jax.errors import InputError
 
 _CONFIG = cli.define_config()
@@ -49,17 +50,15 @@ def _prepare_environment() -> None:
 
 def main(_: list[str]) -> None:
     _prepare_environment()
-    # Behind the environment, because they import jax.
-    from nonlocal_jax.train.compile import compile_train_step
-    from nonlocal_jax.train.log import write_file
+    from nonlocal_jax.train.compile import compile_train_step  # imports jax: environment first
 
     config, output = _CONFIG.value, pathlib.Path(_OUTPUT.value)
     if _BATCH_SIZE.value:
         config.data.batch_size = _BATCH_SIZE.value
-    output.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(compile_train_step(config, _TOPOLOGY.value), indent=2)
-    write_file(output, text + "\n")
-    print(text)
+    make_directory(str(output.parent))
+    report = compile_train_step(config, _TOPOLOGY.value)
+    write_json(output, report)
+    print(json.dumps(report, indent=2))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from experiments import cli
 from nonlocal_jax import create_model, data, evaluation, train
+from nonlocal_jax.errors import InputError
 
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of this run alone", required=True)
@@ -45,6 +46,11 @@ def _evaluator(config: ConfigDict, source: data.Source) -> Callable[..., dict[st
 
 def main(_: list[str]) -> None:
     config = _CONFIG.value
+    classes = data.get_info(config.data.name).num_classes
+    if config.model.num_classes != classes:
+        raise InputError(
+            f"model.num_classes is {config.model.num_classes}, {config.data.name} has {classes}"
+        )
     training, validation = (
         data.load_source(config.data.name, split, _DATA_DIR.value) for split in ("train", "val")
     )

@@ -13,6 +13,8 @@ import orbax.checkpoint as ocp
 from flax import traverse_util
 from ml_collections import ConfigDict
 
+from nonlocal_jax import convert
+from nonlocal_jax.convert import fit
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.models import create_model
 from nonlocal_jax.train.state import TrainState
@@ -32,11 +34,6 @@ def _differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[s
         for key in sorted({*saved, *current})
         if saved.get(key) != current.get(key)
     ]
-
-
-def _some(lines: list[str], limit: int = 10) -> str:
-    more = [f"and {len(lines) - limit} more"] if len(lines) > limit else []
-    return "".join(f"\n  {line}" for line in lines[:limit] + more)
 
 
 class Checkpoints:
@@ -124,7 +121,7 @@ class Checkpoints:
         if differences := _differences(fixed(metadata), fixed(self._run)):
             raise InputError(
                 f"{self.directory.parent} holds another run; give a new --workdir, or mend:"
-                f"{_some(differences)}"
+                f"{fit.listing(differences)}"
             )
 
 
@@ -147,23 +144,19 @@ def _step_directory(path: pathlib.Path) -> pathlib.Path:
     )
 
 
-def _check_shapes(found: Mapping[str, Any], model_config: Mapping[str, Any], where: str) -> None:
-    model = create_model(model_config)
+def _check_fit(
+    source: pathlib.Path,
+    variables: Mapping[str, Any],
+    saved_config: Mapping[str, Any],
+    model_config: Mapping[str, Any],
+) -> None:
     images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-    expected = jax.eval_shape(model.init, jax.random.key(0), images)
-    found, expected = (
-        {key: tuple(leaf.shape) for key, leaf in traverse_util.flatten_dict(tree, sep="/").items()}
-        for tree in (found, dict(expected))
-    )
-    problems = [f"{key} is missing" for key in expected if key not in found]
-    problems += [f"{key} is not in the model" for key in found if key not in expected]
-    problems += [
-        f"{key} is {found[key]}, the model has {expected[key]}"
-        for key in expected
-        if key in found and found[key] != expected[key]
-    ]
-    if problems:
-        raise InputError(f"{where} does not fit the model of --config:{_some(problems)}")
+    model = jax.eval_shape(create_model(model_config).init, jax.random.key(0), images)
+    arrays, wanted = (traverse_util.flatten_dict(dict(d), sep="/") for d in (variables, model))
+    differences = fit.config_differences(saved_config, model_config)
+    fit.check(source, arrays, {path: leaf.shape for path, leaf in wanted.items()}, differences)
+    if differences:
+        raise InputError(f"{source} is of another model:{fit.listing(differences)}")
 
 
 def load_variables(path: PathLike, model_config: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,19 +174,21 @@ def load_variables(path: PathLike, model_config: Mapping[str, Any]) -> dict[str,
     """
     path = pathlib.Path(path)
     if path.suffix == ".safetensors":
-        from nonlocal_jax import convert
-
         return convert.load(path, model_config)
-    directory = _step_directory(path.absolute()) / "variables"
+    directory = _step_directory(path.absolute())
     handler = ocp.PyTreeCheckpointHandler()
     try:
-        shapes = handler.metadata(directory).tree
+        metadata = json.loads((directory / "metadata" / "metadata").read_text())
+        saved_config = metadata["config"]["model"]
+        shapes = handler.metadata(directory / "variables").tree
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
-        variables = handler.restore(directory, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+        variables = handler.restore(
+            directory / "variables", args=ocp.args.PyTreeRestore(restore_args=as_numpy)
+        )
     except Exception as error:  # a damaged checkpoint surfaces as any of several types
         first_line = str(error).strip().partition("\n")[0]
-        raise InputError(f"{directory} is damaged: {first_line}") from error
+        raise InputError(f"the checkpoint {directory} is damaged: {first_line}") from error
     finally:
         handler.close()
-    _check_shapes(variables, model_config, str(path))
+    _check_fit(path, variables, saved_config, model_config)
     return variables

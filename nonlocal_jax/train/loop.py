@@ -37,7 +37,9 @@ class Result(NamedTuple):
     signal: signal.Signals | None
 
 
-def _check_counts(config: ConfigDict) -> None:
+def _check_numbers(config: ConfigDict) -> None:
+    if not 0 <= config.seed < 2**32:
+        raise InputError(f"seed must be from 0 to 2**32 - 1; got {config.seed}")
     counts = {"steps": config.steps, "data.batch_size": config.data.batch_size}
     counts |= {f"train.{key}": value for key, value in config.train.items()}
     for name, value in counts.items():
@@ -85,12 +87,13 @@ def train(
       NonFiniteError: the loss or the parameters are not finite; names the step. The last good
         state stays saved.
     """
-    _check_counts(config)
+    _check_numbers(config)
     mesh = make_mesh()
     check_batch_size(config.data.batch_size, mesh)
     model = create_model(config.model)
     tx, _ = create_optimizer(config)
     options = {"mesh": mesh, "seed": config.seed, "image_size": config.data.crop}
+    target = abstract_state(model, tx, **options)
     workdir = pathlib.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
 
@@ -98,7 +101,7 @@ def train(
         Checkpoints(workdir, config, fingerprint(source)) as checkpoints,
         ShutdownRequest() as shutdown,
     ):
-        state = checkpoints.restore(abstract_state(model, tx, **options))
+        state = checkpoints.restore(target)
         if state is None:
             variables = None if init is None else load_variables(init, config.model)
             state = create_state(model, tx, variables, **options)

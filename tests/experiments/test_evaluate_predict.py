@@ -1,15 +1,12 @@
 """The commands evaluate and predict, run as a user runs them."""
 
 import json
-import runpy
-import sys
 
 import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import flags
 
 import nonlocal_jax as nlj
 from configs import segmentation
@@ -39,33 +36,6 @@ def checkpoint(tmp_path_factory):
 def data_dir(tmp_path_factory):
     """Where the first command prepares the data that the others find."""
     return tmp_path_factory.mktemp("data")
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Runs ``python -m experiments.NAME`` in this process: (exit status, stdout, stderr)."""
-
-    def run(name, *arguments):
-        monkeypatch.setattr(sys, "argv", [f"experiments.{name}", *map(str, arguments)])
-        try:
-            with pytest.raises(SystemExit) as exit_info:
-                runpy.run_module(f"experiments.{name}", run_name="__main__")
-        finally:
-            forget_flags()
-        captured = capsys.readouterr()
-        return exit_info.value.code or 0, captured.out, captured.err
-
-    return run
-
-
-def forget_flags():
-    """Lets the next command define its flags again; those of libraries stay."""
-    modules = flags.FLAGS.flags_by_module_dict().items()
-    names = [f.name for module, own in modules if module.startswith("experiments.") for f in own]
-    names += [name for name in flags.FLAGS if name.startswith("config.")]
-    for name in names:
-        delattr(flags.FLAGS, name)
-    flags.FLAGS.unparse_flags()
 
 
 def refused(result, *messages):

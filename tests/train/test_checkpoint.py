@@ -58,6 +58,13 @@ def _assert_equal(a, b):
         np.testing.assert_array_equal(x, y)
 
 
+def test_a_left_over_parameter_is_refused(workdir):
+    without_block = segmentation.get_config("demo_fcn").model
+    without_block.update(width=4, head_channels=8, auxiliary_channels=8)
+    with pytest.raises(InputError, match=r"(?s)does not fit.*not in the model:.*decode_head/block"):
+        load_variables(workdir, without_block)
+
+
 def test_the_last_states_come_back_bit_for_bit(workdir, state):
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["2", "3", "4"]
     restored = _restore(workdir, _config())
@@ -134,19 +141,25 @@ def test_no_checkpoint_is_refused(tmp_path, path, message):
         load_variables(tmp_path / path, _config().model)
 
 
-def test_a_checkpoint_of_another_architecture_is_refused(workdir):
-    wide = _config().model
-    wide.width = 8
-    with pytest.raises(InputError, match=r"does not fit.*\n.*\(4,\), the model has \(8,\)"):
-        load_variables(workdir, wide)
-    without_block = segmentation.get_config("demo_fcn").model
-    without_block.update(width=4, head_channels=8, auxiliary_channels=8)
-    with pytest.raises(InputError, match=r"decode_head/block/.* is not in the model"):
-        load_variables(workdir, without_block)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"width": 8}, r"(?s)does not fit.*of another shape.*is \(4,\), \(8,\) in the model"),
+        ({"stage_sizes": (1, 2)}, r"(?s)does not fit.*missing:.*layer2_1"),
+        ({"head_kernel_size": 3}, r"(?s)does not fit.*convs_0/conv/kernel is \(1, 1"),
+        ({"use_scale": False}, r"(?s)is of another model.*use_scale is True .* False"),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_refused(workdir, change, message):
+    model_config = _config().model
+    model_config.update(change)
+    with pytest.raises(InputError, match=message):
+        load_variables(workdir, model_config)
 
 
-def test_a_damaged_checkpoint_is_refused(workdir, tmp_path):
+@pytest.mark.parametrize(("name", "file"), [("variables", "_METADATA"), ("metadata", "metadata")])
+def test_a_damaged_checkpoint_is_refused(workdir, tmp_path, name, file):
     shutil.copytree(workdir / "checkpoints" / "4", tmp_path / "4")
-    (tmp_path / "4" / "variables" / "_METADATA").write_text("{")
+    (tmp_path / "4" / name / file).write_text("{")
     with pytest.raises(InputError, match="is damaged"):
         load_variables(tmp_path / "4", _config().model)

@@ -104,3 +104,9 @@ def test_counts_below_one_are_refused(config, source, tmp_path, name):
     with pytest.raises(InputError, match=f"{name} must be at least 1; got 0"):
         train(config, tmp_path / "run", source)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_seed_out_of_range_is_refused(config, source, tmp_path):
+    config.seed = -1
+    with pytest.raises(InputError, match="seed must be"):
+        train(config, tmp_path, source)
