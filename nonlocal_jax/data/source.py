@@ -5,8 +5,9 @@ A source is any object with ``len(source)`` and ``source[index]`` that gives a m
 ``"id"`` (str or int).
 """
 
+import contextlib
 import hashlib
-import operator
+import io
 import os
 import pathlib
 import tempfile
@@ -87,6 +88,17 @@ class CheckedSource:
         return example
 
 
+# What TFDS and array_record raise where a file is missing, cut short or garbled.
+_DAMAGE = (OSError, RuntimeError, KeyError, TypeError, ValueError)
+
+
+def _damaged(directory: pathlib.Path, error: Exception) -> InputError:
+    return InputError(
+        f"the data in {directory} are damaged ({type(error).__name__}: {error}). "
+        "Delete that directory, so that they are prepared again"
+    )
+
+
 class _TfdsSource:
     """Decodes the examples of a prepared TFDS data set: TFDS's own decoding would rotate."""
 
@@ -98,17 +110,12 @@ class _TfdsSource:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Example:
-        index = operator.index(index)
+        index = range(len(self))[index]
         try:
             record = self._records[index]
-            name = record["id"].decode()
-        except IndexError:
-            raise
-        except Exception as error:  # a damaged shard surfaces as any of several types
-            raise InputError(
-                f"example {index} cannot be read: the data in {self._directory} are damaged "
-                f"({error}). Delete that directory, so that they are prepared again"
-            ) from error
+        except _DAMAGE as error:
+            raise _damaged(self._directory, error) from error
+        name = record["id"].decode()
         return {
             "image": decode_image(record["image"], f"the image of {name!r}"),
             "label": decode_label(record["label"], f"the label of {name!r}"),
@@ -164,11 +171,8 @@ def _open_digits_flag(split: str, data_dir: pathlib.Path) -> _TfdsSource:
         records = tfds.builder_from_directory(directory).as_data_source(
             split, decoders={"image": skip, "label": skip}
         )
-    except Exception as error:  # a missing or damaged file surfaces as any of several types
-        raise InputError(
-            f"the data in {directory} are damaged ({error}). "
-            "Delete that directory, so that they are prepared again"
-        ) from error
+    except _DAMAGE as error:
+        raise _damaged(directory, error) from error
     return _TfdsSource(records, directory)
 
 
@@ -176,12 +180,15 @@ def _build(builder, directory: pathlib.Path) -> None:
     """Builds aside, then renames: of several processes at once the first one's result stays."""
     import tensorflow_datasets as tfds
 
+    tfds.disable_progress_bar()
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".building-") as aside:
             built = builder(data_dir=aside, file_format="array_record")
             config = tfds.download.DownloadConfig(try_download_gcs=False, num_shards=1)
-            built.download_and_prepare(download_config=config)
+            # TFDS prints of a download that there is none of.
+            with contextlib.redirect_stdout(io.StringIO()):
+                built.download_and_prepare(download_config=config)
             try:
                 os.rename(built.data_dir, directory)
             except OSError:
