@@ -7,15 +7,17 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready-$(ACCEL)
-PIP := $(if $(shell command -v uv),VIRTUAL_ENV=$(VENV) uv pip,$(BIN)/python -m pip)
+PIP := $(if $(shell command -v uv),VIRTUAL_ENV=$(VENV) uv pip,$(BIN)/python -m pip \
+	--disable-pip-version-check)
 
-.PHONY: setup demo test lint parity
+.PHONY: setup demo test lint parity golden
 
 setup: $(STAMP)
 
 $(STAMP): requirements.txt requirements-libtpu.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet -r requirements.txt -e '.[demo,dev$(if $(filter-out cpu,$(ACCEL)),$(comma)$(ACCEL))]'
+	rm -rf $(VENV)/libtpu && $(PIP) install --quiet --target $(VENV)/libtpu -r requirements-libtpu.txt
 	rm -f $(VENV)/.ready-* && touch $@
 
 comma := ,

@@ -11,9 +11,6 @@ from configs import segmentation
 from nonlocal_jax import convert
 from nonlocal_jax.convert import names
 
-# How ml_collections loads a config file.
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-
 CONFIG = "--config=configs/segmentation.py:demo_dnl"
 MODEL = segmentation.get_config("demo_dnl").model
 

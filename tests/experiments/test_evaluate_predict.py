@@ -11,9 +11,6 @@ import pytest
 import nonlocal_jax as nlj
 from configs import segmentation
 
-# How ml_collections loads a config file.
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-
 CONFIG = "--config=configs/segmentation.py:demo_fcn"
 
 
