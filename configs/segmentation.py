@@ -109,7 +109,7 @@ def _row(name: str) -> ConfigDict:
 
 
 def _demo(name: str) -> ConfigDict:
-    """A shallow network whose receptive field, 31 of 64 pixels, cannot see the flag.
+    """A shallow network whose receptive field, 31 of 64 pixels, does not reach the flag.
 
     A segmentation task on real handwritten digits, see ``nonlocal_jax.data.digits_flag``: the
     colour of a far disc decides a digit's class.
@@ -135,7 +135,7 @@ def _demo(name: str) -> ConfigDict:
         flip=0.0,
         photometric=False,
     )
-    config.optimizer = {"name": "adamw", "learning_rate": 3e-3, "weight_decay": 1e-4}
+    config.optimizer.learning_rate = 0.4
     config.train.update(log_every=20, checkpoint_every=100, evaluate_every=100)
     config.evaluation.base_size = (64, 64)
     return config
