@@ -179,7 +179,6 @@ def _common(name: str, *, block: str, num_classes: int, steps: int) -> ConfigDic
                 "std": (58.395, 57.12, 57.375),
             },
             "optimizer": {
-                "name": "sgd",
                 "learning_rate": 0.01,
                 "momentum": 0.9,
                 "weight_decay": 5e-4,

@@ -45,11 +45,7 @@ def _train(name: str, workdir: pathlib.Path, seed: int = 0) -> tuple[Any, dict, 
     config.seed = seed
     sources = {split: data.load_source(config.data.name, split) for split in ("train", "val")}
     evaluate = evaluation.evaluator(config, sources["val"])
-
-    def scalars(variables):
-        return {k: v for k, v in evaluate(variables).items() if isinstance(v, float)}
-
-    result = train.train(config, workdir, sources["train"], evaluate=scalars)
+    result = train.train(config, workdir, sources["train"], evaluate=evaluate)
     if result.signal is not None:
         raise KeyboardInterrupt
     variables = jax.device_get(result.state.variables)

@@ -6,17 +6,12 @@ DIR receives checkpoints/STEP, config.json, metrics.jsonl and curves.png. SIGTER
 with status 0, Ctrl-C saves and exits with 130.
 """
 
-import functools
 import signal
-from collections.abc import Callable, Mapping
-from typing import Any
 
-import jax
 from absl import flags
-from ml_collections import ConfigDict
 
 from experiments import cli
-from nonlocal_jax import create_model, data, evaluation, train
+from nonlocal_jax import data, evaluation, train
 from nonlocal_jax.errors import InputError
 
 _CONFIG = cli.define_config()
@@ -25,23 +20,6 @@ _DATA_DIR = flags.DEFINE_string("data_dir", None, "where prepared datasets lie")
 _INIT = flags.DEFINE_string(
     "init", None, "checkpoint to start from: a .safetensors, a work directory or a step in one"
 )
-
-
-def _evaluator(config: ConfigDict, source: data.Source) -> Callable[..., dict[str, float]]:
-    """Measures variables on a source by the experiment's protocol."""
-    apply_fn = jax.jit(create_model(config.model).apply)
-
-    def evaluate(variables: Mapping[str, Any]) -> dict[str, float]:
-        summary = evaluation.evaluate(
-            functools.partial(apply_fn, jax.device_put(variables)),
-            source,
-            num_classes=config.model.num_classes,
-            ignore_index=config.loss.ignore_index,
-            protocol=evaluation.inference_protocol(config),
-        )
-        return {name: value for name, value in summary.items() if isinstance(value, float)}
-
-    return evaluate
 
 
 def main(_: list[str]) -> None:
@@ -58,7 +36,7 @@ def main(_: list[str]) -> None:
         config,
         _WORKDIR.value,
         training,
-        evaluate=_evaluator(config, validation),
+        evaluate=evaluation.evaluator(config, validation),
         init=_INIT.value,
     )
     step = int(result.state.step)

@@ -20,7 +20,7 @@ from nonlocal_jax.train.shutdown import ShutdownRequest
 from nonlocal_jax.train.state import TrainState, abstract_state, create_state
 from nonlocal_jax.train.step import make_train_step
 
-Evaluate = Callable[[Mapping[str, Any]], Mapping[str, float]]
+Evaluate = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
 class Result(NamedTuple):
@@ -77,8 +77,9 @@ def train(
       config: of the experiment.
       workdir: directory of this run alone.
       source: the training images, see ``nonlocal_jax.data.load_source``.
-      evaluate: maps ``{"params", "batch_stats"}``, as numpy arrays, to scalars, ``miou`` among
-        them; called every ``train.evaluate_every`` steps and after the last one.
+      evaluate: maps ``{"params", "batch_stats"}``, as numpy arrays, to metrics, ``miou`` among
+        them, of which the floats are logged; called every ``train.evaluate_every`` steps and after
+        the last one.
       init: checkpoint to start from, see ``load_variables``; the optimiser and the step start anew.
         Once the run has a checkpoint of its own, that one counts.
 
@@ -136,7 +137,9 @@ def train(
             due = evaluate is not None and step > 0 and is_due(config.train.evaluate_every)
             if due and not log.was_evaluated(step):
                 monitor.flush()
-                log.add_evaluation(step, evaluate(jax.device_get(state.variables)))
+                metrics = evaluate(jax.device_get(state.variables))
+                scalars = {k: v for k, v in metrics.items() if isinstance(v, float)}
+                log.add_evaluation(step, scalars)
                 log.draw()
 
         # A run that was killed while it evaluated does so now.

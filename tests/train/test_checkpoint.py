@@ -94,7 +94,7 @@ def test_an_uncommitted_save_does_not_count(workdir, state, tmp_path):
         ({"name": "other"}, "name is 'demo_nonlocal' there and 'other' here"),
         ({"model.width": 8}, "model.width is 4 there and 8 here"),
         ({"data.batch_size": 8}, "data.batch_size is 32 there and 8 here"),
-        ({"optimizer.learning_rate": 0.1}, "learning_rate is 0.003 there and 0.1 here"),
+        ({"optimizer.learning_rate": 0.1}, "learning_rate is 0.4 there and 0.1 here"),
     ],
 )
 def test_another_run_is_refused(workdir, change, message):

@@ -1,10 +1,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from configs import segmentation
-from nonlocal_jax.errors import InputError
 from nonlocal_jax.train import create_optimizer
 
 
@@ -39,18 +37,3 @@ def test_sgd_is_a_hand_written_loop(x64):
     for key in w:
         np.testing.assert_allclose(params[key], w[key], rtol=1e-7)
     assert float(schedule(10)) == 1e-4
-
-
-def test_adamw_decays_apart_from_the_gradient():
-    config = segmentation.get_config("demo_nonlocal")
-    tx, schedule = create_optimizer(config)
-    params = {"w": jnp.array([2.0])}
-    updates, _ = tx.update({"w": jnp.array([0.0])}, tx.init(params), params)
-    np.testing.assert_allclose(updates["w"], [-schedule(0) * 1e-4 * 2.0], rtol=1e-6)
-
-
-def test_unknown_optimizer_is_refused():
-    config = segmentation.get_config("demo_nonlocal")
-    config.optimizer.name = "sgdd"
-    with pytest.raises(InputError, match="must be one of sgd, adamw; got 'sgdd'"):
-        create_optimizer(config)
