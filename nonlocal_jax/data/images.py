@@ -148,4 +148,4 @@ def keep_ratio_size(image_size: tuple[int, int], base_size: tuple[int, int]) -> 
       The height and the width.
     """
     factor = min(max(base_size) / max(image_size), min(base_size) / min(image_size))
-    return tuple(int(n * factor + 0.5) for n in image_size)
+    return tuple(max(1, int(n * factor + 0.5)) for n in image_size)
