@@ -109,7 +109,7 @@ def _row(name: str) -> ConfigDict:
 
 
 def _demo(name: str) -> ConfigDict:
-    """A shallow network whose receptive field, 31 of 64 pixels, does not reach the flag.
+    """A shallow network whose receptive field, 31 of 64 pixels, reaches the flag's rim at most.
 
     A segmentation task on real handwritten digits, see ``nonlocal_jax.data.digits_flag``: the
     colour of a far disc decides a digit's class.

@@ -4,7 +4,6 @@ from nonlocal_jax.data.classes import IGNORE_INDEX, DatasetInfo, get_info
 from nonlocal_jax.data.images import (
     keep_ratio_size,
     list_images,
-    read_ahead,
     read_image,
     resize_image,
     write_png,
@@ -24,7 +23,6 @@ __all__ = [
     "list_images",
     "load_source",
     "normalise",
-    "read_ahead",
     "read_image",
     "resize_image",
     "train_batches",

@@ -1,10 +1,8 @@
 """Images in and out of files, and OpenCV's resize."""
 
-import collections
-import concurrent.futures
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import cv2
 import numpy as np
@@ -77,28 +75,6 @@ def list_images(paths: Iterable[PathLike]) -> list[pathlib.Path]:
         else:
             raise InputError(f"no such file or directory: {path}")
     return files
-
-
-def read_ahead(paths: Iterable[PathLike], n: int = 4) -> Iterator[tuple[pathlib.Path, np.ndarray]]:
-    """Gives each path with its image, in order, while threads decode the next ``n``.
-
-    Raises:
-      InputError: as ``read_image``, when the bad file's turn comes.
-    """
-    pending = collections.deque()
-    with concurrent.futures.ThreadPoolExecutor(max(1, min(n, os.cpu_count() or 1))) as executor:
-        try:
-            for path in map(pathlib.Path, paths):
-                pending.append((path, executor.submit(read_image, path)))
-                if len(pending) > n:
-                    path, image = pending.popleft()
-                    yield path, image.result()
-            while pending:
-                path, image = pending.popleft()
-                yield path, image.result()
-        finally:
-            for _, image in pending:
-                image.cancel()
 
 
 def encode_png(array: np.ndarray) -> bytes:

@@ -1,5 +1,4 @@
 import pathlib
-import threading
 
 import cv2
 import numpy as np
@@ -7,7 +6,6 @@ import PIL.Image
 import pytest
 
 from nonlocal_jax import data
-from nonlocal_jax.data import images
 from nonlocal_jax.errors import InputError
 
 
@@ -106,39 +104,6 @@ def test_refuses_an_empty_directory_and_a_missing_path(tmp_path):
         data.list_images([tmp_path])
     with pytest.raises(InputError, match=r"no such file or directory: .*nowhere"):
         data.list_images([tmp_path / "nowhere"])
-
-
-@pytest.mark.parametrize("n", [0, 1, 3, 20])
-def test_reads_ahead_in_order(tmp_path, n):
-    paths = [save(tmp_path / f"{i}.png", np.full((4, 4, 3), i, np.uint8)) for i in range(10)]
-    for i, (path, image) in enumerate(data.read_ahead(paths, n)):
-        assert path == paths[i]
-        assert (image == i).all()
-    assert i == 9
-
-
-def test_reads_no_more_than_n_ahead(tmp_path, monkeypatch):
-    started = []
-    lock = threading.Lock()
-
-    def read(path):
-        with lock:
-            started.append(path)
-        return path
-
-    monkeypatch.setattr(images, "read_image", read)
-    reader = data.read_ahead(map(str, range(100)), 4)
-    next(reader)
-    reader.close()
-    assert len(started) <= 5
-
-
-def test_reading_ahead_reports_a_bad_file_in_its_turn(tmp_path, picture):
-    good = save(tmp_path / "good.png", picture)
-    reader = data.read_ahead([good, tmp_path / "bad.png", good], 3)
-    assert next(reader)[0] == good
-    with pytest.raises(InputError, match=r"bad\.png"):
-        next(reader)
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (5, 7, 3)])
