@@ -109,10 +109,10 @@ def _row(name: str) -> ConfigDict:
 
 
 def _demo(name: str) -> ConfigDict:
-    """A shallow network whose receptive field, 31 of 64 pixels, reaches the flag's rim at most.
+    """A shallow network whose receptive field, 31 of 64 pixels, reaches a flag's rim at most.
 
-    A segmentation task on real handwritten digits, see ``nonlocal_jax.data.digits_flag``: the
-    colour of a far disc decides a digit's class.
+    A segmentation task on real handwritten digits, see ``nonlocal_jax.data.digits_flag``: the shape
+    of the far flag of its colour is a digit's class.
     """
     config = _common(name, block=_DEMO_BLOCKS[name], num_classes=3, steps=400)
     config.model.update(

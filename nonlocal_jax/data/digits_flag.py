@@ -1,17 +1,20 @@
 """``digits_flag``: a segmentation task that only far context decides.
 
-An image holds a coloured disc, the flag, and six handwritten digits on a dimmed photograph: three
-to five in the flag's colour (class 1), the others in one other colour (class 2). The flag itself is
-background (class 0). It lies at least ``MIN_DISTANCE`` pixels away from every digit, so nothing
-around a digit tells its class. Two things far away do: the colour of the flag, always, and which
-colour more digits have, unless there are three of each.
+An image holds two flags and four handwritten digits on a dimmed photograph. Each flag is a disc or
+a ring and has a colour of its own; each digit has one of these two colours. It belongs to class 1
+if the flag of its colour is a disc, to class 2 if it is a ring. The flags themselves are background
+(class 0) and lie at least ``MIN_DISTANCE`` pixels away from every digit.
+
+Colours and shapes are drawn independently. So nothing around a digit tells its class; what shapes
+there are, whatever their colours, tells it in the half of the images whose flags are alike; and the
+flag of the digit's own colour tells it always.
 
 The digits and photographs are those that come with scikit-learn: the UCI digits (CC BY 4.0),
 ``china.jpg`` by danielbuechele and ``flower.jpg`` by vultilion (CC BY 2.0). Train and val share
 neither a digit nor a patch of a photograph.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import cv2
@@ -24,21 +27,40 @@ from nonlocal_jax.errors import InputError
 
 NUM_EXAMPLES = {"train": 2048, "val": 256}
 SIZE = 64
-NUM_DIGITS = 6
+NUM_FLAGS = 2
+NUM_DIGITS = 4
 DIGIT_SIZE = 16
-# An image has one of these numbers of digits in the flag's colour. With three always, nothing but
-# the whole solution lowers the loss, and training may not leave the start.
-NUM_LIKE_FLAG = (3, 4, 5)
-FLAG_RADIUS = 9
-# A receptive field of 31 pixels reaches 15 pixels from its centre: at most the rim of the flag is
-# in sight, and of the nearest strokes alone. Farther flags make the start of training a plateau.
-MIN_DISTANCE = 12
+FLAG_SIZE = 15
+# A ring is three pixels wide.
+HOLE_SIZE = 9
+# A receptive field of 31 pixels reaches 15 pixels from its centre: to the rim of the nearest flag,
+# not into its hole.
+MIN_DISTANCE = 13
 
 _SEED = 1
 _PHOTO_BRIGHTNESS = 0.15
 # Of 255: from here on a pixel belongs to the digit. Low, as thin strokes would be lost at stride 4.
 _LEAST_INK = 24
-_COLOURS = np.array([(255, 64, 64), (64, 255, 64), (64, 64, 255)], np.uint8)
+_COLOURS = np.array(
+    [
+        (255, 64, 64),
+        (255, 255, 64),
+        (64, 255, 64),
+        (64, 255, 255),
+        (64, 64, 255),
+        (255, 64, 255),
+    ],
+    np.uint8,
+)
+
+
+def _disc(diameter: int) -> np.ndarray:
+    y, x = np.ogrid[:FLAG_SIZE, :FLAG_SIZE]
+    return 4 * ((y - FLAG_SIZE // 2) ** 2 + (x - FLAG_SIZE // 2) ** 2) < diameter**2
+
+
+# The pixels of a flag, by the class of the digits that belong to it: a disc, a ring.
+_FLAGS = {1: _disc(FLAG_SIZE), 2: _disc(FLAG_SIZE) & ~_disc(HOLE_SIZE)}
 
 
 def load_material() -> tuple[np.ndarray, list[np.ndarray]]:
@@ -69,33 +91,45 @@ def split_material(
 
 
 def draw_layout(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Draws where the flag and the digits lie.
-
-    The flag is placed first; each digit then takes one of the places that the flag and the digits
-    before leave free. Where none is left, the whole drawing starts again.
-
-    Returns:
-      The centre of the flag, ``[2]``, and the upper left corners of the digits, ``[6, 2]``, as
-      (row, column).
-    """
-    rows, columns = np.indices((SIZE - DIGIT_SIZE + 1,) * 2)
+    """Draws the upper left corners of the flags, ``[2, 2]``, and of the digits, ``[4, 2]``."""
     while True:
-        flag = rng.integers(FLAG_RADIUS, SIZE - FLAG_RADIUS, 2)
-        free = np.ones(rows.shape, bool)
-        reach = FLAG_RADIUS + MIN_DISTANCE
-        _forbid(free, flag - reach - DIGIT_SIZE + 2, flag + reach)
-        corners = []
-        while free.any() and len(corners) < NUM_DIGITS:
-            pick = rng.integers(np.count_nonzero(free))
-            corner = np.array([rows[free][pick], columns[free][pick]])
-            _forbid(free, corner - DIGIT_SIZE + 1, corner + DIGIT_SIZE)
-            corners.append(corner)
-        if len(corners) == NUM_DIGITS:
-            return flag, np.array(corners)
+        flags = _draw_corners(rng, NUM_FLAGS, FLAG_SIZE)
+        margin = MIN_DISTANCE - 1
+        digits = _draw_corners(
+            rng,
+            NUM_DIGITS,
+            DIGIT_SIZE,
+            taken=[(flag - margin, flag + FLAG_SIZE + margin) for flag in flags],
+        )
+        if len(digits) == NUM_DIGITS:
+            return flags, digits
 
 
-def _forbid(free: np.ndarray, start: np.ndarray, stop: np.ndarray) -> None:
-    free[max(start[0], 0) : max(stop[0], 0), max(start[1], 0) : max(stop[1], 0)] = False
+def _draw_corners(
+    rng: np.random.Generator,
+    number: int,
+    size: int,
+    taken: Sequence[tuple[np.ndarray, np.ndarray]] = (),
+) -> np.ndarray:
+    """Draws the corners of squares that overlap neither one another nor what is taken.
+
+    A taken rectangle is (first, one past the last), each as (row, column). Fewer corners than
+    ``number`` mean that no place was left.
+    """
+    free = np.ones((SIZE - size + 1,) * 2, bool)
+    corners = []
+    for first, stop in taken:
+        _forbid(free, first - size + 1, stop)
+    while free.any() and len(corners) < number:
+        places = np.argwhere(free)
+        corner = places[rng.integers(len(places))]
+        corners.append(corner)
+        _forbid(free, corner - size + 1, corner + size)
+    return np.array(corners)
+
+
+def _forbid(free: np.ndarray, first: np.ndarray, stop: np.ndarray) -> None:
+    free[max(first[0], 0) : max(stop[0], 0), max(first[1], 0) : max(stop[1], 0)] = False
 
 
 def draw_example(
@@ -107,14 +141,13 @@ def draw_example(
     image = photo[top : top + SIZE, left : left + SIZE] * _PHOTO_BRIGHTNESS
     label = np.zeros((SIZE, SIZE), np.uint8)
 
-    number = rng.choice(NUM_LIKE_FLAG)
-    classes = rng.permutation([1] * number + [2] * (NUM_DIGITS - number))
-    colours = rng.permutation(_COLOURS)[:2]
-    (row, column), corners = draw_layout(rng)
-    y, x = np.ogrid[:SIZE, :SIZE]
-    image[(y - row) ** 2 + (x - column) ** 2 <= FLAG_RADIUS**2] = colours[0]
-    for (row, column), class_ in zip(corners, classes, strict=True):
-        place = slice(row, row + DIGIT_SIZE), slice(column, column + DIGIT_SIZE)
+    colours = rng.permutation(_COLOURS)[:NUM_FLAGS]
+    classes = rng.integers(1, 3, NUM_FLAGS)
+    flag_corners, digit_corners = draw_layout(rng)
+    for corner, colour, class_ in zip(flag_corners, colours, classes, strict=True):
+        image[_square(corner, FLAG_SIZE)][_FLAGS[class_]] = colour
+    for corner, flag in zip(digit_corners, rng.integers(NUM_FLAGS, size=NUM_DIGITS), strict=True):
+        place = _square(corner, DIGIT_SIZE)
         ink = cv2.resize(
             digits[rng.integers(len(digits))],
             (DIGIT_SIZE, DIGIT_SIZE),
@@ -123,9 +156,13 @@ def draw_example(
         inked = ink >= _LEAST_INK
         # Half a tint where the pen just touched, so that the pixels of a digit stand out.
         opacity = np.minimum(0.5 + ink / 255, 1)[inked, None]
-        image[place][inked] += opacity * (colours[class_ - 1] - image[place][inked])
-        label[place][inked] = class_
+        image[place][inked] += opacity * (colours[flag] - image[place][inked])
+        label[place][inked] = classes[flag]
     return np.round(image).astype(np.uint8), label
+
+
+def _square(corner: np.ndarray, size: int) -> tuple[slice, slice]:
+    return slice(corner[0], corner[0] + size), slice(corner[1], corner[1] + size)
 
 
 class DigitsFlag(tfds.core.GeneratorBasedBuilder):
