@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from configs import segmentation
 from experiments import cli, output
 from nonlocal_jax import create_model, data, evaluation, train
+from nonlocal_jax.files import write_file
 
 _OUTPUT = flags.DEFINE_string("output", "demo", "directory for everything that is written")
 _SEEDS = flags.DEFINE_list("seeds", [], "train all four networks once for each of these seeds")
@@ -157,7 +158,7 @@ def _compare_seeds(directory: pathlib.Path, seeds: Sequence[int]) -> None:
         cells = " | ".join(f"{100 * value:.1f}" for value in (*miou, np.mean(miou)))
         lines.append(f"| {title} (`{name}`) | {cells} |")
     table = "\n".join(lines)
-    (directory / "seeds.md").write_text(table + "\n")
+    write_file(directory / "seeds.md", table + "\n")
     print(f"\n{table}")
 
 

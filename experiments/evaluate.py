@@ -16,7 +16,7 @@ import jax
 from absl import flags
 
 from experiments import cli, output
-from nonlocal_jax import create_model, data, evaluation
+from nonlocal_jax import data, evaluation
 from nonlocal_jax.train.checkpoint import load_variables
 
 _CONFIG = cli.define_config()
@@ -33,16 +33,11 @@ def main(_: list[str]) -> None:
     config = _CONFIG.value
     directory = output.make_directory(_OUTPUT.value)
     info = data.get_info(config.data.name)
+    info.check_num_classes(config.model.num_classes)
     source = data.load_source(config.data.name, _SPLIT.value, _DATA_DIR.value)
     variables = load_variables(_CHECKPOINT.value, config.model)
-    protocol = evaluation.inference_protocol(config, multi_scale=_MULTI_SCALE.value)
-    summary = evaluation.evaluate(
-        evaluation.inference_fn(create_model(config.model), variables),
-        source,
-        num_classes=info.num_classes,
-        ignore_index=info.ignore_index,
-        protocol=protocol,
-    )
+    evaluate = evaluation.evaluator(config, source, multi_scale=_MULTI_SCALE.value)
+    summary = evaluate(variables)
     if jax.process_index() > 0:
         return
     per_class = zip(info.classes, summary["iou"], summary["accuracy"], strict=True)
@@ -54,7 +49,7 @@ def main(_: list[str]) -> None:
             "dataset": config.data.name,
             "split": _SPLIT.value,
             "images": len(source),
-            "protocol": protocol,
+            "protocol": evaluation.inference_protocol(config, multi_scale=_MULTI_SCALE.value),
             **{key: summary[key] for key in ("miou", "mean_accuracy", "overall_accuracy")},
             "classes": [
                 {"name": name, "iou": _or_null(iou), "accuracy": _or_null(accuracy)}

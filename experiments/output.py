@@ -6,6 +6,7 @@ import tempfile
 from typing import Any
 
 from nonlocal_jax.errors import InputError
+from nonlocal_jax.files import write_file
 
 
 def make_directory(path: str) -> pathlib.Path:
@@ -26,6 +27,4 @@ def make_directory(path: str) -> pathlib.Path:
 
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes JSON; the file appears whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
-    partial.replace(path)
+    write_file(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

@@ -44,11 +44,7 @@ def main(arguments: list[str]) -> None:
     config = _CONFIG.value
     files = _list_files(arguments[1:])
     info = data.get_info(config.data.name)
-    if info.num_classes != config.model.num_classes:
-        raise InputError(
-            f"the network tells {config.model.num_classes} classes apart, "
-            f"{config.data.name} has {info.num_classes}"
-        )
+    info.check_num_classes(config.model.num_classes)
     directory = output.make_directory(_OUTPUT.value)
     variables = load_variables(_CHECKPOINT.value, config.model)
     apply_fn = evaluation.inference_fn(create_model(config.model), variables)

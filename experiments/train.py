@@ -12,7 +12,6 @@ from absl import flags
 
 from experiments import cli
 from nonlocal_jax import data, evaluation, train
-from nonlocal_jax.errors import InputError
 
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of this run alone", required=True)
@@ -24,11 +23,7 @@ _INIT = flags.DEFINE_string(
 
 def main(_: list[str]) -> None:
     config = _CONFIG.value
-    classes = data.get_info(config.data.name).num_classes
-    if config.model.num_classes != classes:
-        raise InputError(
-            f"model.num_classes is {config.model.num_classes}, {config.data.name} has {classes}"
-        )
+    data.get_info(config.data.name).check_num_classes(config.model.num_classes)
     training, validation = (
         data.load_source(config.data.name, split, _DATA_DIR.value) for split in ("train", "val")
     )

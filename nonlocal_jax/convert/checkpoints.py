@@ -1,12 +1,10 @@
 """Checkpoints in and out: whole files to the variables of a model and back."""
 
-import contextlib
 import json
-import os
 import pathlib
 import re
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -20,9 +18,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 import nonlocal_jax
 from nonlocal_jax.convert import fit, names, torch_file, unpickle
 from nonlocal_jax.errors import InputError
+from nonlocal_jax.files import PathLike, replacing
 from nonlocal_jax.models import create_model
 
-Path = str | os.PathLike
 Arrays = dict[str, np.ndarray]
 
 _CONFIG_KEY = "model_config"
@@ -30,7 +28,7 @@ _COLLECTIONS = ("params", "batch_stats")
 
 
 def load(
-    path: Path, model_config: Mapping[str, Any], *, reinit_head: bool = False, seed: int = 0
+    path: PathLike, model_config: Mapping[str, Any], *, reinit_head: bool = False, seed: int = 0
 ) -> dict[str, Any]:
     """Variables of a model from a checkpoint.
 
@@ -96,7 +94,7 @@ def to_torch(variables: Mapping[str, Any], model_config: Mapping[str, Any]) -> A
     return {leaf.name: leaf.to_torch(arrays[leaf.path]) for leaf in leaves}
 
 
-def save(path: Path, variables: Mapping[str, Any], model_config: Mapping[str, Any]) -> None:
+def save(path: PathLike, variables: Mapping[str, Any], model_config: Mapping[str, Any]) -> None:
     """Writes a safetensors file that ``load`` reads, in float32.
 
     Names are Flax's, joined by "/", collection first ("params/backbone/layer1_0/conv1/kernel");
@@ -108,11 +106,16 @@ def save(path: Path, variables: Mapping[str, Any], model_config: Mapping[str, An
     arrays = _flatten(variables, names.leaves(model_config))
     tensors = {name: np.asarray(array, np.float32, order="C") for name, array in arrays.items()}
     metadata = {_CONFIG_KEY: fit.to_json(model_config)}
-    with _replacing(path) as temporary:
-        safetensors.numpy.save_file(tensors, temporary, metadata)
+    with replacing(path) as partial:
+        try:
+            safetensors.numpy.save_file(tensors, partial, metadata)
+        except safetensors.SafetensorError as error:
+            raise InputError(f"cannot write {path}: {error}") from error
 
 
-def export_torch(path: Path, variables: Mapping[str, Any], model_config: Mapping[str, Any]) -> None:
+def export_torch(
+    path: PathLike, variables: Mapping[str, Any], model_config: Mapping[str, Any]
+) -> None:
     """Writes ``{"meta": ..., "state_dict": ...}`` as PyTorch does, in float32.
 
     ``torch.load`` reads it, and ``load_state_dict(strict=True)`` of the same network of
@@ -132,11 +135,11 @@ def export_torch(path: Path, variables: Mapping[str, Any], model_config: Mapping
         "creator": f"nonlocal_jax {nonlocal_jax.__version__}",
         _CONFIG_KEY: fit.to_json(model_config),
     }
-    with _replacing(path) as temporary:
-        torch_file.write(temporary, {"meta": meta, "state_dict": state_dict})
+    with replacing(path) as partial:
+        torch_file.write(partial, {"meta": meta, "state_dict": state_dict})
 
 
-def read_model_config(path: Path) -> dict[str, Any]:
+def read_model_config(path: PathLike) -> dict[str, Any]:
     """The model config in a safetensors file that ``save`` wrote.
 
     Raises:
@@ -149,7 +152,7 @@ def read_model_config(path: Path) -> dict[str, Any]:
 
 
 def _read_safetensors(
-    path: Path, *, with_arrays: bool = True
+    path: PathLike, *, with_arrays: bool = True
 ) -> tuple[Arrays, dict[str, Any] | None]:
     try:
         with safetensors.safe_open(path, "numpy") as file:
@@ -163,7 +166,7 @@ def _read_safetensors(
         raise InputError(f"{path} is damaged or no safetensors file: {error}") from error
 
 
-def _state_dict(path: Path, content: Any) -> Arrays:
+def _state_dict(path: PathLike, content: Any) -> Arrays:
     """The state dict in what a file of PyTorch held: tensors only."""
     if isinstance(content, dict):
         nested = (content.get(key) for key in ("state_dict", "model"))
@@ -190,7 +193,7 @@ def _describe(value: Any) -> str:
 
 
 def _from_flax(
-    source: Path,
+    source: PathLike,
     arrays: Arrays,
     file_config: dict[str, Any] | None,
     model_config: Mapping[str, Any],
@@ -320,23 +323,3 @@ def _flatten(variables: Mapping[str, Any], leaves: Collection[names.Leaf]) -> Ar
     arrays = {k: np.asarray(v) for k, v in flatten_dict(collections, sep="/").items()}
     fit.check("the tree of variables", arrays, {leaf.path: leaf.shape for leaf in leaves})
     return arrays
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[pathlib.Path]:
-    """A file beside ``path`` that takes its place once it is complete."""
-    path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        yield temporary
-        temporary.chmod(mode)  # safetensors makes files that only their owner may read
-        temporary.replace(path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
-    except safetensors.SafetensorError as error:
-        raise InputError(f"cannot write {path}: {error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()

@@ -32,6 +32,14 @@ class DatasetInfo:
     def num_classes(self) -> int:
         return len(self.classes)
 
+    def check_num_classes(self, num_classes: int) -> None:
+        """Refuses a model of another number of classes with an ``InputError``."""
+        if num_classes != self.num_classes:
+            raise InputError(
+                f"the network tells {num_classes} classes apart, {self.name} has "
+                f"{self.num_classes}: set model.num_classes or data.name"
+            )
+
 
 @functools.cache
 def get_info(name: str) -> DatasetInfo:

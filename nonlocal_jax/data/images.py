@@ -1,6 +1,5 @@
 """Images in and out of files, and OpenCV's resize."""
 
-import os
 import pathlib
 from collections.abc import Iterable
 
@@ -8,9 +7,9 @@ import cv2
 import numpy as np
 
 from nonlocal_jax.errors import InputError
+from nonlocal_jax.files import PathLike, write_file
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
-PathLike = str | os.PathLike
 
 
 def decode_image(data: bytes, name: object) -> np.ndarray:
@@ -92,14 +91,7 @@ def encode_png(array: np.ndarray) -> bytes:
 
 def write_png(path: PathLike, array: np.ndarray) -> None:
     """Writes gray ``[H, W]`` or RGB ``[H, W, 3]``, uint8; the file appears whole or not at all."""
-    data = encode_png(array)
-    path = pathlib.Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.write_bytes(data)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    write_file(path, encode_png(array))
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -12,6 +12,7 @@ import jax
 from tqdm import tqdm
 
 from nonlocal_jax.errors import InputError
+from nonlocal_jax.files import write_file
 
 # Metrics are read this many steps late: the devices always have steps waiting, and a non-finite
 # loss is seen at once.
@@ -20,14 +21,6 @@ _LAG = 2
 
 class NonFiniteError(InputError):
     """The loss, its gradient or the parameters are not finite; retrying will not help."""
-
-
-def write_file(path: pathlib.Path, data: str | bytes) -> None:
-    """Writes a file that appears whole or not at all."""
-    data = data.encode() if isinstance(data, str) else data
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(data)
-    partial.replace(path)
 
 
 def _read(path: pathlib.Path, last_step: int) -> list[dict[str, Any]]:

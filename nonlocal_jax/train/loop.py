@@ -11,9 +11,10 @@ from ml_collections import ConfigDict
 
 from nonlocal_jax.data import fingerprint, train_batches
 from nonlocal_jax.errors import InputError
+from nonlocal_jax.files import write_file
 from nonlocal_jax.models import create_model
 from nonlocal_jax.train.checkpoint import Checkpoints, load_variables
-from nonlocal_jax.train.log import Monitor, RunLog, write_file
+from nonlocal_jax.train.log import Monitor, RunLog
 from nonlocal_jax.train.mesh import check_batch_size, make_mesh, to_global
 from nonlocal_jax.train.optimizer import create_optimizer
 from nonlocal_jax.train.shutdown import ShutdownRequest

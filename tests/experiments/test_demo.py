@@ -51,7 +51,12 @@ def test_seeds_give_the_table_of_all_networks(command, tmp_path):
     assert table in out
     head, _, *rows = table.splitlines()
     assert head == "| network | seed 3 | mean mIoU % |"
-    assert [row.split("`")[1] for row in rows] == ["demo_fcn", "demo_gc", "demo_nonlocal", "demo_dnl"]
+    assert [row.split("`")[1] for row in rows] == [
+        "demo_fcn",
+        "demo_gc",
+        "demo_nonlocal",
+        "demo_dnl",
+    ]
     for row in rows:
         seed, mean = map(float, row.split("|")[2:-1])
         assert seed == mean > 0

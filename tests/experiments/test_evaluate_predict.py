@@ -92,6 +92,8 @@ def test_evaluate_refuses(command, checkpoint, data_dir, tmp_path):
     assert refused(command("evaluate", *given, other), str(checkpoint), "block")
     assert refused(command("evaluate", *given, "--split=tests"), "tests")
     assert refused(command("evaluate", *given, "--config.data.name=digits"), "digits_flag")
+    wrong_data = command("evaluate", *given, "--config.data.name=cityscapes")
+    assert refused(wrong_data, "tells 3 classes apart, cityscapes has 19")
     assert refused(command("evaluate", *given, "--config.evaluation.mode=slid"), "whole or slide")
     assert refused(command("evaluate", CONFIG, f"--output={tmp_path}"), "checkpoint")
     assert refused(command("evaluate", *given[1:]), "config")

@@ -1,0 +1,44 @@
+import os
+
+import pytest
+
+from nonlocal_jax.errors import InputError
+from nonlocal_jax.files import replacing, write_file
+
+
+def test_a_file_is_replaced_as_a_whole(tmp_path):
+    path = tmp_path / "a"
+    write_file(path, "first")
+    with replacing(path) as partial:
+        partial.write_text("second")
+        assert path.read_text() == "first"
+    assert path.read_text() == "second"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_after_an_error_the_old_file_stays_alone(tmp_path):
+    path = tmp_path / "a"
+    write_file(path, b"old")
+    with pytest.raises(KeyboardInterrupt), replacing(path) as partial:
+        partial.write_text("half")
+        raise KeyboardInterrupt
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_permissions_are_those_of_any_new_file(tmp_path):
+    (tmp_path / "usual").touch()
+    with replacing(tmp_path / "a") as partial:
+        partial.write_text("x")
+        partial.chmod(0o600)
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+def test_what_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"cannot write .*file/a: Not a directory"):
+        write_file(tmp_path / "file" / "a", "x")
+    (tmp_path / "directory").mkdir()
+    with pytest.raises(InputError, match=r"cannot write .*directory: Is a directory"):
+        write_file(tmp_path / "directory", "x")
+    assert sorted(os.listdir(tmp_path)) == ["directory", "file"]
