@@ -114,7 +114,7 @@ def _demo(name: str) -> ConfigDict:
     A segmentation task on real handwritten digits, see ``nonlocal_jax.data.digits_flag``: the shape
     of the far flag of its colour is a digit's class.
     """
-    config = _common(name, block=_DEMO_BLOCKS[name], num_classes=3, steps=400)
+    config = _common(name, block=_DEMO_BLOCKS[name], num_classes=3, steps=600)
     config.model.update(
         stage_sizes=(1, 1),
         strides=(1, 1),

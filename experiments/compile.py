@@ -16,8 +16,8 @@ import sys
 from absl import flags
 
 from experiments import cli
-from experiments.output import make_directory, write_json
 from nonlocal_jax.errors import InputError
+from nonlocal_jax.files import make_directory, write_json
 
 _CONFIG = cli.define_config()
 _TOPOLOGY = flags.DEFINE_string(

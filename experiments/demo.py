@@ -22,9 +22,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from configs import segmentation
-from experiments import cli, output
+from experiments import cli
 from nonlocal_jax import create_model, data, evaluation, train
-from nonlocal_jax.files import write_file
+from nonlocal_jax.files import make_directory, write_file, write_json
 
 _OUTPUT = flags.DEFINE_string("output", "demo", "directory for everything that is written")
 _SEEDS = flags.DEFINE_list("seeds", [], "train all four networks once for each of these seeds")
@@ -134,7 +134,7 @@ def _demo(directory: pathlib.Path) -> None:
     metrics = {name: network[2] for name, network in networks.items()}
     _draw(networks, directory / "pictures.png")
     classes = data.get_info("digits_flag").classes
-    output.write_json(
+    write_json(
         directory / "metrics.json",
         {
             name: {
@@ -163,7 +163,7 @@ def _compare_seeds(directory: pathlib.Path, seeds: Sequence[int]) -> None:
 
 
 def main(_: list[str]) -> None:
-    directory = output.make_directory(_OUTPUT.value)
+    directory = make_directory(_OUTPUT.value)
     if _SEEDS.value:
         _compare_seeds(directory, [int(seed) for seed in _SEEDS.value])
     else:

@@ -15,8 +15,9 @@ import math
 import jax
 from absl import flags
 
-from experiments import cli, output
+from experiments import cli
 from nonlocal_jax import data, evaluation
+from nonlocal_jax.files import make_directory, write_json
 from nonlocal_jax.train.checkpoint import load_variables
 
 _CONFIG = cli.define_config()
@@ -31,7 +32,7 @@ _SPLIT = flags.DEFINE_string("split", "val", "split of the dataset")
 
 def main(_: list[str]) -> None:
     config = _CONFIG.value
-    directory = output.make_directory(_OUTPUT.value)
+    directory = make_directory(_OUTPUT.value)
     info = data.get_info(config.data.name)
     info.check_num_classes(config.model.num_classes)
     source = data.load_source(config.data.name, _SPLIT.value, _DATA_DIR.value)
@@ -41,7 +42,7 @@ def main(_: list[str]) -> None:
     if jax.process_index() > 0:
         return
     per_class = zip(info.classes, summary["iou"], summary["accuracy"], strict=True)
-    output.write_json(
+    write_json(
         directory / "metrics.json",
         {
             "experiment": config.name,

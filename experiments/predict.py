@@ -23,9 +23,10 @@ import grain
 import numpy as np
 from absl import flags
 
-from experiments import cli, output
+from experiments import cli
 from nonlocal_jax import create_model, data, evaluation
 from nonlocal_jax.errors import InputError
+from nonlocal_jax.files import make_directory
 from nonlocal_jax.progress import progress
 from nonlocal_jax.train.checkpoint import load_variables
 
@@ -45,7 +46,7 @@ def main(arguments: list[str]) -> None:
     files = _list_files(arguments[1:])
     info = data.get_info(config.data.name)
     info.check_num_classes(config.model.num_classes)
-    directory = output.make_directory(_OUTPUT.value)
+    directory = make_directory(_OUTPUT.value)
     variables = load_variables(_CHECKPOINT.value, config.model)
     apply_fn = evaluation.inference_fn(create_model(config.model), variables)
     protocol = evaluation.inference_protocol(config, multi_scale=_MULTI_SCALE.value)

@@ -1,13 +1,32 @@
-"""Files that appear whole or not at all."""
+"""Directories that can be written, and files that appear whole or not at all."""
 
 import contextlib
+import json
 import os
 import pathlib
+import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 from nonlocal_jax.errors import InputError
 
 PathLike = str | os.PathLike
+
+
+def make_directory(path: PathLike) -> pathlib.Path:
+    """Makes a directory and tries whether it can be written: before the work, not after it.
+
+    Raises:
+      InputError: it cannot.
+    """
+    directory = pathlib.Path(path)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise InputError(f"cannot write to the directory {path}: {error.strerror}") from error
+    return directory
 
 
 @contextlib.contextmanager
@@ -36,3 +55,8 @@ def write_file(path: PathLike, data: str | bytes) -> None:
     """Writes all of a file; see ``replacing``."""
     with replacing(path) as partial:
         partial.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def write_json(path: PathLike, value: Any) -> None:
+    """Writes JSON, which knows no NaN; see ``replacing``."""
+    write_file(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

@@ -19,9 +19,14 @@ def test_a_file_is_replaced_as_a_whole(tmp_path):
 def test_after_an_error_the_old_file_stays_alone(tmp_path):
     path = tmp_path / "a"
     write_file(path, b"old")
-    with pytest.raises(KeyboardInterrupt), replacing(path) as partial:
-        partial.write_text("half")
-        raise KeyboardInterrupt
+
+    def fail():
+        with replacing(path) as partial:
+            partial.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["a"]
 

@@ -36,6 +36,10 @@ def _differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[s
     ]
 
 
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
 class Checkpoints:
     """The saved states of one run; a context manager that waits for saves on its way out.
 
@@ -99,19 +103,24 @@ class Checkpoints:
         step = self.latest_step
         if step is None:
             return None
-        metadata = self._manager.restore(
-            step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore())
-        ).metadata
-        self._check_run(metadata)
+        made_by = self._read(step, ocp.args.Composite(metadata=ocp.args.JsonRestore()))
+        self._check_run(made_by.metadata)
         progress = {"step": target.step, "opt_state": target.opt_state, "rng": target.rng}
-        items = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                variables=ocp.args.StandardRestore(target.variables),
-                progress=ocp.args.StandardRestore(progress),
-            ),
+        args = ocp.args.Composite(
+            variables=ocp.args.StandardRestore(target.variables),
+            progress=ocp.args.StandardRestore(progress),
         )
+        items = self._read(step, args)
         return TrainState(**items.variables, **items.progress)
+
+    def _read(self, step: int, args: ocp.args.Composite) -> Any:
+        try:
+            return self._manager.restore(step, args=args)
+        except Exception as error:  # a damaged checkpoint surfaces as any of several types
+            raise InputError(
+                f"the checkpoint {self.directory / str(step)} is damaged, remove it to go on from "
+                f"the one before: {_first_line(error)}"
+            ) from error
 
     def _check_run(self, metadata: Mapping[str, Any]) -> None:
         def fixed(run):
@@ -186,8 +195,7 @@ def load_variables(path: PathLike, model_config: Mapping[str, Any]) -> dict[str,
             directory / "variables", args=ocp.args.PyTreeRestore(restore_args=as_numpy)
         )
     except Exception as error:  # a damaged checkpoint surfaces as any of several types
-        first_line = str(error).strip().partition("\n")[0]
-        raise InputError(f"the checkpoint {directory} is damaged: {first_line}") from error
+        raise InputError(f"the checkpoint {directory} is damaged: {_first_line(error)}") from error
     finally:
         handler.close()
     _check_fit(path, variables, saved_config, model_config)

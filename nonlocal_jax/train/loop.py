@@ -1,7 +1,6 @@
 """The training run: everything in the order it happens."""
 
 import os
-import pathlib
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ from ml_collections import ConfigDict
 
 from nonlocal_jax.data import fingerprint, train_batches
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.files import write_file
+from nonlocal_jax.files import make_directory, write_file
 from nonlocal_jax.models import create_model
 from nonlocal_jax.train.checkpoint import Checkpoints, load_variables
 from nonlocal_jax.train.log import Monitor, RunLog
@@ -96,8 +95,7 @@ def train(
     tx, _ = create_optimizer(config)
     options = {"mesh": mesh, "seed": config.seed, "image_size": config.data.crop}
     target = abstract_state(model, tx, **options)
-    workdir = pathlib.Path(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
+    workdir = make_directory(workdir)
 
     with (
         Checkpoints(workdir, config, fingerprint(source)) as checkpoints,

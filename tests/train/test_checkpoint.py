@@ -90,7 +90,7 @@ def test_an_uncommitted_save_does_not_count(workdir, state, tmp_path):
     ("change", "message"),
     [
         ({"seed": 7}, "seed is 0 there and 7 here"),
-        ({"steps": 500}, "steps is 400 there and 500 here"),
+        ({"steps": 500}, "steps is 600 there and 500 here"),
         ({"name": "other"}, "name is 'demo_nonlocal' there and 'other' here"),
         ({"model.width": 8}, "model.width is 4 there and 8 here"),
         ({"data.batch_size": 8}, "data.batch_size is 32 there and 8 here"),
@@ -163,3 +163,15 @@ def test_a_damaged_checkpoint_is_refused(workdir, tmp_path, name, file):
     (tmp_path / "4" / name / file).write_text("{")
     with pytest.raises(InputError, match="is damaged"):
         load_variables(tmp_path / "4", _config().model)
+
+
+def test_a_run_goes_on_before_a_damaged_state(workdir, tmp_path):
+    shutil.copytree(workdir, tmp_path / "run")
+    step = tmp_path / "run" / "checkpoints" / "4"
+    (step / "variables" / "_METADATA").write_text("{")
+    with pytest.raises(
+        InputError, match=f"{step} is damaged, remove it to go on from the one before"
+    ):
+        _restore(tmp_path / "run", _config())
+    shutil.rmtree(step)
+    assert int(_restore(tmp_path / "run", _config()).step) == 3
