@@ -15,6 +15,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import cv2
 import jax
 import numpy as np
 from absl import flags
@@ -68,13 +69,12 @@ def _table(metrics: Mapping[str, Mapping[str, Any]], classes: Sequence[str]) -> 
 
 
 def _choose_pixel(label: np.ndarray, local: np.ndarray, non_local: np.ndarray) -> tuple[int, int]:
-    """A pixel of a digit that only the non-local network gets right, if there is one."""
-    for wanted in ((label > 0) & (local != label) & (non_local == label), label > 0):
-        pixels = np.argwhere(wanted)
-        if len(pixels):
-            middle = np.argmin(np.abs(pixels - np.median(pixels, axis=0)).sum(axis=1))
-            return tuple(int(p) for p in pixels[middle])
-    raise ValueError("an image without digits")
+    """A pixel well inside a digit, where only the non-local network is right if there is such."""
+    digits = label > 0
+    right = digits & (local != label) & (non_local == label)
+    wanted = right if right.any() else digits
+    depth = cv2.distanceTransform(wanted.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    return tuple(int(p) for p in np.unravel_index(np.argmax(depth), depth.shape))
 
 
 def _enlarge(image: np.ndarray) -> np.ndarray:
