@@ -25,7 +25,8 @@ def make_directory(path: PathLike) -> pathlib.Path:
         with tempfile.TemporaryFile(dir=directory):
             pass
     except OSError as error:
-        raise InputError(f"cannot write to the directory {path}: {error.strerror}") from error
+        reason = error.strerror or error
+        raise InputError(f"cannot write to the directory {path}: {reason}") from error
     return directory
 
 
@@ -45,7 +46,7 @@ def replacing(path: PathLike) -> Iterator[pathlib.Path]:
         partial.chmod(mode)  # safetensors makes files that only their owner may read
         partial.replace(path)
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
