@@ -1,6 +1,6 @@
 """What an operation or a whole forward pass needs in memory, measured in this fresh process.
 
-    python -m experiments.memory operation --positions=9409 --implementation=chunked
+    python -m experiments.memory operation --operation=softmax_attention --positions=9409
     python -m experiments.memory forward --size=1024x2048 \\
         --config=configs/segmentation.py:nonlocal_r50-d8_512x1024_40k_cityscapes
 
@@ -8,6 +8,7 @@ Prints one JSON object. ``peak_mib`` is what the process' resident memory rose b
 program ran, its inputs and parameters not counted; one run after one compilation.
 """
 
+import functools
 import json
 import pathlib
 import resource
@@ -26,10 +27,25 @@ from nonlocal_jax.errors import InputError
 _CONFIG = cli.define_config(required=False)
 _POSITIONS = flags.DEFINE_integer("positions", 9409, "Number of positions N.", lower_bound=1)
 _CHANNELS = flags.DEFINE_integer("channels", 64, "Number of channels C.", lower_bound=1)
-_IMPLEMENTATION = flags.DEFINE_enum(
-    "implementation", "chunked", ["auto", *ops.IMPLEMENTATIONS], "Form of the softmax operation."
-)
+_IMPLEMENTATION = flags.DEFINE_string("implementation", "auto", "Form of the operation.")
 _BACKWARD = flags.DEFINE_boolean("backward", True, "Take the gradient of the operation too.")
+# (theta, phi, g, options) -> y; scores are the first channel.
+_OPERATIONS = {
+    "softmax_attention": lambda theta, phi, g, **options: ops.softmax_attention(
+        theta, phi, g, scale=theta.shape[-1] ** -0.5, **options
+    ),
+    "dot_product": ops.dot_product,
+    "concatenation": lambda theta, phi, g, **options: ops.concatenation(
+        theta[:, 0], phi[:, 0], g, **options
+    ),
+    "disentangled": lambda theta, phi, g, **options: ops.disentangled(
+        theta, phi, g, phi[:, 0], scale=theta.shape[-1] ** -0.5, **options
+    ),
+    "context_pool": lambda theta, phi, g, **_: ops.context_pool(g, phi[:, 0]),
+}
+_OPERATION = flags.DEFINE_enum(
+    "operation", "softmax_attention", list(_OPERATIONS), "Function of nonlocal_jax.ops."
+)
 _SIZE = flags.DEFINE_string("size", "1024x2048", "HEIGHTxWIDTH of the image.")
 
 
@@ -63,10 +79,7 @@ def _operation() -> dict[str, object]:
     keys = jax.random.split(jax.random.key(0), 3)
     theta, phi, g = (jax.random.normal(key, shape) for key in keys)
 
-    def forward(theta, phi, g):
-        return ops.softmax_attention(
-            theta, phi, g, scale=shape[1] ** -0.5, implementation=_IMPLEMENTATION.value
-        )
+    forward = functools.partial(_OPERATIONS[_OPERATION.value], implementation=_IMPLEMENTATION.value)
 
     def loss(*arrays):
         return jnp.sum(jnp.square(forward(*arrays)))
@@ -75,6 +88,7 @@ def _operation() -> dict[str, object]:
     compiled = jax.jit(function).lower(theta, phi, g).compile()
     seconds, peak = measure(lambda: compiled(theta, phi, g))
     return {
+        "operation": _OPERATION.value,
         "positions": shape[0],
         "channels": shape[1],
         "implementation": _IMPLEMENTATION.value,

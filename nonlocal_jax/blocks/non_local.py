@@ -45,7 +45,7 @@ class NonLocalBlock(nn.Module):
       axes: "spacetime", "space" (within each frame) or "time" (across frames).
       norm: constructor of the norm behind W, or None.
       dtype: of the computation; None promotes the input with the float32 parameters.
-      implementation: of the softmax modes, see ``ops.softmax_attention``.
+      implementation: of the pairwise operation, see the functions of ``ops``.
     """
 
     mode: str = "embedded_gaussian"
@@ -108,12 +108,14 @@ class NonLocalBlock(nn.Module):
     def _relate(self, theta: jax.Array, phi: jax.Array, g: jax.Array, keys: jax.Array) -> jax.Array:
         """The pairwise operation of ``mode`` on flat positions; ``keys`` is the map they are of."""
         if self.mode == "dot_product":
-            return ops.dot_product(theta, phi, g)
+            return ops.dot_product(theta, phi, g, implementation=self.implementation)
         if self.mode == "concatenation":
             shape = (2 * theta.shape[-1], 1)
             w = self.param("concat_project", init.kaiming_fan_out, shape, jnp.float32)
             w_theta, w_phi = jnp.split(w[:, 0].astype(self.dtype or w.dtype), 2)
-            return ops.concatenation(theta @ w_theta, phi @ w_phi, g)
+            return ops.concatenation(
+                theta @ w_theta, phi @ w_phi, g, implementation=self.implementation
+            )
         scale = theta.shape[-1] ** -0.5 if self._scaled else 1.0
         self._sow_attention(theta, phi, scale)
         return ops.softmax_attention(theta, phi, g, scale=scale, implementation=self.implementation)

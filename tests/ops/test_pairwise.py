@@ -1,5 +1,7 @@
 """Every operation against its formula, written out in numpy with loops over positions."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -52,19 +54,22 @@ class FormulaTest(chex.TestCase):
         np.testing.assert_allclose(op(theta, phi, g), expected, rtol=1e-12, atol=1e-14)
 
     @chex.variants(with_jit=True, without_jit=True)
-    def test_dot_product(self):
+    @parameterized.parameters("dense", "reassociated", "auto")
+    def test_dot_product(self, implementation):
         theta, phi, g = draw(1, (6, 4), (5, 4), (5, 3))
         expected = pairwise_reference(lambda t, phi: [t @ p / 5 for p in phi], theta, phi, g)
-        np.testing.assert_allclose(self.variant(ops.dot_product)(theta, phi, g), expected, 1e-12)
+        op = self.variant(lambda *a: ops.dot_product(*a, implementation=implementation))
+        np.testing.assert_allclose(op(theta, phi, g), expected, 1e-12)
 
     @chex.variants(with_jit=True, without_jit=True)
-    def test_concatenation(self):
+    @parameterized.parameters("dense", "sorted", "auto")
+    def test_concatenation(self, implementation):
         theta, phi, g, w = draw(2, (6, 4), (5, 4), (5, 3), (8,))
         expected = pairwise_reference(
             lambda t, phi: [max(w @ np.concatenate([t, p]), 0) / 5 for p in phi], theta, phi, g
         )
-        actual = self.variant(ops.concatenation)(theta @ w[:4], phi @ w[4:], g)
-        np.testing.assert_allclose(actual, expected, 1e-12)
+        op = self.variant(lambda *a: ops.concatenation(*a, implementation=implementation))
+        np.testing.assert_allclose(op(theta @ w[:4], phi @ w[4:], g), expected, 1e-12)
 
     @chex.variants(with_jit=True, without_jit=True)
     def test_disentangled(self):
@@ -90,40 +95,92 @@ class FormulaTest(chex.TestCase):
         )
 
 
+def arguments(operation, seed, leading, n, m, c, d, ties=False):
+    theta, phi, g = draw(seed, (*leading, n, c), (*leading, m, c), (*leading, m, d))
+    if operation == "concatenation":
+        theta, phi = theta[..., 0], phi[..., 0]
+    # Multiples of one half: scores repeat, and a_i + b_j is often zero.
+    return [np.round(2 * x) / 2 if ties else x for x in (theta, phi, g)]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def value_and_gradients(operation, implementation, given):
+    """The output, and the gradients of its sum of squares."""
+    op = functools.partial(getattr(ops, operation), implementation=implementation)
+    y, vjp = jax.vjp(op, *given)
+    return y, *vjp(2 * y)
+
+
+def assert_equals_dense(operation, implementation, given):
+    dense = value_and_gradients(operation, "dense", given)
+    other = value_and_gradients(operation, implementation, given)
+    for expected, actual in zip(dense, other, strict=True):
+        scale = max(1e-12, float(jnp.max(jnp.abs(expected))))
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-12 * scale)
+
+
+FORMS = [
+    (operation, form)
+    for operation, forms in ops.IMPLEMENTATIONS.items()
+    for form in forms
+    if form != "dense"
+]
+
+
+@pytest.mark.parametrize(("operation", "implementation"), FORMS)
 @given(
     n=st.integers(1, 300),
     m=st.integers(1, 300),
     leading=st.sampled_from([(), (2,), (2, 3)]),
     widths=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    ties=st.booleans(),
     seed=st.integers(0, 2**32 - 1),
 )
 @settings(max_examples=15, deadline=None)
-def test_chunked_is_dense_forward_and_backward(n, m, leading, widths, seed):
-    c, d = widths
+def test_every_form_is_the_dense_one(operation, implementation, n, m, leading, widths, ties, seed):
     with jax.enable_x64(True):
-        arrays = draw(seed, (*leading, n, c), (*leading, m, c), (*leading, m, d))
-        cotangent = draw(seed + 1, (*leading, n, d))[0]
-
-        def form(implementation):
-            def op(*a):
-                return ops.softmax_attention(*a, scale=1.3, implementation=implementation)
-
-            y, vjp = jax.vjp(op, *map(jnp.asarray, arrays))
-            return y, *vjp(jnp.asarray(cotangent))
-
-        for dense, chunked in zip(form("dense"), form("chunked"), strict=True):
-            error = jnp.max(jnp.abs(dense - chunked)) / jnp.max(jnp.abs(dense))
-            assert error < 1e-12 or jnp.max(jnp.abs(dense)) < 1e-12
+        given = arguments(operation, seed, leading, n, m, *widths, ties)
+        assert_equals_dense(operation, implementation, given)
 
 
-def test_auto_holds_the_matrix_only_while_it_is_small():
+@pytest.mark.parametrize(("operation", "implementation"), FORMS)
+def test_every_form_is_the_dense_one_at_4097_positions(operation, implementation, x64):
+    given = arguments(operation, 11, (), 4097, 4097, 4, 4)
+    assert_equals_dense(operation, implementation, given)
+
+
+@pytest.mark.parametrize("offset", [9.0, -9.0, 0.0])
+def test_sorting_bears_scores_that_are_all_on_off_or_zero(offset, x64):
+    a, b, g = arguments("concatenation", 12, (2,), 40, 30, 1, 3)
+    given = (a + offset, b + offset, g) if offset else (0 * a, 0 * b, g)
+    assert_equals_dense("concatenation", "sorted", given)
+
+
+@pytest.mark.parametrize("offset", [0.0, 50.0])
+def test_prefix_sums_are_as_accurate_as_the_matrix(offset):
+    """100,352 positions in float32, against float64 and against the dense form's own error."""
+    a, b, g = arguments("concatenation", 13, (), 100_352, 100_352, 1, 2)
+    given = [x.astype(np.float32) for x in (a - offset, b + offset, g)]
+    rows = slice(None, None, 784)
+    with jax.enable_x64(True):
+        wide = [x.astype(np.float64) for x in given]
+        exact = np.asarray(ops.concatenation(wide[0][rows], *wide[1:], implementation="dense"))
+    sampled = (given[0][rows], *given[1:])
+    dense = np.asarray(ops.concatenation(*sampled, implementation="dense"))
+    fast = np.asarray(ops.concatenation(*given, implementation="sorted"))[rows]
+    assert np.max(np.abs(fast - exact)) <= np.max(np.abs(dense - exact))
+
+
+@pytest.mark.parametrize("operation", ops.IMPLEMENTATIONS)
+def test_auto_holds_the_matrix_only_while_it_is_small(operation):
     def largest_intermediate(n):
-        arrays = [jax.ShapeDtypeStruct((n, 8), jnp.float32)] * 3
-        jaxpr = jax.make_jaxpr(ops.softmax_attention)(*arrays)
-        sizes = [v.aval.size for eqn in jaxpr.eqns for v in eqn.outvars]
-        return max(sizes)
+        scores = [jax.ShapeDtypeStruct((n,), jnp.float32)] * 2
+        maps = [jax.ShapeDtypeStruct((n, 64), jnp.float32)] * 2
+        first = scores if operation == "concatenation" else maps
+        jaxpr = jax.make_jaxpr(getattr(ops, operation))(*first, maps[0])
+        return max(v.aval.size for eqn in jaxpr.eqns for v in eqn.outvars)
 
-    assert largest_intermediate(2048) == 2048**2
+    assert largest_intermediate(64) == 64**2
     assert largest_intermediate(4096) < 4096**2 / 8
 
 
@@ -181,8 +238,11 @@ def test_shapes_that_do_not_fit_are_quoted(op, shapes, message):
 
 def test_unknown_implementation_is_refused():
     x = jnp.zeros((3, 2))
-    with pytest.raises(ValueError, match=r"one of auto, dense, chunked; got 'flash'"):
+    message = "softmax_attention must be one of auto, dense, chunked; got 'flash'"
+    with pytest.raises(ValueError, match=message):
         ops.softmax_attention(x, x, x, implementation="flash")
+    with pytest.raises(ValueError, match=r"dot_product must be .* dense, reassociated; got 'chunk"):
+        ops.dot_product(x, x, x, implementation="chunked")
 
 
 def test_score_must_fit_the_positions():

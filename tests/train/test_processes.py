@@ -41,6 +41,8 @@ def test_sigterm_stops_both_and_one_process_goes_on(config, source, tmp_path, co
     config.steps = 60
     # Two processes put the images of a batch in another order, under other dropout masks.
     config.model.dropout = 0.0
+    # Slow enough that rounding does not part the runs.
+    config.optimizer.learning_rate = 0.01
     config.train.update(checkpoint_every=60, evaluate_every=60)
     (tmp_path / "arguments").write_bytes(pickle.dumps((config, source)))
     with socket.socket() as free:
@@ -71,7 +73,5 @@ def test_sigterm_stops_both_and_one_process_goes_on(config, source, tmp_path, co
     losses, expected = _losses(tmp_path / "run"), _losses(tmp_path / "undisturbed")
     assert list(losses) == list(range(1, 61))
     np.testing.assert_allclose(
-        [losses[step] for step in (1, 2, 3)], [expected[step] for step in (1, 2, 3)], rtol=1e-4
+        [losses[step] for step in range(1, 61)], [expected[step] for step in range(1, 61)], 1e-5
     )
-    # Rounding has parted the runs by now, but not what they learn.
-    np.testing.assert_allclose(losses[60], expected[60], rtol=0.05)
