@@ -41,7 +41,7 @@ _OPERATIONS = {
     "disentangled": lambda theta, phi, g, **options: ops.disentangled(
         theta, phi, g, phi[:, 0], scale=theta.shape[-1] ** -0.5, **options
     ),
-    "context_pool": lambda theta, phi, g, **_: ops.context_pool(g, phi[:, 0]),
+    "context_pool": lambda theta, phi, g, **_: ops.context_pool(g, phi[:, 0]),  # of one form
 }
 _OPERATION = flags.DEFINE_enum(
     "operation", "softmax_attention", list(_OPERATIONS), "Function of nonlocal_jax.ops."
@@ -75,6 +75,8 @@ def measure(run: Callable[[], object]) -> tuple[float, float]:
 
 
 def _operation() -> dict[str, object]:
+    if _OPERATION.value == "context_pool" and _IMPLEMENTATION.value != "auto":
+        raise InputError("context_pool has one form: leave --implementation out")
     shape = (_POSITIONS.value, _CHANNELS.value)
     keys = jax.random.split(jax.random.key(0), 3)
     theta, phi, g = (jax.random.normal(key, shape) for key in keys)

@@ -1,4 +1,5 @@
 import os
+import pathlib
 
 import pytest
 
@@ -47,3 +48,17 @@ def test_what_cannot_be_written_is_named(tmp_path):
     with pytest.raises(InputError, match=r"cannot write .*directory: Is a directory"):
         write_file(tmp_path / "directory", "x")
     assert sorted(os.listdir(tmp_path)) == ["directory", "file"]
+
+
+def test_a_full_disk_costs_nothing_that_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "a"
+    write_file(path, b"old")
+
+    def fail(self, target):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(pathlib.Path, "replace", fail)
+    with pytest.raises(InputError, match=r"cannot write .*a: disk full"):
+        write_file(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a"]

@@ -2,7 +2,6 @@
 
 import io
 import math
-import os
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -11,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from nonlocal_jax.convert.unpickle import STORAGE_DTYPES
+from nonlocal_jax.files import PathLike
 
 _STORAGE_NAMES = {dtype: name for name, dtype in STORAGE_DTYPES.items()}
 
@@ -62,7 +62,7 @@ class _Pickler(pickle._Pickler):
     dispatch: ClassVar[dict] = {**pickle._Pickler.dispatch, _Global: _save_global}
 
 
-def write(path: str | os.PathLike, content: Any) -> None:
+def write(path: PathLike, content: Any) -> None:
     """Writes plain containers of numpy arrays in the format of PyTorch 1.6 and newer.
 
     The same content gives the same bytes.

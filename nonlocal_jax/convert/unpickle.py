@@ -8,7 +8,6 @@ the pickle goes on to do with it; nothing is ever imported.
 import functools
 import io
 import mmap
-import os
 import pickle
 import struct
 import textwrap
@@ -21,6 +20,7 @@ import ml_dtypes
 import numpy as np
 
 from nonlocal_jax.errors import InputError
+from nonlocal_jax.files import PathLike
 
 STORAGE_DTYPES = {
     "DoubleStorage": np.dtype("<f8"),
@@ -202,7 +202,7 @@ def _read_pickle(stream: mmap.mmap, content: memoryview) -> Any:
     return _Unpickler(stream, lambda d, key, n: _storage(storages[key], d, n, key)).load()
 
 
-def read(path: str | os.PathLike) -> Any:
+def read(path: PathLike) -> Any:
     """The object in a ``.pth`` file of any PyTorch since 0.4, or in a plain pickle.
 
     Tensors become read-only numpy arrays that view the memory-mapped file, so only what is used

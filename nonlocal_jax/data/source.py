@@ -19,6 +19,7 @@ import numpy as np
 from nonlocal_jax.data.classes import IGNORE_INDEX, get_info
 from nonlocal_jax.data.images import decode_image, decode_label
 from nonlocal_jax.errors import InputError
+from nonlocal_jax.files import PathLike
 
 SPLITS = ("train", "val")
 # Those of ``DATASETS`` that load_source can read.
@@ -129,7 +130,7 @@ def default_data_dir() -> pathlib.Path:
     return pathlib.Path(path).expanduser()
 
 
-def load_source(name: str, split: str, data_dir: str | os.PathLike | None = None) -> CheckedSource:
+def load_source(name: str, split: str, data_dir: PathLike | None = None) -> CheckedSource:
     """Opens a split of a data set; builds ``digits_flag`` on first use.
 
     Args:

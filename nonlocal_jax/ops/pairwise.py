@@ -148,8 +148,8 @@ def dot_product(
     """
     check_positions(theta, phi, g)
     (n, c), (m, d) = theta.shape[-2:], g.shape[-2:]
-    few = n * m * (c + d) <= (n + m) * c * d
-    form = _form("dot_product", implementation, "dense" if few else "reassociated")
+    dense_is_cheaper = n * m * (c + d) <= (n + m) * c * d
+    form = _form("dot_product", implementation, "dense" if dense_is_cheaper else "reassociated")
     y = form(*map(at_least_float32, (theta, phi, g))) / m
     return y.astype(g.dtype)
 

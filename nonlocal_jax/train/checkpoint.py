@@ -1,7 +1,6 @@
 """Checkpoints: ``workdir/checkpoints/STEP`` with the state and a JSON of what made it."""
 
 import json
-import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -16,10 +15,9 @@ from ml_collections import ConfigDict
 from nonlocal_jax import convert
 from nonlocal_jax.convert import fit
 from nonlocal_jax.errors import InputError
+from nonlocal_jax.files import PathLike
 from nonlocal_jax.models import create_model
 from nonlocal_jax.train.state import TrainState
-
-PathLike = str | os.PathLike[str]
 
 _DIRECTORY = "checkpoints"
 _KEEP = 3
@@ -118,8 +116,8 @@ class Checkpoints:
             return self._manager.restore(step, args=args)
         except Exception as error:  # a damaged checkpoint surfaces as any of several types
             raise InputError(
-                f"the checkpoint {self.directory / str(step)} is damaged, remove it to go on from "
-                f"the one before: {_first_line(error)}"
+                f"cannot read the checkpoint {self.directory / str(step)}: {_first_line(error)}. "
+                "If it is damaged, move it away and the run goes on from the one before"
             ) from error
 
     def _check_run(self, metadata: Mapping[str, Any]) -> None:

@@ -1,6 +1,5 @@
 """The training run: everything in the order it happens."""
 
-import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,7 +9,7 @@ from ml_collections import ConfigDict
 
 from nonlocal_jax.data import fingerprint, train_batches
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.files import make_directory, write_file
+from nonlocal_jax.files import PathLike, make_directory, write_file
 from nonlocal_jax.models import create_model
 from nonlocal_jax.train.checkpoint import Checkpoints, load_variables
 from nonlocal_jax.train.log import Monitor, RunLog
@@ -58,11 +57,11 @@ def _headline(config: ConfigDict, state: TrainState, devices: int) -> str:
 
 def train(
     config: ConfigDict,
-    workdir: str | os.PathLike[str],
+    workdir: PathLike,
     source: Sequence[Mapping[str, Any]],
     *,
     evaluate: Evaluate | None = None,
-    init: str | os.PathLike[str] | None = None,
+    init: PathLike | None = None,
 ) -> Result:
     """Trains an experiment, or goes on with it where ``workdir`` holds a checkpoint.
 

@@ -137,7 +137,7 @@ def test_two_processes_may_build_at_once_and_get_the_same_examples(data_dir, tmp
     assert [process.communicate()[0] for process in processes] == [b"", b""]
     assert [process.returncode for process in processes] == [0, 0]
     # One result, and nothing half-done beside it.
-    assert [path.name for path in (tmp_path / "digits_flag").iterdir()] == ["1.0.0"]
+    assert [path.name for path in (tmp_path / "digits_flag").iterdir()] == ["2.0.0"]
     for split in ("train", "val"):
         built, expected = (
             data.load_source("digits_flag", split, directory) for directory in (tmp_path, data_dir)
