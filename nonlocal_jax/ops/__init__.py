@@ -6,17 +6,19 @@ Positions are flattened: queries ``[..., N, C]``, keys ``[..., M, C]``, values `
 from nonlocal_jax.ops.context import channel_whiten, context_pool
 from nonlocal_jax.ops.pairwise import (
     IMPLEMENTATIONS,
-    attention_weights,
+    best_attention,
     concatenation,
     disentangled,
     dot_product,
     softmax_attention,
 )
 from nonlocal_jax.ops.resize import resize
+from nonlocal_jax.ops.softmax import attention_weights
 
 __all__ = [
     "IMPLEMENTATIONS",
     "attention_weights",
+    "best_attention",
     "channel_whiten",
     "concatenation",
     "context_pool",
