@@ -59,6 +59,7 @@ IMPLEMENTATIONS: dict[str, dict[str, Callable[..., jax.Array]]] = {
     "softmax_attention": {
         "dense": softmax.dense,
         "chunked": softmax.chunked,
+        "ring": softmax.chunked,  # on one device; see softmax_attention
         "flash": kernels.flash,
         "cudnn": kernels.cudnn,
     },

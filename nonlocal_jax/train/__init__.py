@@ -1,10 +1,10 @@
 """Training: loss, optimiser, one jitted step, the loop, checkpoints and logs."""
 
+from nonlocal_jax.mesh import make_mesh, to_global
 from nonlocal_jax.train.checkpoint import Checkpoints, load_variables
 from nonlocal_jax.train.log import NonFiniteError
 from nonlocal_jax.train.loop import Result, train
 from nonlocal_jax.train.loss import loss_fn
-from nonlocal_jax.train.mesh import make_mesh, to_global
 from nonlocal_jax.train.optimizer import create_optimizer
 from nonlocal_jax.train.state import TrainState, create_state
 from nonlocal_jax.train.step import make_train_step

@@ -14,8 +14,8 @@ from jax.experimental import topologies
 from ml_collections import ConfigDict
 
 from nonlocal_jax.errors import InputError
+from nonlocal_jax.mesh import batch_sharding, check_batch_size, make_mesh
 from nonlocal_jax.models import create_model
-from nonlocal_jax.train.mesh import batch_sharding, check_batch_size, make_mesh
 from nonlocal_jax.train.optimizer import create_optimizer
 from nonlocal_jax.train.state import abstract_state
 from nonlocal_jax.train.step import make_train_step
@@ -65,7 +65,7 @@ def compile_train_step(config: ConfigDict, topology: str) -> dict[str, Any]:
         fit into their memory.
     """
     devices = _devices(topology)
-    mesh = make_mesh(devices)
+    mesh = make_mesh(devices, context=config.mesh.context)
     check_batch_size(config.data.batch_size, mesh)
     model = create_model(config.model)
     tx, _ = create_optimizer(config)

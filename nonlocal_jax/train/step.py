@@ -10,9 +10,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from nonlocal_jax.data import normalise
+from nonlocal_jax.mesh import replicated, split_images, use_mesh
 from nonlocal_jax.ops import resize
 from nonlocal_jax.train.loss import loss_fn
-from nonlocal_jax.train.mesh import replicated
 from nonlocal_jax.train.optimizer import create_optimizer
 from nonlocal_jax.train.state import TrainState
 
@@ -33,9 +33,9 @@ def pixel_accuracy(
 def make_train_step(model: nn.Module, config: ConfigDict, mesh: Mesh) -> TrainStep:
     """The jitted ``train_step(state, batch) -> (state, metrics)``.
 
-    The batch is ``{"image": uint8 [B, H, W, 3], "label": uint8 [B, H, W]}``, split over the mesh;
-    images are normalised on the device. Batch norms see the global batch. The old state's memory
-    is donated to the new one.
+    The batch is ``{"image": uint8 [B, H, W, 3], "label": uint8 [B, H, W]}``, split over the mesh,
+    the rows of an image over its axis "context"; images are normalised on the device. Batch norms
+    see the global batch. The old state's memory is donated to the new one.
 
     The metrics are scalars: ``loss`` and its parts, ``accuracy`` over the pixels that are not
     ignored, ``grad_norm`` over all parameters, ``param_norm`` after the update, and the
@@ -46,16 +46,17 @@ def make_train_step(model: nn.Module, config: ConfigDict, mesh: Mesh) -> TrainSt
 
     def train_step(state, batch):
         images = normalise(batch["image"], config.data.mean, config.data.std)
-        labels = batch["label"]
+        images, labels = (split_images(x, mesh) for x in (images, batch["label"]))
 
         def compute_loss(params):
-            outputs, updates = model.apply(
-                {"params": params, "batch_stats": state.batch_stats},
-                images,
-                train=True,
-                mutable=["batch_stats"],
-                rngs={"dropout": jax.random.fold_in(state.rng, state.step)},
-            )
+            with use_mesh(mesh):
+                outputs, updates = model.apply(
+                    {"params": params, "batch_stats": state.batch_stats},
+                    images,
+                    train=True,
+                    mutable=["batch_stats"],
+                    rngs={"dropout": jax.random.fold_in(state.rng, state.step)},
+                )
             loss, parts = loss_fn(outputs, labels, loss_config)
             return loss, (parts, outputs[0], updates["batch_stats"])
 
