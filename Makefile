@@ -36,6 +36,7 @@ parity:
 	test -x .venv-parity/bin/python || $(PYTHON) -m venv .venv-parity
 	.venv-parity/bin/python -m pip install --quiet -r requirements-parity.txt
 	PYTHONPATH=. JAX_PLATFORMS=cpu .venv-parity/bin/python tests/parity/run.py
+	PYTHONPATH=. JAX_PLATFORMS=cpu .venv-parity/bin/python tests/parity/half_precision.py
 
 golden:
 	PYTHONPATH=. JAX_PLATFORMS=cpu .venv-parity/bin/python tests/parity/write_golden.py

@@ -42,7 +42,7 @@ class BatchNorm(nn.Module):
         use_running_average: bool | None = None,
         mask: jax.Array | None = None,
     ) -> jax.Array:
-        """Normalises ``[..., C]``; where ``mask``, ``[..., 1]``, is False, x is no part of it."""
+        """Normalises ``[..., C]``; where ``mask``, of its shape, is False, x is no part of it."""
         use_running_average = nn.merge_param(
             "use_running_average", self.use_running_average, use_running_average
         )
@@ -61,7 +61,7 @@ class BatchNorm(nn.Module):
             mean = jnp.mean(x, axes, where=mask)
             var = jnp.mean(jnp.square(x - mean), axes, where=mask)
             if not self.is_initializing():
-                n = x.size // x.shape[-1] if mask is None else jnp.sum(mask, dtype=x.dtype)
+                n = x.size // x.shape[-1] if mask is None else jnp.sum(mask, axes, dtype=x.dtype)
                 unbiased = var * (n / jnp.maximum(n - 1, 1))
                 for running, new in ((running_mean, mean), (running_var, unbiased)):
                     update = self.momentum * running.value + (1 - self.momentum) * new
@@ -82,5 +82,5 @@ def normalise(
     if hasattr(module, "use_running_average"):
         options["use_running_average"] = not train
     if mask is not None and (options or isinstance(module, nn.GroupNorm | nn.InstanceNorm)):
-        options["mask"] = mask[..., None]
+        options["mask"] = jnp.broadcast_to(mask[..., None], x.shape)  # GroupNorm asks for it
     return module(x, **options)

@@ -23,6 +23,7 @@ from nonlocal_jax.ops.numerics import (
     check_mask,
     check_positions,
     count_positions,
+    float32_or_more,
     over_devices,
     zero_padding,
 )
@@ -101,7 +102,7 @@ def best_attention(platform: str, theta: jax.Array, phi: jax.Array, g: jax.Array
     widths = theta.shape[-1], g.shape[-1]
     if theta.shape[-2] * phi.shape[-2] <= _DENSE_LIMIT:
         return "dense"
-    if platform == "tpu" and jnp.float64 not in types:
+    if platform == "tpu" and float32_or_more(theta, phi, g) == jnp.float32:
         return "flash"
     if platform == "cuda" and types == {jnp.dtype(jnp.bfloat16)} and kernels.fits_cudnn(*widths):
         return "cudnn"
