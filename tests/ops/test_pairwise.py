@@ -151,9 +151,10 @@ def test_every_form_is_the_dense_one(
         assert_equals_dense(operation, implementation, given, mask)
 
 
+@pytest.mark.parametrize("n", [4097, pytest.param(9409, marks=pytest.mark.large)])
 @pytest.mark.parametrize(("operation", "implementation"), FORMS)
-def test_every_form_is_the_dense_one_at_4097_positions(operation, implementation, x64):
-    given = arguments(operation, 11, (), 4097, 4097, 4, 4)
+def test_every_form_is_the_dense_one_at_size(operation, implementation, n, x64):
+    given = arguments(operation, 11, (), n, n, 4, 4)
     assert_equals_dense(operation, implementation, given)
 
 
