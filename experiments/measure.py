@@ -1,5 +1,6 @@
 """What a call takes of time and of the process' resident memory."""
 
+import os
 import pathlib
 import resource
 import sys
@@ -14,6 +15,11 @@ def _status_kib(field: str) -> int:
         if line.startswith(field):
             return int(line.split()[1])
     raise KeyError(field)
+
+
+def cores() -> int:
+    """Number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def measure(run: Callable[[], object]) -> tuple[float, float]:
