@@ -13,7 +13,6 @@ case; models likewise.
 """
 
 import importlib.util
-import itertools
 import os
 import pathlib
 import re
@@ -112,16 +111,12 @@ def _cases(kind: str, dtype: str) -> list[Case]:
 
 def _forms(cases: Sequence[Case], torch: bool) -> dict[Case, list[str]]:
     """The forms of each case: those asked for, or all but our other implementations."""
-    forms = {
-        case: [form for form in case.forms() if torch or not form.startswith("torch_")]
-        for case in cases
-    }
-    if wanted := _choices(_FORMS, list(dict.fromkeys(itertools.chain(*forms.values())))):
-        return {case: [form for form in wanted if form in own] for case, own in forms.items()}
-    return {
-        case: [f for f in own if f == "ours_dense" or not f.startswith("ours_")]
-        for case, own in forms.items()
-    }
+    known = dict.fromkeys(form for case in cases for form in case.forms())
+    wanted = _choices(_FORMS, list(known)) or [
+        form for form in known if form == "ours_dense" or not form.startswith("ours_")
+    ]
+    wanted = [form for form in wanted if torch or not form.startswith("torch_")]
+    return {case: [form for form in wanted if form in case.forms()] for case in cases}
 
 
 def _torch_version() -> str | None:
@@ -172,6 +167,9 @@ def main(arguments: list[str]) -> None:
     cases = _cases(kind, _DTYPE.value or ("float32" if on_cpu else "bfloat16"))
     torch_version = _torch_version()
     forms = _forms(cases, torch_version is not None)
+    cases = [case for case in cases if forms[case]]
+    if not cases:
+        raise InputError("none of these has one of --forms")
     directory = make_directory(_OUTPUT.value)
 
     versions = {"jax": jax.__version__, "flax": flax.__version__, "torch": torch_version}
