@@ -10,18 +10,15 @@ program ran, its inputs and parameters not counted; one run after one compilatio
 
 import functools
 import json
-import pathlib
-import resource
-import sys
-import time
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from absl import flags
 
 from experiments import cli
-from nonlocal_jax import create_model, ops
+from experiments.measure import measure
+from experiments.operations import OPERATIONS
+from nonlocal_jax import create_model
 from nonlocal_jax.errors import InputError
 
 _CONFIG = cli.define_config(required=False)
@@ -29,66 +26,33 @@ _POSITIONS = flags.DEFINE_integer("positions", 9409, "Number of positions N.", l
 _CHANNELS = flags.DEFINE_integer("channels", 64, "Number of channels C.", lower_bound=1)
 _IMPLEMENTATION = flags.DEFINE_string("implementation", "auto", "Form of the operation.")
 _BACKWARD = flags.DEFINE_boolean("backward", True, "Take the gradient of the operation too.")
-# (theta, phi, g, options) -> y; scores are the first channel.
-_OPERATIONS = {
-    "softmax_attention": lambda theta, phi, g, **options: ops.softmax_attention(
-        theta, phi, g, scale=theta.shape[-1] ** -0.5, **options
-    ),
-    "dot_product": ops.dot_product,
-    "concatenation": lambda theta, phi, g, **options: ops.concatenation(
-        theta[:, 0], phi[:, 0], g, **options
-    ),
-    "disentangled": lambda theta, phi, g, **options: ops.disentangled(
-        theta, phi, g, phi[:, 0], scale=theta.shape[-1] ** -0.5, **options
-    ),
-    "context_pool": lambda theta, phi, g, **_: ops.context_pool(g, phi[:, 0]),  # of one form
-}
 _OPERATION = flags.DEFINE_enum(
-    "operation", "softmax_attention", list(_OPERATIONS), "Function of nonlocal_jax.ops."
+    "operation", "softmax_attention", list(OPERATIONS), "Function of nonlocal_jax.ops."
 )
 _SIZE = flags.DEFINE_string("size", "1024x2048", "HEIGHTxWIDTH of the image.")
 
 
-def _status_kib(field: str) -> int:
-    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1])
-    raise KeyError(field)
-
-
-def measure(run: Callable[[], object]) -> tuple[float, float]:
-    """Seconds that ``run`` takes, and MiB that resident memory rises by meanwhile."""
-    linux = sys.platform == "linux"
-    if linux:
-        pathlib.Path("/proc/self/clear_refs").write_text("5")  # starts the peak anew
-        before = _status_kib("VmRSS")
-    else:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    start = time.perf_counter()
-    jax.block_until_ready(run())
-    seconds = time.perf_counter() - start
-    if linux:
-        peak = _status_kib("VmHWM")
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return seconds, (peak - before) / 1024
-
-
 def _operation() -> dict[str, object]:
-    if _OPERATION.value == "context_pool" and _IMPLEMENTATION.value != "auto":
-        raise InputError("context_pool has one form: leave --implementation out")
+    operation = OPERATIONS[_OPERATION.value]
     shape = (_POSITIONS.value, _CHANNELS.value)
-    keys = jax.random.split(jax.random.key(0), 3)
-    theta, phi, g = (jax.random.normal(key, shape) for key in keys)
+    options = operation.options(shape[1])
+    if operation.forms:
+        options["implementation"] = _IMPLEMENTATION.value
+    elif _IMPLEMENTATION.value != "auto":
+        raise InputError(f"{_OPERATION.value} has one form: leave --implementation out")
+    shapes = operation.shapes(*shape)
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    arrays = [jax.random.normal(*pair) for pair in zip(keys, shapes, strict=True)]
 
-    forward = functools.partial(_OPERATIONS[_OPERATION.value], implementation=_IMPLEMENTATION.value)
+    forward = functools.partial(operation.function, **options)
 
     def loss(*arrays):
         return jnp.sum(jnp.square(forward(*arrays)))
 
-    function = jax.value_and_grad(loss, argnums=(0, 1, 2)) if _BACKWARD.value else forward
-    compiled = jax.jit(function).lower(theta, phi, g).compile()
-    seconds, peak = measure(lambda: compiled(theta, phi, g))
+    gradient = jax.value_and_grad(loss, argnums=tuple(range(len(arrays))))
+    function = gradient if _BACKWARD.value else forward
+    compiled = jax.jit(function).lower(*arrays).compile()
+    seconds, peak = measure(lambda: compiled(*arrays))
     return {
         "operation": _OPERATION.value,
         "positions": shape[0],

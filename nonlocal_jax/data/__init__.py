@@ -1,16 +1,21 @@
 """Data: sources of examples, augmentation, batches, images in files, the embedded data set."""
 
+from typing import TYPE_CHECKING
+
+from nonlocal_jax import lazy
 from nonlocal_jax.data.classes import IGNORE_INDEX, DatasetInfo, get_info
-from nonlocal_jax.data.images import (
-    keep_ratio_size,
-    list_images,
-    read_image,
-    resize_image,
-    write_png,
-)
 from nonlocal_jax.data.normalisation import normalise
-from nonlocal_jax.data.pipeline import train_batches
-from nonlocal_jax.data.source import CheckedSource, Source, fingerprint, load_source
+
+if TYPE_CHECKING:
+    from nonlocal_jax.data.images import (
+        keep_ratio_size,
+        list_images,
+        read_image,
+        resize_image,
+        write_png,
+    )
+    from nonlocal_jax.data.pipeline import train_batches
+    from nonlocal_jax.data.source import CheckedSource, Source, fingerprint, load_source
 
 __all__ = [
     "IGNORE_INDEX",
@@ -28,3 +33,13 @@ __all__ = [
     "train_batches",
     "write_png",
 ]
+
+# Normalisation, a part of the train step, does without OpenCV, Grain and TFDS.
+__getattr__, __dir__ = lazy.names(
+    __name__,
+    {
+        "images": ("keep_ratio_size", "list_images", "read_image", "resize_image", "write_png"),
+        "pipeline": ("train_batches",),
+        "source": ("CheckedSource", "Source", "fingerprint", "load_source"),
+    },
+)

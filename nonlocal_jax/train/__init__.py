@@ -1,13 +1,18 @@
 """Training: loss, optimiser, one jitted step, the loop, checkpoints and logs."""
 
+from typing import TYPE_CHECKING
+
+from nonlocal_jax import lazy
 from nonlocal_jax.mesh import make_mesh, to_global
-from nonlocal_jax.train.checkpoint import Checkpoints, load_variables
-from nonlocal_jax.train.log import NonFiniteError
-from nonlocal_jax.train.loop import Result, train
 from nonlocal_jax.train.loss import loss_fn
 from nonlocal_jax.train.optimizer import create_optimizer
 from nonlocal_jax.train.state import TrainState, create_state
 from nonlocal_jax.train.step import make_train_step
+
+if TYPE_CHECKING:
+    from nonlocal_jax.train.checkpoint import Checkpoints, load_variables
+    from nonlocal_jax.train.log import NonFiniteError
+    from nonlocal_jax.train.loop import Result, train
 
 __all__ = [
     "Checkpoints",
@@ -23,3 +28,13 @@ __all__ = [
     "to_global",
     "train",
 ]
+
+# The step alone needs jax, flax and optax alone.
+__getattr__, __dir__ = lazy.names(
+    __name__,
+    {
+        "checkpoint": ("Checkpoints", "load_variables"),
+        "log": ("NonFiniteError",),
+        "loop": ("Result", "train"),
+    },
+)

@@ -1,0 +1,1 @@
+"""Time and memory of operations, blocks and networks, beside PyTorch's."""

@@ -1,0 +1,142 @@
+"""PyTorch's forms of a case, as programs. Importing this needs torch."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import torch
+
+from experiments.benchmark import peers
+from experiments.benchmark.cases import BLOCKS, Case, Program
+from experiments.benchmark.ours import SCALE, network_config
+from experiments.measure import cores
+from experiments.operations import OPERATIONS
+
+DEVICE = "cuda" if jax.default_backend() == "gpu" else "cpu"
+
+torch.set_num_threads(cores())
+torch.backends.cudnn.benchmark = True
+torch.set_float32_matmul_precision("high")  # TF32 on a GPU, as JAX has it by default
+
+
+def _wait(_: object) -> None:
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
+def _compile(function: Callable, form: str) -> Callable:
+    """A function as it is in the eager form; compiled for this one shape in all others."""
+    if form == "torch_eager":
+        return function
+    # On a GPU with CUDA graphs, whose results the next call may overwrite.
+    mode = "max-autotune" if DEVICE == "cuda" else None
+    compiled = torch.compile(function, mode=mode, dynamic=False)
+
+    def run(*args):
+        torch.compiler.cudagraph_mark_step_begin()
+        return compiled(*args)
+
+    return run
+
+
+def _random(*shape: int, dtype: str = "float32") -> torch.Tensor:
+    return (SCALE * torch.randn(shape, device=DEVICE)).to(getattr(torch, dtype))
+
+
+def _autocast(case: Case) -> torch.autocast:
+    return torch.autocast(DEVICE, torch.bfloat16, enabled=case.dtype == "bfloat16")
+
+
+def _layout(form: str) -> torch.memory_format:
+    return torch.contiguous_format if form == "torch_eager" else torch.channels_last
+
+
+def _program(case: Case, function: Callable, inputs: list[torch.Tensor], *args) -> Program:
+    """y of the arguments; with the gradients of the inputs where the case has them."""
+    dy = None
+
+    def run():
+        nonlocal dy
+        with torch.set_grad_enabled(case.backward), _autocast(case):
+            y = function(*args)
+        if not case.backward:
+            return y
+        if dy is None:
+            dy = torch.randn_like(y)
+        return y, torch.autograd.grad(y, inputs, dy)
+
+    return Program(run, _wait)
+
+
+def _operation(case: Case, form: str) -> Program:
+    operation = OPERATIONS[case.name]
+    arrays = [
+        _random(*shape, dtype=case.dtype).requires_grad_(case.backward)
+        for shape in operation.shapes(case.batch_size, case.positions, case.channels)
+    ]
+    options = operation.options(case.channels)
+    if form in ("torch_sdpa", "torch_reassociated"):
+        options[form.removeprefix("torch_")] = True
+    function = functools.partial(getattr(peers, case.name), **options)
+    return _program(case, _compile(function, form), arrays, *arrays)
+
+
+def _block(case: Case, form: str) -> Program:
+    module, _ = peers.BLOCKS[BLOCKS[case.name]]
+    block = module(2 * case.channels, sdpa=form == "torch_sdpa")
+    block = block.to(DEVICE, memory_format=_layout(form)).train(case.backward)
+    x = _random(case.batch_size, 2 * case.channels, *case.size, dtype=case.dtype)
+    x = x.to(memory_format=_layout(form)).requires_grad_(case.backward)
+    return _program(case, _compile(block, form), [*block.parameters(), x], x)
+
+
+def _network(case: Case, form: str) -> Program:
+    config = network_config(case)
+    net = peers.SegmentationNet(config.model, sdpa=form == "torch_sdpa")
+    net = net.to(DEVICE, memory_format=_layout(form)).train(case.backward)
+    shape = (case.batch_size, 3, *case.size)
+    if not case.backward:
+        images = _random(*shape).to(memory_format=_layout(form))
+        return _program(case, _compile(net, form), [], images)
+
+    images = torch.randint(256, shape, device=DEVICE, dtype=torch.uint8)
+    images = images.to(memory_format=_layout(form))
+    labels = torch.randint(config.model.num_classes, shape[:1] + case.size, device=DEVICE)
+    mean, std = (
+        torch.tensor(values, device=DEVICE).reshape(3, 1, 1)
+        for values in (config.data.mean, config.data.std)
+    )
+    loss_config, options = config.loss.to_dict(), config.optimizer
+    compute = _compile(lambda i, y: net.loss((i - mean) / std, y, loss_config), form)
+    optimizer = torch.optim.SGD(
+        net.parameters(),
+        lr=options.learning_rate,
+        momentum=options.momentum,
+        weight_decay=options.weight_decay,
+        fused=True,
+    )
+
+    def run():
+        with _autocast(case):
+            loss, accuracy = compute(images, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss, accuracy
+
+    return Program(run, _wait)
+
+
+def build(case: Case, form: str) -> Program:
+    """The program of a form, "torch_" and a name of ``Case.forms``."""
+    if case.is_network:
+        return _network(case, form)
+    return (_block if case.name in BLOCKS else _operation)(case, form)
+
+
+def peak_mib(program: Program) -> float:
+    """Peak of the GPU's memory over two calls, inputs and parameters counted."""
+    torch.cuda.reset_peak_memory_stats()
+    for _ in range(2):  # the first after compilation may record a CUDA graph
+        program.wait(program.run())
+    return torch.cuda.max_memory_allocated() / 2**20

@@ -1,0 +1,156 @@
+"""The benchmark's results as a Markdown table and as a plot."""
+
+import math
+import pathlib
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+# A form's colour is its own in all panels; PyTorch's are dashed.
+_COLOURS = {
+    "ours": "#0b4f8a",
+    "ours_dense": "#6fb1e0",
+    "torch_eager": "#b5301f",
+    "torch_compile": "#e8920c",
+    "torch_sdpa": "#2f8f4e",
+    "torch_reassociated": "#8a6d3b",
+}
+_OTHER_COLOUR = "#7a5ab5"
+_COLUMNS = 4
+
+
+def _digits(value: float) -> str:
+    """At least three digits, never an exponent."""
+    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}"
+
+
+def _grouped(report: Mapping[str, Any]) -> list[list[Mapping[str, Any]]]:
+    """The results of each case."""
+    groups = {}
+    for result in report["results"]:
+        key = (result["name"], tuple(result["size"]), result["mode"])
+        groups.setdefault(key, []).append(result)
+    return list(groups.values())
+
+
+def _fastest_peer(group: list[Mapping[str, Any]], clock: str) -> str | None:
+    peers = [r for r in group if r["form"].startswith("torch_") and clock in r]
+    return min(peers, key=lambda r: statistics.median(r[clock]), default={}).get("form")
+
+
+def _numbers(result: Mapping[str, Any], baseline: Mapping[str, Any], clock: str) -> list[str]:
+    """Median, spread and images/s, and the median of the ratios to the baseline, turn by turn."""
+    if "note" in result:
+        return [result["note"], "", "", ""]
+    seconds = result[clock]
+    median = statistics.median(seconds)
+    spread = f"{_digits(1e3 * min(seconds))} to {_digits(1e3 * max(seconds))}"
+    ratio = ""
+    if clock in baseline:
+        ratios = [a / b for a, b in zip(seconds, baseline[clock], strict=True)]
+        ratio = f"{statistics.median(ratios):.2f}"
+    return [_digits(1e3 * median), spread, _digits(result["batch_size"] / median), ratio]
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """A line that names the device, and a row for each form of each case.
+
+    The column after the baseline is the time of a form over that of the baseline: above one, the
+    baseline is faster. The name of the fastest PyTorch form is bold.
+    """
+    baseline, clock = report["baseline"], report["clock"]
+    networks = report["kind"] == "models"
+    sizes = "size" if networks else "N"
+    clock_name = {"wall_seconds": "ms", "cpu_seconds": "CPU ms"}[clock]
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    head = [report["kind"], sizes, "", "form", clock_name, "min to max", "images/s"]
+    head += [f"÷ {baseline}", "peak MiB"]
+    lines = [f"{report['device']}; {report['settings']}; {versions}", ""]
+    lines += ["| " + " | ".join(head) + " |", "|---|---|---|---|" + "---:|" * (len(head) - 4)]
+    for group in _grouped(report):
+        (base,) = [r for r in group if r["form"] == baseline] or [{}]
+        fastest = _fastest_peer(group, clock)
+        for i, result in enumerate(group):
+            form = f"**{fastest}**" if result["form"] == fastest else result["form"]
+            size = "x".join(map(str, result["size"])) if networks else str(result["positions"])
+            case = [result["name"], size, result["mode"]] if i == 0 else ["", "", ""]
+            peak = f"{result['peak_mib']:.0f}" if "peak_mib" in result else ""
+            cells = [*case, form, *_numbers(result, base, clock), peak]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _series(
+    report: Mapping[str, Any], name: str, quantity: str
+) -> dict[str, list[tuple[int, float]]]:
+    """For each form, (N, quantity) of a name's most demanding mode, in the order of N."""
+    results = [r for r in report["results"] if r["name"] == name and quantity in r]
+    gradient = any(r["backward"] for r in results)
+    series = {}
+    for r in sorted(results, key=lambda r: r["positions"]):
+        if r["backward"] == gradient and "note" not in r:
+            value = r[quantity] if quantity == "peak_mib" else 1e3 * statistics.median(r[quantity])
+            series.setdefault(r["form"], []).append((r["positions"], value))
+    return series
+
+
+def _draw(axis: Any, series: Mapping[str, list[tuple[int, float]]]) -> dict[str, Any]:
+    """Lines of one panel by form."""
+    from matplotlib import ticker
+
+    lines = {}
+    for form, points in series.items():
+        (lines[form],) = axis.plot(
+            *zip(*points, strict=True),
+            color=_COLOURS.get(form, _OTHER_COLOUR),
+            linestyle="--" if form.startswith("torch_") else "-",
+            marker="o",
+            markersize=4,
+        )
+    axis.set(xscale="log", yscale="log")
+    axis.grid(alpha=0.3)
+    axis.tick_params(labelsize=8)
+    positions = {n for points in series.values() for n, _ in points}
+    axis.xaxis.set_major_locator(ticker.FixedLocator(sorted(positions)))
+    axis.xaxis.set_minor_locator(ticker.NullLocator())
+    low, high = axis.get_ylim()
+    steps = (1,) if high > 30 * low else (1, 2, 5)
+    axis.yaxis.set_major_locator(ticker.LogLocator(subs=steps))
+    axis.yaxis.set_minor_formatter(ticker.NullFormatter())
+    for side in (axis.xaxis, axis.yaxis):
+        side.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    return lines
+
+
+def plot(report: Mapping[str, Any], path: pathlib.Path) -> None:
+    """Time and memory against N, with the gradient where it was measured; needs matplotlib."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    results = report["results"]
+    names = list(dict.fromkeys(r["name"] for r in results))
+    quantities = {report["clock"]: "time, ms", "peak_mib": "peak memory, MiB"}
+    quantities = {q: label for q, label in quantities.items() if any(q in r for r in results)}
+    columns = min(_COLUMNS, len(names))
+    rows = len(quantities) * math.ceil(len(names) / columns)
+    figure = Figure(figsize=(3.0 * columns + 1.0, 2.4 * rows + 1.0), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    lines = {}
+    for i, name in enumerate(names):
+        band, column = divmod(i, columns)
+        for row, (quantity, label) in enumerate(quantities.items(), band * len(quantities)):
+            axis = axes[row, column]
+            lines |= _draw(axis, _series(report, name, quantity))
+            if column == 0:
+                axis.set_ylabel(label)
+        axes[band * len(quantities), column].set_title(name.replace("_", " "))
+        axis.set_xlabel("positions N")
+    for axis in axes.flat:
+        axis.set_visible(axis.has_data())
+    figure.align_ylabels()
+    mode = [r["mode"] for r in sorted(results, key=lambda r: r["backward"])][-1]
+    figure.suptitle(f"{mode}; {report['device']}; {report['settings']}", fontsize=10)
+    figure.legend(
+        lines.values(), lines, loc="outside lower center", ncols=max(1, len(lines)), frameon=False
+    )
+    FigureCanvasAgg(figure).print_png(path)

@@ -1,0 +1,159 @@
+import json
+import os
+
+import pytest
+
+from configs import segmentation
+from experiments.benchmark import cases, report, runner
+from experiments.benchmark.cases import Case
+
+# Not PyTorch's, which may be installed: it takes long to compile.
+_OURS = ("--forms=ours,ours_dense", "--repeats=2", "--nomemory")
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch):
+    """The command sets it for its own process."""
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+
+def _benchmark(command, kind, directory, *arguments):
+    status, stdout, stderr = command("benchmark", kind, f"--output={directory}", *arguments)
+    assert status == 0, stderr
+    results = json.loads((directory / f"{kind}.json").read_text())
+    assert (directory / f"{kind}.md").read_text() == stdout
+    assert (directory / f"{kind}.png").read_bytes().startswith(b"\x89PNG")
+    return results, stdout, stderr
+
+
+def test_operations_and_blocks_are_timed_in_all_sizes_and_modes(command, tmp_path):
+    report, table, stderr = _benchmark(
+        command,
+        "ops",
+        tmp_path,
+        *_OURS,
+        "--operations=context_pool,disentangled_block",
+        "--positions=12,16",
+        "--channels=4",
+        "--batch_size=2",
+    )
+    results = report["results"]
+    # The context has one form, the block two; at two sizes, with and without gradient.
+    assert len(results) == (1 + 2) * 2 * 2
+    assert {len(r["wall_seconds"]) for r in results} == {2}
+    assert all(seconds > 0 for r in results for seconds in r["wall_seconds"])
+    assert {(r["positions"], tuple(r["size"])) for r in results} == {(12, (3, 4)), (16, (4, 4))}
+    assert "float32, batch 2, C = 4" in table.splitlines()[0]
+    assert f"of {os.cpu_count()} cores" in report["device"]
+    assert "--positions=12,16" in report["command"]
+    assert "[8/8] disentangled_block N=16 forward+backward: ours " in stderr
+
+
+def test_networks_are_timed_in_training_and_inference(command, tmp_path, monkeypatch):
+    monkeypatch.setitem(segmentation._STAGES, "r50-d8", (1, 1, 1, 1))
+    report, table, _ = _benchmark(
+        command,
+        "models",
+        tmp_path,
+        "--forms=ours",
+        "--repeats=1",
+        "--nomemory",
+        "--networks=r50_gc",
+        "--sizes=17x24",
+        "--width=8",
+    )
+    assert [r["mode"] for r in report["results"]] == ["inference", "train"]
+    assert report["results"][0]["positions"] == 3 * 3
+    assert "| r50_gc | 17x24 | train | ours |" in table
+
+
+def test_memory_is_that_of_a_fresh_process(monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    case = Case("softmax_attention", (32, 64), 1, 16, "float32", backward=True)
+    (result,) = runner.run(case, ["ours_dense"], repeats=1, memory=True)
+    # At least one 2048 x 2048 matrix of float32, 16 MiB, and no more than a few.
+    assert 16 <= result["peak_mib"] < 200
+
+
+def test_a_form_that_does_not_fit_or_fails_is_left_out(monkeypatch):
+    case = Case("dot_product", (4, 4), 1, 4, "float32", backward=False)
+    build = runner.build
+
+    def failing(case, form):
+        if form == "ours_reassociated":
+            raise RuntimeError("no compiler\nand more")
+        return build(case, form)
+
+    monkeypatch.setattr(runner, "build", failing)
+    monkeypatch.setattr(runner, "device_memory", lambda: 1000)
+    forms = ["ours", "ours_dense", "ours_reassociated"]
+    ours, dense, reassociated = runner.run(case, forms, repeats=1, memory=False)
+    assert len(ours["wall_seconds"]) == 1
+    assert dense["note"] == "not run: its N x N matrices do not fit"
+    assert reassociated["note"] == "not run: RuntimeError: no compiler"
+
+
+def test_no_matrix_no_limit():
+    for name in ("context_pool", "global_context_block", "r101_gc"):
+        assert not Case(name, (999, 999), 1, 4, "float32", True).exceeds("torch_eager", 1)
+    assert not Case("disentangled", (999, 999), 1, 4, "float32", True).exceeds("torch_sdpa", 1)
+    assert Case("r50_dnl", (999, 999), 1, 4, "float32", True).exceeds("torch_eager", 1)
+
+
+def test_positions_of_networks_are_those_of_output_stride_eight():
+    sizes = {(512, 512): 4096, (512, 1024): 8192, (769, 769): 9409}
+    for size, positions in sizes.items():
+        assert Case("r50_gc", size, 2, 64, "float32", True).positions == positions
+    assert [cases.feature_map(n) for n in (9409, 8192, 13)] == [(97, 97), (64, 128), (1, 13)]
+
+
+def test_the_table_compares_turn_by_turn():
+    case = Case("dot_product", (2, 2), 2, 4, "float32", backward=False).describe()
+    results = [
+        {"form": "ours", "wall_seconds": [1.0, 2.0, 4.0], "peak_mib": 7.2},
+        {"form": "torch_eager", "wall_seconds": [3.0, 4.0, 20.0]},
+        {"form": "torch_compile", "note": "not run: no compiler"},
+    ]
+    table = report.table(
+        {
+            "kind": "ops",
+            "device": "a device",
+            "settings": "float32",
+            "versions": {"jax": "1.2"},
+            "baseline": "ours",
+            "clock": "wall_seconds",
+            "results": [{**case, **result} for result in results],
+        }
+    )
+    head, _, _, _, ours, eager, compiled = table.splitlines()
+    assert head == "a device; float32; jax 1.2"
+    assert ours == ("| dot_product | 4 | forward | ours | 2000 | 1000 to 4000 | 1.00 | 1.00 | 7 |")
+    # 3, 2 and 5 times as long: the median of the ratios, not the ratio of the medians.
+    assert eager == "|  |  |  | **torch_eager** | 4000 | 3000 to 20000 | 0.500 | 3.00 |  |"
+    assert compiled == "|  |  |  | torch_compile | not run: no compiler |  |  |  |  |"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--output=x"], "give one of ops, models"),
+        (["ops"], "--output"),
+        (["ops", "--output=x", "--operations=softmax"], "--operations must be some of softmax_a"),
+        (["ops", "--output=x", "--positions=0"], "--positions must be positive integers; got '0'"),
+        (["models", "--output=x", "--networks=r18_gc"], "--networks must be some of r50_nonlocal"),
+        (["models", "--output=x", "--sizes=512"], "--sizes must be HEIGHTxWIDTH,...; got '512'"),
+        (["ops", "--output=x", "--forms=flesh"], "--forms must be some of ours,"),
+        (
+            ["ops", "--output=x", "--forms=ours_dense", "--operations=context_pool"],
+            "--forms must be some of ours,torch_eager",
+        ),
+        (["ops", "--output=x", "--threads=1000"], "--threads must be at most"),
+    ],
+)
+def test_bad_flags_are_refused(command, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    status, _, stderr = command("benchmark", *arguments)
+    assert status == 2
+    assert stderr.splitlines()[-1].startswith("error: ")
+    assert message in stderr
+    assert not (tmp_path / "x").exists()
