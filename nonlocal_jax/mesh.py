@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from nonlocal_jax.errors import InputError
@@ -33,6 +34,24 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, *, context: int = 1) 
         )
     shape = len(devices) // context, context
     return jax.make_mesh(shape, (DATA, CONTEXT), axis_types=(AxisType.Auto,) * 2, devices=devices)
+
+
+def topology_devices(topology: str) -> list[jax.Device]:
+    """The devices of a TPU topology that is not there, to compile for; needs libtpu.
+
+    Args:
+      topology: generation and chips, such as "v5e:2x4".
+
+    Raises:
+      InputError: there is no such topology.
+    """
+    try:
+        return list(topologies.get_topology_desc(topology, "tpu").devices)
+    except jax.errors.JaxRuntimeError as error:
+        raise InputError(
+            f"no TPU topology {topology!r} ({str(error).strip().splitlines()[0]}): "
+            "write the generation and its chips, such as v5e:2x4, v6e:16x16 or v5p:2x2x2"
+        ) from error
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

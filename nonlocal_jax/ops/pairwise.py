@@ -60,7 +60,6 @@ IMPLEMENTATIONS: dict[str, dict[str, Callable[..., jax.Array]]] = {
     "softmax_attention": {
         "dense": softmax.dense,
         "chunked": softmax.chunked,
-        "ring": softmax.chunked,  # on one device; see softmax_attention
         "flash": kernels.flash,
         "cudnn": kernels.cudnn,
     },
@@ -83,7 +82,8 @@ def _gather(arrays, axis_name: str | None, axis: int):
 def _form(operation: str, name: str) -> Callable[..., jax.Array]:
     forms = IMPLEMENTATIONS[operation]
     if name not in forms:
-        names = ", ".join(["auto", *forms])
+        also = ["ring"] if operation == "softmax_attention" else []
+        names = ", ".join(["auto", *forms, *also])
         raise InputError(f"implementation of {operation} must be one of {names}; got {name!r}")
     return forms[name]
 
@@ -168,10 +168,11 @@ def softmax_attention(
     check_positions(theta, phi, g)
     check_mask(mask, phi.shape[:-1])
     phi, g = zero_padding(mask, phi), zero_padding(mask, g)
-    if axis_name is not None and implementation in ("auto", "ring"):
+    if axis_name is not None and implementation == "auto":
         numbers = (phi.size + g.size) * jax.lax.axis_size(axis_name)
-        if implementation == "ring" or numbers > _GATHER_LIMIT:
-            return softmax.ring(theta, phi, g, mask, scale, axis_name).astype(g.dtype)
+        implementation = "ring" if numbers > _GATHER_LIMIT else "auto"
+    if implementation == "ring":
+        return softmax.ring(theta, phi, g, mask, scale, axis_name).astype(g.dtype)
     phi, g = _gather((phi, g), axis_name, axis=-2)
     mask = _gather(mask, axis_name, axis=-1)
     return _attend(theta, phi, g, mask, scale, implementation).astype(g.dtype)

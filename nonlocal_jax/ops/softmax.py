@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from nonlocal_jax.ops.numerics import at_least_float32, float32_or_more
 
 # Rows of the N x M matrix held at a time. More rows use the matrix units better, fewer keep less in
-# memory; beyond 256 a CPU gains nothing.
+# memory; beyond 256 a CPU gains nothing. On a ring of TPUs 128 leave them in the vector memory.
 _ROWS = 256
+_RING_ROWS = 128
 
 
 def _logits(theta: jax.Array, phi: jax.Array, mask: jax.Array | None, scale: float) -> jax.Array:
@@ -52,10 +53,10 @@ def dense(theta, phi, g, mask, scale):
     return jnp.einsum("...nm,...md->...nd", weights, at_least_float32(g))
 
 
-def _split_rows(x: jax.Array, axis: int) -> jax.Array:
-    """Queries in equal groups of up to ``_ROWS``, the groups first; zeros fill the last one."""
+def _split_rows(x: jax.Array, axis: int, most: int) -> jax.Array:
+    """Queries in equal groups of up to ``most``, the groups first; zeros fill the last one."""
     n = x.shape[axis]
-    groups = -(-n // _ROWS)
+    groups = -(-n // most)
     rows = -(-n // groups)
     pad = [(0, 0)] * x.ndim
     pad[axis] = (0, groups * rows - n)
@@ -70,7 +71,7 @@ def _join_rows(x: jax.Array, axis: int, n: int) -> jax.Array:
     return jax.lax.slice_in_dim(x, 0, n, axis=axis)
 
 
-def _attend(theta, phi, g, mask, scale):
+def _attend(theta, phi, g, mask, scale, most):
     """y and the logarithm of the softmax' denominator, ``[..., N, D]`` and ``[..., N]``."""
 
     def rows(theta):
@@ -82,11 +83,11 @@ def _attend(theta, phi, g, mask, scale):
         return y, (largest + jnp.log(total))[..., 0]
 
     axis, n = theta.ndim - 2, theta.shape[-2]
-    y, log_total = jax.lax.map(rows, _split_rows(theta, axis))
+    y, log_total = jax.lax.map(rows, _split_rows(theta, axis, most))
     return _join_rows(y, axis, n), _join_rows(log_total, axis, n)
 
 
-def _attend_backward(queries, phi, g, mask, scale):
+def _attend_backward(queries, phi, g, mask, scale, most):
     """Gradients (dtheta, dphi, dg) of what these queries take from these keys.
 
     With p the softmax over all keys and D_i = dy_i . y_i:
@@ -107,7 +108,7 @@ def _attend_backward(queries, phi, g, mask, scale):
         return sums, jnp.einsum("...nm,...mc->...nc", ds, phi_wide)
 
     axis, n = queries[0].ndim - 2, queries[0].shape[-2]
-    groups = tuple(_split_rows(x, axis) for x in queries)
+    groups = tuple(_split_rows(x, axis, most) for x in queries)
     # Zeros that depend on the arguments: under shard_map they vary over the devices as the sums do.
     start = (0 * phi_wide, 0 * g)
     (dphi, dg), dtheta = jax.lax.scan(rows, start, groups)
@@ -122,14 +123,14 @@ def _pass_on(keys, axis_name: str):
 
 
 def _ring_forward(theta, phi, g, mask, scale, axis_name):
-    y, log_total = _attend(theta, phi, g, mask, scale)
     if axis_name is None:
-        return y, log_total
+        return _attend(theta, phi, g, mask, scale, _ROWS)
+    y, log_total = _attend(theta, phi, g, mask, scale, _RING_ROWS)
 
     def hop(_, carry):
         keys, y, log_total = carry
         keys = _pass_on(keys, axis_name)
-        y_here, log_here = _attend(theta, *keys, scale)
+        y_here, log_here = _attend(theta, *keys, scale, _RING_ROWS)
         log_sum = jnp.logaddexp(log_total, log_here)
         share, share_here = (jnp.exp(x - log_sum)[..., None] for x in (log_total, log_here))
         return keys, share * y + share_here * y_here, log_sum
@@ -159,12 +160,13 @@ def _forward(theta, phi, g, mask, scale, axis_name):
 def _backward(scale, axis_name, residuals, dy):
     theta, phi, g, mask, y, log_total = residuals
     queries = theta, log_total, dy, jnp.sum(dy * y, axis=-1)
-    dtheta, dphi, dg = _attend_backward(queries, phi, g, mask, scale)
+    rows = _ROWS if axis_name is None else _RING_ROWS
+    dtheta, dphi, dg = _attend_backward(queries, phi, g, mask, scale, rows)
 
     def hop(_, carry):
         keys, sums, dtheta = carry
         keys, sums = _pass_on((keys, sums), axis_name)
-        dtheta_here, *sums_here = _attend_backward(queries, *keys, scale)
+        dtheta_here, *sums_here = _attend_backward(queries, *keys, scale, rows)
         return keys, jax.tree.map(jnp.add, sums, tuple(sums_here)), dtheta + dtheta_here
 
     if axis_name is not None:
