@@ -4,6 +4,7 @@ Positions are flattened: queries ``[..., N, C]``, keys ``[..., M, C]``, values `
 """
 
 from nonlocal_jax.ops.context import channel_whiten, context_pool
+from nonlocal_jax.ops.convolution import dilated_conv
 from nonlocal_jax.ops.pairwise import (
     IMPLEMENTATIONS,
     attention_weights,
@@ -20,6 +21,7 @@ __all__ = [
     "channel_whiten",
     "concatenation",
     "context_pool",
+    "dilated_conv",
     "disentangled",
     "dot_product",
     "resize",
