@@ -14,6 +14,7 @@ from nonlocal_jax.ops.pairwise import (
     softmax_attention,
 )
 from nonlocal_jax.ops.resize import resize
+from nonlocal_jax.ops.upsampled import upsampled_cross_entropy
 
 __all__ = [
     "IMPLEMENTATIONS",
@@ -26,4 +27,5 @@ __all__ = [
     "dot_product",
     "resize",
     "softmax_attention",
+    "upsampled_cross_entropy",
 ]
