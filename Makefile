@@ -10,7 +10,7 @@ STAMP := $(VENV)/.ready-$(ACCEL)
 PIP := $(if $(shell command -v uv),VIRTUAL_ENV=$(VENV) uv pip,$(BIN)/python -m pip \
 	--disable-pip-version-check)
 
-.PHONY: setup demo test lint parity golden
+.PHONY: setup demo test lint parity golden check-cuda-hlo
 
 setup: $(STAMP)
 
@@ -40,3 +40,8 @@ parity:
 
 golden:
 	PYTHONPATH=. JAX_PLATFORMS=cpu .venv-parity/bin/python tests/parity/write_golden.py
+
+check-cuda-hlo:
+	test -x .venv-cuda/bin/python || $(PYTHON) -m venv .venv-cuda
+	.venv-cuda/bin/python -m pip install --quiet -r requirements-cuda-hlo.txt
+	PYTHONPATH=. JAX_PLATFORMS=cpu .venv-cuda/bin/python tests/cuda/check_hlo.py

@@ -4,6 +4,7 @@ Positions are flattened: queries ``[..., N, C]``, keys ``[..., M, C]``, values `
 """
 
 from nonlocal_jax.ops.context import channel_whiten, context_pool
+from nonlocal_jax.ops.convolution import dilated_conv
 from nonlocal_jax.ops.pairwise import (
     IMPLEMENTATIONS,
     best_attention,
@@ -14,6 +15,7 @@ from nonlocal_jax.ops.pairwise import (
 )
 from nonlocal_jax.ops.resize import resize
 from nonlocal_jax.ops.softmax import attention_weights
+from nonlocal_jax.ops.upsampled import upsampled_cross_entropy
 
 __all__ = [
     "IMPLEMENTATIONS",
@@ -22,8 +24,10 @@ __all__ = [
     "channel_whiten",
     "concatenation",
     "context_pool",
+    "dilated_conv",
     "disentangled",
     "dot_product",
     "resize",
     "softmax_attention",
+    "upsampled_cross_entropy",
 ]
