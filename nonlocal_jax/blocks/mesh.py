@@ -1,6 +1,7 @@
 """An operation on positions over the devices of the mesh that is in use (``jax.set_mesh``)."""
 
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -11,13 +12,14 @@ from nonlocal_jax.mesh import CONTEXT, DATA
 
 
 def _sizes() -> dict[str, int]:
-    """The axes of the current mesh that the compiler would otherwise split as it sees fit."""
+    """The axes of the current mesh that are left to the compiler; none where they are one device."""
     mesh = jax.sharding.get_abstract_mesh()
-    return {
+    sizes = {
         name: mesh.shape[name]
         for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
-        if kind == AxisType.Auto and mesh.shape[name] > 1
+        if kind == AxisType.Auto
     }
+    return sizes if math.prod(sizes.values()) > 1 else {}
 
 
 def _pad(x: jax.Array, axis: int, multiple: int) -> jax.Array:
@@ -54,7 +56,7 @@ def over_mesh(
     if DATA in sizes and leading[0] % sizes[DATA] == 0:
         split[0] = DATA
     axis_name = None
-    if CONTEXT in sizes:
+    if sizes.get(CONTEXT, 1) > 1:
         devices = sizes[CONTEXT]
         independent = [i for i, n in enumerate(leading) if i > 0 and n % devices == 0]
         split[independent[0] if independent else -1] = CONTEXT
@@ -72,12 +74,12 @@ def over_mesh(
         return operation(queries, *keys, **masks, axis_name=axis_name)
 
     arguments = queries, tuple(keys), masks
-    axes = {axis for axis in split if axis is not None}
-    if not axes:
+    if not sizes:
         return on_device(*arguments)
     spec = PartitionSpec(*split)
-    # Kernels do not say over which axes their results vary, as check_vma would ask.
-    y = jax.shard_map(on_device, in_specs=spec, out_specs=spec, axis_names=axes, check_vma=False)(
-        *arguments
-    )
+    # All axes, because a kernel bears none that is left to the compiler; and kernels do not say over
+    # which axes their results vary, as check_vma would ask.
+    y = jax.shard_map(
+        on_device, in_specs=spec, out_specs=spec, axis_names=set(sizes), check_vma=False
+    )(*arguments)
     return jax.lax.slice_in_dim(y, 0, lengths["query_mask"], axis=len(leading))

@@ -20,6 +20,9 @@ def test_the_demo_compiles_for_a_pod(tmp_path):
         "--config=configs/segmentation.py:demo_nonlocal",
         "--topology=v5e:2x4",
         "--batch_size=16",
+        # The kernel that large maps get, with two chips to an image.
+        "--config.model.implementation=flash",
+        "--config.mesh.context=2",
         f"--output={output}",
     )
     assert done.returncode == 0, done.stderr
