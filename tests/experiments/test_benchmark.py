@@ -32,21 +32,21 @@ def test_operations_and_blocks_are_timed_in_all_sizes_and_modes(command, tmp_pat
         "ops",
         tmp_path,
         *_OURS,
-        "--operations=context_pool,disentangled_block",
+        "--operations=dot_product,global_context_block",
         "--positions=12,16",
         "--channels=4",
         "--batch_size=2",
     )
     results = report["results"]
-    # The context has one form, the block two; at two sizes, with and without gradient.
-    assert len(results) == (1 + 2) * 2 * 2
+    # The operation has two forms, the block one; at two sizes, with and without gradient.
+    assert len(results) == (2 + 1) * 2 * 2
     assert {len(r["wall_seconds"]) for r in results} == {2}
     assert all(seconds > 0 for r in results for seconds in r["wall_seconds"])
     assert {(r["positions"], tuple(r["size"])) for r in results} == {(12, (3, 4)), (16, (4, 4))}
     assert "float32, batch 2, C = 4" in table.splitlines()[0]
     assert f"of {os.cpu_count()} cores" in report["device"]
     assert "--positions=12,16" in report["command"]
-    assert "[8/8] disentangled_block N=16 forward+backward: ours " in stderr
+    assert "[8/8] global_context_block N=16 forward+backward: ours " in stderr
 
 
 def test_networks_are_timed_in_training_and_inference(command, tmp_path, monkeypatch):
