@@ -10,7 +10,7 @@ STAMP := $(VENV)/.ready-$(ACCEL)
 PIP := $(if $(shell command -v uv),VIRTUAL_ENV=$(VENV) uv pip,$(BIN)/python -m pip \
 	--disable-pip-version-check)
 
-.PHONY: setup demo test lint parity golden
+.PHONY: setup demo test lint parity golden check-cuda-hlo
 
 setup: $(STAMP)
 
@@ -36,6 +36,12 @@ parity:
 	test -x .venv-parity/bin/python || $(PYTHON) -m venv .venv-parity
 	.venv-parity/bin/python -m pip install --quiet -r requirements-parity.txt
 	PYTHONPATH=. JAX_PLATFORMS=cpu .venv-parity/bin/python tests/parity/run.py
+	PYTHONPATH=. JAX_PLATFORMS=cpu .venv-parity/bin/python tests/parity/half_precision.py
 
 golden:
 	PYTHONPATH=. JAX_PLATFORMS=cpu .venv-parity/bin/python tests/parity/write_golden.py
+
+check-cuda-hlo:
+	test -x .venv-cuda/bin/python || $(PYTHON) -m venv .venv-cuda
+	.venv-cuda/bin/python -m pip install --quiet -r requirements-cuda-hlo.txt
+	PYTHONPATH=. JAX_PLATFORMS=cpu .venv-cuda/bin/python tests/cuda/check_hlo.py

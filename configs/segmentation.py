@@ -185,6 +185,8 @@ def _common(name: str, *, block: str, num_classes: int, steps: int) -> ConfigDic
             },
             # lr(t) = (lr - end) (1 - t / steps)^power + end, t from 0
             "schedule": {"power": 0.9, "end": 1e-4},
+            # devices that share an image; the batch is split over the groups of them
+            "mesh": {"context": 1},
             "train": {"log_every": 50, "checkpoint_every": 1000, "evaluate_every": 1000},
             "evaluation": {
                 "mode": "whole",

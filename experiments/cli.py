@@ -1,6 +1,8 @@
 """One entry for every command: what a user can mend ends in one message and exit status 2."""
 
+import importlib.util
 import os
+import pathlib
 import signal
 import sys
 from collections.abc import Callable
@@ -52,6 +54,28 @@ def _parse(argv: list[str]) -> list[str]:
     except _FLAG_ERRORS as error:
         fail(_flag_message(error))
         raise
+
+
+def use_tpu_compiler() -> None:
+    """Finds libtpu, and keeps it from looking for a machine with TPUs or for other users."""
+    beside = pathlib.Path(sys.prefix, "libtpu", "libtpu", "libtpu.so")
+    if "TPU_LIBRARY_PATH" not in os.environ and importlib.util.find_spec("libtpu") is None:
+        if not beside.exists():
+            raise InputError(
+                "the TPU compiler is not installed: run `make setup`, or "
+                f"`pip install --target {beside.parents[1]} -r requirements-libtpu.txt`"
+            )
+        os.environ["TPU_LIBRARY_PATH"] = str(beside)
+    os.environ.update(
+        JAX_PLATFORMS="cpu",
+        ALLOW_MULTIPLE_LIBTPU_LOAD="1",
+        # Any valid names do: the topology decides what is compiled for.
+        TPU_ACCELERATOR_TYPE="v5litepod-8",
+        TPU_WORKER_HOSTNAMES="localhost",
+    )
+    import jax  # after the environment, which it reads when it is first imported
+
+    jax.config.update("jax_platforms", "cpu")
 
 
 def run(main: Callable[[list[str]], None]) -> None:

@@ -4,12 +4,18 @@
     python -m experiments.memory forward --size=1024x2048 \\
         --config=configs/segmentation.py:nonlocal_r50-d8_512x1024_40k_cityscapes
 
+    python -m experiments.memory operation --positions=100352 --channels=256 --dtype=bfloat16 \\
+        --topology=v5e:4x4 --context=16 --implementation=ring
+
 Prints one JSON object. ``peak_mib`` is what the process' resident memory rose by while the compiled
-program ran, its inputs and parameters not counted; one run after one compilation.
+program ran, its inputs and parameters not counted; one run after one compilation. With a topology
+nothing runs: ``chip_mib`` is what the compiler allocates on a TPU chip, ``context`` of which share
+the positions.
 """
 
 import functools
 import json
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +26,7 @@ from experiments.measure import measure
 from experiments.operations import OPERATIONS
 from nonlocal_jax import create_model
 from nonlocal_jax.errors import InputError
+from nonlocal_jax.mesh import CONTEXT, make_mesh, topology_devices
 
 _CONFIG = cli.define_config(required=False)
 _POSITIONS = flags.DEFINE_integer("positions", 9409, "Number of positions N.", lower_bound=1)
@@ -29,6 +36,9 @@ _BACKWARD = flags.DEFINE_boolean("backward", True, "Take the gradient of the ope
 _OPERATION = flags.DEFINE_enum(
     "operation", "softmax_attention", list(OPERATIONS), "Function of nonlocal_jax.ops."
 )
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Type of the arguments.")
+_TOPOLOGY = flags.DEFINE_string("topology", None, "TPU to compile an operation for: v5e:4x4.")
+_CONTEXT = flags.DEFINE_integer("context", 1, "Chips that share the positions.", lower_bound=1)
 _SIZE = flags.DEFINE_string("size", "1024x2048", "HEIGHTxWIDTH of the image.")
 
 
@@ -41,26 +51,64 @@ def _operation() -> dict[str, object]:
     elif _IMPLEMENTATION.value != "auto":
         raise InputError(f"{_OPERATION.value} has one form: leave --implementation out")
     shapes = operation.shapes(*shape)
-    keys = jax.random.split(jax.random.key(0), len(shapes))
-    arrays = [jax.random.normal(*pair) for pair in zip(keys, shapes, strict=True)]
-
     forward = functools.partial(operation.function, **options)
-
-    def loss(*arrays):
-        return jnp.sum(jnp.square(forward(*arrays)))
-
-    gradient = jax.value_and_grad(loss, argnums=tuple(range(len(arrays))))
-    function = gradient if _BACKWARD.value else forward
-    compiled = jax.jit(function).lower(*arrays).compile()
-    seconds, peak = measure(lambda: compiled(*arrays))
-    return {
+    described = {
         "operation": _OPERATION.value,
         "positions": shape[0],
         "channels": shape[1],
+        "dtype": _DTYPE.value,
         "implementation": _IMPLEMENTATION.value,
         "backward": _BACKWARD.value,
-        "seconds": round(seconds, 3),
-        "peak_mib": round(peak, 1),
+    }
+    if _TOPOLOGY.value is not None:
+        return {**described, **_compile(forward, shapes)}
+    if _CONTEXT.value > 1:
+        raise InputError("--context needs a --topology to compile for")
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    arrays = [jax.random.normal(*pair, _DTYPE.value) for pair in zip(keys, shapes, strict=True)]
+    compiled = _program(forward, len(shapes)).lower(*arrays).compile()
+    seconds, peak = measure(lambda: compiled(*arrays))
+    return {**described, "seconds": round(seconds, 3), "peak_mib": round(peak, 1)}
+
+
+def _program(forward: Callable[..., jax.Array], arguments: int) -> jax.stages.Wrapped:
+    def loss(*arrays):
+        return jnp.sum(jnp.square(forward(*arrays).astype(jnp.float32)))
+
+    gradient = jax.value_and_grad(loss, argnums=tuple(range(arguments)))
+    return jax.jit(gradient if _BACKWARD.value else forward)
+
+
+def _compile(
+    forward: Callable[..., jax.Array], shapes: Sequence[tuple[int, ...]]
+) -> dict[str, object]:
+    """What an operation needs of a TPU chip, its positions split over the mesh's "context"."""
+    cli.use_tpu_compiler()
+    devices = topology_devices(_TOPOLOGY.value)
+    if _CONTEXT.value > len(devices):
+        raise InputError(f"--context must be at most the {len(devices)} of {_TOPOLOGY.value}")
+    mesh = make_mesh(devices[: _CONTEXT.value], context=_CONTEXT.value)
+    split = jax.P(CONTEXT)
+    if _CONTEXT.value > 1:
+        forward = jax.shard_map(
+            functools.partial(forward, axis_name=CONTEXT),
+            mesh=mesh,
+            in_specs=(split,) * len(shapes),
+            out_specs=split,
+            check_vma=False,  # kernels do not take part in it
+        )
+    sharding = jax.NamedSharding(mesh, split)
+    arrays = [jax.ShapeDtypeStruct(s, _DTYPE.value, sharding=sharding) for s in shapes]
+    memory = _program(forward, len(shapes)).lower(*arrays).compile().memory_analysis()
+    parts = {
+        "arguments": memory.argument_size_in_bytes,
+        "outputs": memory.output_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+    }
+    return {
+        "topology": _TOPOLOGY.value,
+        "context": _CONTEXT.value,
+        "chip_mib": {name: round(size / 2**20, 1) for name, size in parts.items()},
     }
 
 

@@ -48,7 +48,8 @@ def main(arguments: list[str]) -> None:
     info.check_num_classes(config.model.num_classes)
     directory = make_directory(_OUTPUT.value)
     variables = load_variables(_CHECKPOINT.value, config.model)
-    apply_fn = evaluation.inference_fn(create_model(config.model), variables)
+    mesh = evaluation.inference_mesh(config)
+    apply_fn = evaluation.inference_fn(create_model(config.model), variables, mesh)
     protocol = evaluation.inference_protocol(config, multi_scale=_MULTI_SCALE.value)
 
     errors = []

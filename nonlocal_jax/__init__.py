@@ -17,6 +17,7 @@ _SUBMODULES = (
     "errors",
     "evaluation",
     "heads",
+    "mesh",
     "models",
     "ops",
     "train",

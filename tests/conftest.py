@@ -1,6 +1,9 @@
 """Settings of the whole suite: CPU, and float64 where a test asks for it."""
 
+import importlib.util
 import os
+import pathlib
+import sys
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -21,3 +24,15 @@ def x64():
     """Double precision, where nothing hides behind rounding."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="session")
+def libtpu():
+    """The TPU compiler, where `make setup` puts it or where it was installed."""
+    installed = (
+        "TPU_LIBRARY_PATH" in os.environ
+        or importlib.util.find_spec("libtpu") is not None
+        or pathlib.Path(sys.prefix, "libtpu", "libtpu", "libtpu.so").exists()
+    )
+    if not installed:
+        pytest.skip("libtpu is not installed: `make setup`")

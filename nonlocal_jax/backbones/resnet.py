@@ -10,9 +10,15 @@ import jax.numpy as jnp
 from nonlocal_jax.blocks import init
 from nonlocal_jax.blocks.norm import BatchNorm
 from nonlocal_jax.errors import InputError
+from nonlocal_jax.ops import dilated_conv
 
 POSITIONS = ("after_residual", "after_conv3")
 STEMS = ("v1", "v1c")
+
+
+def _make_dilated_conv() -> Callable[..., jax.Array]:
+    """``ops.dilated_conv`` for ``nn.Conv``, which calls it as ``lax.conv_general_dilated``."""
+    return lambda x, kernel, *_, rhs_dilation, **__: dilated_conv(x, kernel, rhs_dilation[0])
 
 
 def conv(features: int, size: int, *, stride: int = 1, dilation: int = 1, **kwargs) -> nn.Conv:
@@ -26,6 +32,7 @@ def conv(features: int, size: int, *, stride: int = 1, dilation: int = 1, **kwar
         kernel_dilation=dilation,
         use_bias=False,
         kernel_init=init.kaiming_fan_out,
+        conv_general_dilated_cls=_make_dilated_conv if dilation > 1 and stride == 1 else None,
         **kwargs,
     )
 

@@ -9,7 +9,12 @@ import jax.numpy as jnp
 from nonlocal_jax import ops
 from nonlocal_jax.blocks import init
 from nonlocal_jax.blocks.norm import NormFn, normalise
-from nonlocal_jax.blocks.positions import check_feature_map, from_positions, to_positions
+from nonlocal_jax.blocks.positions import (
+    check_feature_map,
+    from_positions,
+    mask_positions,
+    to_positions,
+)
 from nonlocal_jax.errors import InputError
 
 # PyTorch's LayerNorm: epsilon 1e-5 (Flax has 1e-6), variance in two passes.
@@ -77,13 +82,17 @@ class GlobalContextBlock(nn.Module):
     dtype: jnp.dtype | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, *, train: bool = False, mask: jax.Array | None = None
+    ) -> jax.Array:
         """Maps ``[B, *S, C]`` to the same shape; ``train`` only matters to an injected norm.
 
+        ``mask``, ``[B, *S]``, is False where x is padding, which is no part of the context.
+
         Raises:
-          ValueError: the shape or an attribute does not fit.
+          ValueError: a shape or an attribute does not fit.
         """
-        check_feature_map(x, self.axes)
+        check_feature_map(x, self.axes, mask)
         if self.pooling not in POOLINGS:
             raise InputError(f"pooling must be one of {POOLINGS}; got {self.pooling!r}")
         if not self.fusion or set(self.fusion) - set(FUSIONS):
@@ -92,9 +101,9 @@ class GlobalContextBlock(nn.Module):
         positions = to_positions(x, self.axes)
         score = None
         if self.pooling == "attention":
-            mask = nn.Dense(1, dtype=self.dtype, kernel_init=init.kaiming_fan_in, name="conv_mask")
-            score = mask(positions)[..., 0]
-        context = ops.context_pool(positions, score)
+            conv = nn.Dense(1, dtype=self.dtype, kernel_init=init.kaiming_fan_in, name="conv_mask")
+            score = conv(positions)[..., 0]
+        context = ops.context_pool(positions, score, mask=mask_positions(mask, self.axes))
 
         transform = functools.partial(
             _ChannelTransform, ratio=self.ratio, norm=self.norm, dtype=self.dtype

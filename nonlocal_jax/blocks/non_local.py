@@ -9,10 +9,13 @@ import jax.numpy as jnp
 
 from nonlocal_jax import ops
 from nonlocal_jax.blocks import init
+from nonlocal_jax.blocks.mesh import over_mesh
 from nonlocal_jax.blocks.norm import BatchNorm, NormFn, normalise
 from nonlocal_jax.blocks.positions import (
     check_feature_map,
     from_positions,
+    mask_positions,
+    max_pool_mask,
     max_pool_space,
     to_positions,
 )
@@ -58,13 +61,18 @@ class NonLocalBlock(nn.Module):
     implementation: str = "auto"
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, *, train: bool = False, mask: jax.Array | None = None
+    ) -> jax.Array:
         """Maps ``[B, *S, C]`` to the same shape; ``train`` switches the norm's statistics.
 
+        ``mask``, ``[B, *S]``, is False where x is padding: no position looks there, it is no part
+        of the statistics, and what comes out there means nothing.
+
         Raises:
-          ValueError: the shape or an attribute does not fit.
+          ValueError: a shape or an attribute does not fit.
         """
-        self._check(x)
+        self._check(x, mask)
         width = max(x.shape[-1] // self.reduction, 1)
         conv = functools.partial(
             nn.Dense, width, dtype=self.dtype, kernel_init=nn.initializers.normal(0.01)
@@ -75,7 +83,11 @@ class NonLocalBlock(nn.Module):
             theta, phi = conv(name="theta")(x), conv(name="phi")(keys)
         theta = to_positions(theta, self.axes)
         phi, g = self._key_positions(phi), self._key_positions(g)
-        y = from_positions(self._relate(theta, phi, g, keys), x.shape[1:-1], self.axes)
+        masks = {
+            "mask": mask_positions(max_pool_mask(mask) if self.sub_sample else mask, self.axes),
+            "query_mask": mask_positions(mask, self.axes),
+        }
+        y = from_positions(self._relate(theta, phi, g, keys, masks), x.shape[1:-1], self.axes)
 
         w_init = nn.initializers.zeros if self.norm is None else init.kaiming_fan_out
         y = nn.Dense(
@@ -87,11 +99,11 @@ class NonLocalBlock(nn.Module):
         )(y)
         if self.norm is not None:
             norm = self.norm(name="norm", dtype=self.dtype, scale_init=nn.initializers.zeros)
-            y = normalise(norm, y, train=train)
+            y = normalise(norm, y, train=train, mask=mask)
         return x + y.astype(x.dtype)
 
-    def _check(self, x: jax.Array) -> None:
-        check_feature_map(x, self.axes)
+    def _check(self, x: jax.Array, mask: jax.Array | None) -> None:
+        check_feature_map(x, self.axes, mask)
         if self.mode not in MODES:
             raise InputError(f"mode must be one of {', '.join(MODES)}; got {self.mode!r}")
         if self.sub_sample not in SUB_SAMPLES:
@@ -105,20 +117,31 @@ class NonLocalBlock(nn.Module):
             projected = max_pool_space(projected)
         return to_positions(projected, self.axes)
 
-    def _relate(self, theta: jax.Array, phi: jax.Array, g: jax.Array, keys: jax.Array) -> jax.Array:
+    def _relate(
+        self,
+        theta: jax.Array,
+        phi: jax.Array,
+        g: jax.Array,
+        keys: jax.Array,
+        masks: dict[str, jax.Array | None],
+    ) -> jax.Array:
         """The pairwise operation of ``mode`` on flat positions; ``keys`` is the map they are of."""
+        options = {"implementation": self.implementation}
+        mask = masks["mask"]
         if self.mode == "dot_product":
-            return ops.dot_product(theta, phi, g, implementation=self.implementation)
+            return over_mesh(
+                functools.partial(ops.dot_product, **options), theta, phi, g, mask=mask
+            )
         if self.mode == "concatenation":
             shape = (2 * theta.shape[-1], 1)
             w = self.param("concat_project", init.kaiming_fan_out, shape, jnp.float32)
             w_theta, w_phi = jnp.split(w[:, 0].astype(self.dtype or w.dtype), 2)
-            return ops.concatenation(
-                theta @ w_theta, phi @ w_phi, g, implementation=self.implementation
-            )
+            operation = functools.partial(ops.concatenation, **options)
+            return over_mesh(operation, theta @ w_theta, phi @ w_phi, g, mask=mask)
         scale = theta.shape[-1] ** -0.5 if self._scaled else 1.0
         self._sow_attention(theta, phi, scale)
-        return ops.softmax_attention(theta, phi, g, scale=scale, implementation=self.implementation)
+        operation = functools.partial(ops.softmax_attention, scale=scale, **options)
+        return over_mesh(operation, theta, phi, g, mask=mask)
 
     @property
     def _scaled(self) -> bool:
@@ -148,24 +171,36 @@ class DisentangledNonLocalBlock(NonLocalBlock):
 
     temperature: float = 0.05
 
-    def _check(self, x: jax.Array) -> None:
-        super()._check(x)
+    def _check(self, x: jax.Array, mask: jax.Array | None) -> None:
+        super()._check(x, mask)
         if self.mode not in ("gaussian", "embedded_gaussian"):
             raise InputError(
                 f"a disentangled block has mode gaussian or embedded_gaussian; got {self.mode!r}"
             )
 
-    def _relate(self, theta: jax.Array, phi: jax.Array, g: jax.Array, keys: jax.Array) -> jax.Array:
-        mask = nn.Dense(
+    def _relate(
+        self,
+        theta: jax.Array,
+        phi: jax.Array,
+        g: jax.Array,
+        keys: jax.Array,
+        masks: dict[str, jax.Array | None],
+    ) -> jax.Array:
+        conv_mask = nn.Dense(
             1,
             dtype=self.dtype,
             kernel_init=init.torch_default,
             bias_init=init.torch_default_bias(keys.shape[-1]),
             name="conv_mask",
         )(keys)
-        unary = self._key_positions(mask)[..., 0]
+        unary = self._key_positions(conv_mask)[..., 0]
         scale = (theta.shape[-1] ** -0.5 if self._scaled else 1.0) / self.temperature
-        self._sow_attention(ops.channel_whiten(theta), ops.channel_whiten(phi), scale)
-        return ops.disentangled(
-            theta, phi, g, unary, scale=scale, implementation=self.implementation
+        self._sow_attention(
+            ops.channel_whiten(theta, mask=masks["query_mask"]),
+            ops.channel_whiten(phi, mask=masks["mask"]),
+            scale,
         )
+        operation = functools.partial(
+            ops.disentangled, scale=scale, implementation=self.implementation
+        )
+        return over_mesh(operation, theta, phi, g, unary, **masks)

@@ -36,7 +36,13 @@ class BatchNorm(nn.Module):
     use_running_average: bool | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, use_running_average: bool | None = None) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        use_running_average: bool | None = None,
+        mask: jax.Array | None = None,
+    ) -> jax.Array:
+        """Normalises ``[..., C]``; where ``mask``, of its shape, is False, x is no part of it."""
         use_running_average = nn.merge_param(
             "use_running_average", self.use_running_average, use_running_average
         )
@@ -52,11 +58,11 @@ class BatchNorm(nn.Module):
             mean, var = running_mean.value, running_var.value
         else:
             axes = tuple(range(x.ndim - 1))
-            mean = jnp.mean(x, axes)
-            var = jnp.mean(jnp.square(x - mean), axes)
+            mean = jnp.mean(x, axes, where=mask)
+            var = jnp.mean(jnp.square(x - mean), axes, where=mask)
             if not self.is_initializing():
-                n = x.size // x.shape[-1]
-                unbiased = var * (n / max(n - 1, 1))
+                n = x.size // x.shape[-1] if mask is None else jnp.sum(mask, axes, dtype=x.dtype)
+                unbiased = var * (n / jnp.maximum(n - 1, 1))
                 for running, new in ((running_mean, mean), (running_var, unbiased)):
                     update = self.momentum * running.value + (1 - self.momentum) * new
                     running.value = update.astype(running.value.dtype)
@@ -64,8 +70,17 @@ class BatchNorm(nn.Module):
         return y.astype(dtype)
 
 
-def normalise(module: nn.Module, x: jax.Array, *, train: bool) -> jax.Array:
-    """Applies a norm layer; only those that keep running statistics are told about ``train``."""
+def normalise(
+    module: nn.Module, x: jax.Array, *, train: bool, mask: jax.Array | None = None
+) -> jax.Array:
+    """Applies a norm layer to ``[B, *S, C]``.
+
+    Only those that keep running statistics are told about ``train``, and only those whose
+    statistics are over positions about the ``mask``, ``[B, *S]``.
+    """
+    options = {}
     if hasattr(module, "use_running_average"):
-        return module(x, use_running_average=not train)
-    return module(x)
+        options["use_running_average"] = not train
+    if mask is not None and (options or isinstance(module, nn.GroupNorm | nn.InstanceNorm)):
+        options["mask"] = jnp.broadcast_to(mask[..., None], x.shape)  # GroupNorm asks for it
+    return module(x, **options)

@@ -11,16 +11,18 @@ import jax
 import jax.numpy as jnp
 
 from nonlocal_jax.errors import InputError
+from nonlocal_jax.ops.numerics import check_mask
 
 AXES = ("spacetime", "space", "time")
 
 
-def check_feature_map(x: jax.Array, axes: str) -> None:
+def check_feature_map(x: jax.Array, axes: str, mask: jax.Array | None = None) -> None:
     """Requires ``[B, *S, C]`` with one to three axes S, three where space and time part.
 
     Raises:
-      ValueError: quoting the shape.
+      ValueError: quoting the shape, or that of a mask which is not ``[B, *S]``.
     """
+    check_mask(mask, x.shape[:-1])
     if axes not in AXES:
         raise InputError(f"axes must be one of {', '.join(AXES)}; got {axes!r}")
     if not 3 <= x.ndim <= 5:
@@ -48,6 +50,11 @@ def to_positions(x: jax.Array, axes: str) -> jax.Array:
     return x.reshape(batch, *frames, positions, channels)
 
 
+def mask_positions(mask: jax.Array | None, axes: str) -> jax.Array | None:
+    """``to_positions`` of a mask ``[B, *S]``."""
+    return None if mask is None else to_positions(mask[..., None], axes)[..., 0]
+
+
 def from_positions(y: jax.Array, spatial: Sequence[int], axes: str) -> jax.Array:
     """The inverse of ``to_positions`` for a map of size ``spatial``; channels may differ."""
     if axes == "time":
@@ -59,3 +66,13 @@ def max_pool_space(x: jax.Array) -> jax.Array:
     """Max pooling by two along space, never along time; an odd rest is left out, as in PyTorch."""
     window = (1, 2, 2) if x.ndim == 5 else (2,) * (x.ndim - 2)
     return nn.max_pool(x, window, strides=window)
+
+
+def max_pool_mask(mask: jax.Array | None) -> jax.Array | None:
+    """The mask ``[B, *S]`` after ``max_pool_space``: what is pooled from padding too is padding.
+
+    A map with an odd edge loses its last row to the pooling; so does one that is padded there.
+    """
+    if mask is None:
+        return None
+    return max_pool_space((~mask)[..., None].astype(jnp.float32))[..., 0] == 0

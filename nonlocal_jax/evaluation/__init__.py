@@ -4,6 +4,7 @@ from nonlocal_jax.evaluation.attention import attention_map
 from nonlocal_jax.evaluation.draw import add_legend, attention_overlay, colour_overlay
 from nonlocal_jax.evaluation.inference import (
     inference_fn,
+    inference_mesh,
     inference_protocol,
     multi_scale_inference,
     predict,
@@ -21,6 +22,7 @@ __all__ = [
     "evaluate",
     "evaluator",
     "inference_fn",
+    "inference_mesh",
     "inference_protocol",
     "markdown_table",
     "multi_scale_inference",

@@ -16,10 +16,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from nonlocal_jax import ops
 from nonlocal_jax.data import keep_ratio_size, normalise, resize_image
 from nonlocal_jax.errors import InputError
+from nonlocal_jax.mesh import make_mesh, replicated, split_images, use_mesh
 from nonlocal_jax.ops.numerics import at_least_float32
 
 ApplyFn = Callable[[jax.Array], jax.Array]
@@ -29,9 +31,37 @@ MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
 
 
-def inference_fn(model: nn.Module, variables: Mapping[str, Any]) -> ApplyFn:
-    """The compiled inference of a model, with its variables put on the device once."""
-    return functools.partial(jax.jit(model.apply), jax.device_put(variables))
+def compile_inference(model: nn.Module, mesh: Mesh) -> Callable[[Mapping[str, Any]], ApplyFn]:
+    """From variables to ``apply_fn``, compiled once for every size of image.
+
+    The variables are put on the devices of the mesh, which share an image by its rows.
+    """
+
+    @jax.jit
+    def apply(variables, images):
+        with use_mesh(mesh):
+            return model.apply(variables, split_images(images, mesh))
+
+    return lambda variables: functools.partial(apply, jax.device_put(variables, replicated(mesh)))
+
+
+def inference_fn(
+    model: nn.Module, variables: Mapping[str, Any], mesh: Mesh | None = None
+) -> ApplyFn:
+    """The compiled inference of a model on a mesh, by default of one device."""
+    return compile_inference(model, mesh or make_mesh(jax.local_devices()[:1]))(variables)
+
+
+def inference_mesh(config: Mapping[str, Any]) -> Mesh:
+    """The first ``mesh.context`` devices of this process: one group, for one image at a time.
+
+    Raises:
+      InputError: there are not so many.
+    """
+    context, devices = config["mesh"]["context"], jax.local_devices()
+    if not 1 <= context <= len(devices):
+        raise InputError(f"mesh.context must be from 1 to {len(devices)} devices; got {context}")
+    return make_mesh(devices[:context], context=context)
 
 
 def inference_protocol(config: Mapping[str, Any], *, multi_scale: bool = False) -> dict[str, Any]:

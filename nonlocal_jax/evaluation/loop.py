@@ -1,6 +1,5 @@
 """Measuring a network on a dataset."""
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,8 @@ import numpy as np
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.evaluation.inference import (
     ApplyFn,
+    compile_inference,
+    inference_mesh,
     inference_protocol,
     multi_scale_inference,
 )
@@ -92,12 +93,12 @@ def evaluator(
 
     The network is compiled once for every size of image, not once for every call.
     """
-    apply = jax.jit(create_model(config["model"]).apply)
+    inference = compile_inference(create_model(config["model"]), inference_mesh(config))
     protocol = inference_protocol(config, multi_scale=multi_scale)
 
     def run(variables: Mapping[str, Any]) -> dict[str, Any]:
         return evaluate(
-            functools.partial(apply, jax.device_put(variables)),
+            inference(variables),
             source,
             num_classes=config["model"]["num_classes"],
             ignore_index=config["loss"]["ignore_index"],

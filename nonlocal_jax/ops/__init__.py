@@ -4,24 +4,30 @@ Positions are flattened: queries ``[..., N, C]``, keys ``[..., M, C]``, values `
 """
 
 from nonlocal_jax.ops.context import channel_whiten, context_pool
+from nonlocal_jax.ops.convolution import dilated_conv
 from nonlocal_jax.ops.pairwise import (
     IMPLEMENTATIONS,
-    attention_weights,
+    best_attention,
     concatenation,
     disentangled,
     dot_product,
     softmax_attention,
 )
 from nonlocal_jax.ops.resize import resize
+from nonlocal_jax.ops.softmax import attention_weights
+from nonlocal_jax.ops.upsampled import upsampled_cross_entropy
 
 __all__ = [
     "IMPLEMENTATIONS",
     "attention_weights",
+    "best_attention",
     "channel_whiten",
     "concatenation",
     "context_pool",
+    "dilated_conv",
     "disentangled",
     "dot_product",
     "resize",
     "softmax_attention",
+    "upsampled_cross_entropy",
 ]

@@ -8,7 +8,7 @@ from nonlocal_jax.errors import InputError
 from nonlocal_jax.ops.numerics import at_least_float32
 
 
-def _weights(size: int, new_size: int, align_corners: bool) -> np.ndarray:
+def bilinear_weights(size: int, new_size: int, align_corners: bool) -> np.ndarray:
     """The interpolation matrix ``[new_size, size]`` of one axis, float64."""
     out = np.arange(new_size)
     if align_corners:
@@ -41,7 +41,7 @@ def resize(x: jax.Array, size: tuple[int, int], *, align_corners: bool = False) 
     y = at_least_float32(x)
     for axis, equation in ((-3, "oh,...hwc->...owc"), (-2, "ow,...hwc->...hoc")):
         if y.shape[axis] != size[axis + 3]:
-            weights = _weights(y.shape[axis], size[axis + 3], align_corners)
+            weights = bilinear_weights(y.shape[axis], size[axis + 3], align_corners)
             weights = jnp.asarray(weights, y.dtype)
             y = jnp.einsum(equation, weights, y, precision=jax.lax.Precision.HIGHEST)
     return y.astype(x.dtype)

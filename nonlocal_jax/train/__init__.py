@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING
 
 from nonlocal_jax import lazy
+from nonlocal_jax.mesh import make_mesh, to_global
 from nonlocal_jax.train.loss import loss_fn
-from nonlocal_jax.train.mesh import make_mesh, to_global
 from nonlocal_jax.train.optimizer import create_optimizer
 from nonlocal_jax.train.state import TrainState, create_state
 from nonlocal_jax.train.step import make_train_step

@@ -22,7 +22,7 @@ from nonlocal_jax.train.state import TrainState
 _DIRECTORY = "checkpoints"
 _KEEP = 3
 # Sections of a config that leave the parameters alone: they may change when a run is resumed.
-_FREE_SECTIONS = ("train", "evaluation", "published")
+_FREE_SECTIONS = ("train", "evaluation", "mesh", "published")
 
 
 def _differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:

@@ -10,12 +10,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import topologies
 from ml_collections import ConfigDict
 
 from nonlocal_jax.errors import InputError
+from nonlocal_jax.mesh import batch_sharding, check_batch_size, make_mesh, topology_devices
 from nonlocal_jax.models import create_model
-from nonlocal_jax.train.mesh import batch_sharding, check_batch_size, make_mesh
 from nonlocal_jax.train.optimizer import create_optimizer
 from nonlocal_jax.train.state import abstract_state
 from nonlocal_jax.train.step import make_train_step
@@ -32,16 +31,6 @@ def _libtpu_version() -> str:
         name="libtpu", path=[*sys.path, str(library.parent.parent)]
     )
     return next((distribution.version for distribution in found), "unknown")
-
-
-def _devices(topology: str) -> list[jax.Device]:
-    try:
-        return list(topologies.get_topology_desc(topology, "tpu").devices)
-    except jax.errors.JaxRuntimeError as error:
-        raise InputError(
-            f"no TPU topology {topology!r} ({_first_line(error)}): "
-            "write the generation and its chips, such as v5e:2x4, v6e:16x16 or v5p:2x2x2"
-        ) from error
 
 
 def compile_train_step(config: ConfigDict, topology: str) -> dict[str, Any]:
@@ -64,8 +53,8 @@ def compile_train_step(config: ConfigDict, topology: str) -> dict[str, Any]:
       InputError: no such topology, the batch does not divide over its chips, or the step does not
         fit into their memory.
     """
-    devices = _devices(topology)
-    mesh = make_mesh(devices)
+    devices = topology_devices(topology)
+    mesh = make_mesh(devices, context=config.mesh.context)
     check_batch_size(config.data.batch_size, mesh)
     model = create_model(config.model)
     tx, _ = create_optimizer(config)

@@ -10,10 +10,10 @@ from ml_collections import ConfigDict
 from nonlocal_jax.data import fingerprint, train_batches
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.files import PathLike, make_directory, write_file
+from nonlocal_jax.mesh import check_batch_size, data_shard, make_mesh, to_global
 from nonlocal_jax.models import create_model
 from nonlocal_jax.train.checkpoint import Checkpoints, load_variables
 from nonlocal_jax.train.log import Monitor, RunLog
-from nonlocal_jax.train.mesh import check_batch_size, make_mesh, to_global
 from nonlocal_jax.train.optimizer import create_optimizer
 from nonlocal_jax.train.shutdown import ShutdownRequest
 from nonlocal_jax.train.state import TrainState, abstract_state, create_state
@@ -88,7 +88,7 @@ def train(
         state stays saved.
     """
     _check_numbers(config)
-    mesh = make_mesh()
+    mesh = make_mesh(context=config.mesh.context)
     check_batch_size(config.data.batch_size, mesh)
     model = create_model(config.model)
     tx, _ = create_optimizer(config)
@@ -119,13 +119,14 @@ def train(
             batch_size=config.data.batch_size,
         )
         train_step = make_train_step(model, config, mesh)
+        part, parts = data_shard(mesh)
         batches = train_batches(
             source,
             config.data,
             seed=config.seed,
             step=step,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=part,
+            process_count=parts,
         )
 
         def is_due(every: int) -> bool:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from nonlocal_jax.train.mesh import replicated
+from nonlocal_jax.mesh import replicated
 
 
 class TrainState(flax.struct.PyTreeNode):

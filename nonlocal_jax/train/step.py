@@ -4,15 +4,13 @@ from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from nonlocal_jax.data import normalise
-from nonlocal_jax.ops import resize
-from nonlocal_jax.train.loss import loss_fn
-from nonlocal_jax.train.mesh import replicated
+from nonlocal_jax.mesh import replicated, split_images, use_mesh
+from nonlocal_jax.train.loss import loss_and_accuracy
 from nonlocal_jax.train.optimizer import create_optimizer
 from nonlocal_jax.train.state import TrainState
 
@@ -20,22 +18,12 @@ Batch = Mapping[str, jax.Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
 
 
-def pixel_accuracy(
-    logits: jax.Array, labels: jax.Array, *, ignore_index: int, align_corners: bool
-) -> jax.Array:
-    """Share of the pixels, ignored ones left out, whose highest logit is the label's; a scalar."""
-    logits = resize(logits, labels.shape[1:], align_corners=align_corners)
-    counted = labels != ignore_index
-    correct = jnp.sum(jnp.argmax(logits, axis=-1) == labels, where=counted)
-    return correct / jnp.maximum(jnp.sum(counted), 1)
-
-
 def make_train_step(model: nn.Module, config: ConfigDict, mesh: Mesh) -> TrainStep:
     """The jitted ``train_step(state, batch) -> (state, metrics)``.
 
-    The batch is ``{"image": uint8 [B, H, W, 3], "label": uint8 [B, H, W]}``, split over the mesh;
-    images are normalised on the device. Batch norms see the global batch. The old state's memory
-    is donated to the new one.
+    The batch is ``{"image": uint8 [B, H, W, 3], "label": uint8 [B, H, W]}``, split over the mesh,
+    the rows of an image over its axis "context"; images are normalised on the device. Batch norms
+    see the global batch. The old state's memory is donated to the new one.
 
     The metrics are scalars: ``loss`` and its parts, ``accuracy`` over the pixels that are not
     ignored, ``grad_norm`` over all parameters, ``param_norm`` after the update, and the
@@ -46,21 +34,22 @@ def make_train_step(model: nn.Module, config: ConfigDict, mesh: Mesh) -> TrainSt
 
     def train_step(state, batch):
         images = normalise(batch["image"], config.data.mean, config.data.std)
-        labels = batch["label"]
+        images, labels = (split_images(x, mesh) for x in (images, batch["label"]))
 
         def compute_loss(params):
-            outputs, updates = model.apply(
-                {"params": params, "batch_stats": state.batch_stats},
-                images,
-                train=True,
-                mutable=["batch_stats"],
-                rngs={"dropout": jax.random.fold_in(state.rng, state.step)},
-            )
-            loss, parts = loss_fn(outputs, labels, loss_config)
-            return loss, (parts, outputs[0], updates["batch_stats"])
+            with use_mesh(mesh):
+                outputs, updates = model.apply(
+                    {"params": params, "batch_stats": state.batch_stats},
+                    images,
+                    train=True,
+                    mutable=["batch_stats"],
+                    rngs={"dropout": jax.random.fold_in(state.rng, state.step)},
+                )
+            loss, parts = loss_and_accuracy(outputs, labels, loss_config)
+            return loss, (parts, updates["batch_stats"])
 
         (loss, aux), grads = jax.value_and_grad(compute_loss, has_aux=True)(state.params)
-        parts, logits, batch_stats = aux
+        parts, batch_stats = aux
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         new_state = state.replace(
             step=state.step + 1,
@@ -71,12 +60,6 @@ def make_train_step(model: nn.Module, config: ConfigDict, mesh: Mesh) -> TrainSt
         metrics = {
             "loss": loss,
             **parts,
-            "accuracy": pixel_accuracy(
-                logits,
-                labels,
-                ignore_index=config.loss.ignore_index,
-                align_corners=config.loss.align_corners,
-            ),
             "grad_norm": optax.tree.norm(grads),
             "param_norm": optax.tree.norm(new_state.params),
             "learning_rate": schedule(state.step),

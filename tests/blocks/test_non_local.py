@@ -257,3 +257,49 @@ def test_both_kinds_of_mesh_axis(block, axis_type):
         sharded = jax.device_put(x, jax.NamedSharding(mesh, jax.P("data")))
         step = jax.jit(lambda v, x: block.apply(v, x, train=True, mutable=["batch_stats"])[0])
         np.testing.assert_array_equal(step(variables, sharded), x)
+
+
+@pytest.mark.parametrize("sub_sample", [False, "before", "after"])
+@pytest.mark.parametrize(
+    "block",
+    [
+        NonLocalBlock(),
+        NonLocalBlock(mode="gaussian"),
+        NonLocalBlock(mode="dot_product"),
+        NonLocalBlock(mode="concatenation"),
+        NonLocalBlock(norm=functools.partial(nn.GroupNorm, num_groups=2)),
+        NonLocalBlock(norm=nn.LayerNorm),
+        DisentangledNonLocalBlock(),
+        GlobalContextBlock(),
+        GlobalContextBlock(pooling="average"),
+    ],
+)
+def test_padding_is_as_if_it_were_not_there(x64, block, sub_sample):
+    """An image of 5x4 padded to 7x6, in train mode: outputs, statistics and gradients."""
+    if isinstance(block, NonLocalBlock):
+        block = block.clone(sub_sample=sub_sample)
+    elif sub_sample:
+        pytest.skip("has no keys to sub-sample")
+    small, variables = build(block, (2, 5, 4, 8))
+    window = (slice(None), slice(5), slice(4))
+    padded = jnp.full((2, 7, 6, 8), 9.0).at[window].set(small)
+    mask = jnp.zeros((2, 7, 6), bool).at[window].set(True)
+
+    def run(x, window, **options):
+        def loss(params):
+            y, updates = block.apply(
+                {**variables, "params": params}, x, train=True, mutable=["batch_stats"], **options
+            )
+            return jnp.sum(jnp.sin(y[window])), (y[window], updates)
+
+        return jax.value_and_grad(loss, has_aux=True)(variables["params"])
+
+    expected, actual = run(small, ...), run(padded, window, mask=mask)
+    chex.assert_trees_all_close(actual, expected, rtol=1e-9, atol=1e-11)
+
+
+def test_a_mask_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match=r"mask must be \(1, 4, 4\)"):
+        NonLocalBlock().init(
+            jax.random.key(0), jnp.zeros((1, 4, 4, 8)), mask=jnp.ones((1, 4), bool)
+        )

@@ -1,18 +1,9 @@
-import importlib.util
 import json
 import os
-import pathlib
 import subprocess
 import sys
 
 import pytest
-
-_INSTALLED = (
-    "TPU_LIBRARY_PATH" in os.environ
-    or importlib.util.find_spec("libtpu") is not None
-    or pathlib.Path(sys.prefix, "libtpu", "libtpu", "libtpu.so").exists()
-)
-_needs_libtpu = pytest.mark.skipif(not _INSTALLED, reason="libtpu is not installed: `make setup`")
 
 
 def _compile(*arguments, **environment):
@@ -22,7 +13,7 @@ def _compile(*arguments, **environment):
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
-@_needs_libtpu
+@pytest.mark.usefixtures("libtpu")
 def test_the_demo_compiles_for_a_pod(tmp_path):
     output = tmp_path / "reports" / "demo.json"
     done = _compile(
@@ -43,7 +34,7 @@ def test_the_demo_compiles_for_a_pod(tmp_path):
     assert report["flops_per_chip"] > 0
 
 
-@_needs_libtpu
+@pytest.mark.usefixtures("libtpu")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

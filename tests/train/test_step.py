@@ -5,7 +5,6 @@ import pytest
 
 from nonlocal_jax import create_model
 from nonlocal_jax.train import create_optimizer, create_state, make_mesh, make_train_step, to_global
-from nonlocal_jax.train.step import pixel_accuracy
 
 
 def _setup(config, source):
@@ -53,12 +52,3 @@ def test_batch_statistics_move_and_dropout_depends_on_the_step(config, source):
     later = state.replace(step=state.step + 1)
     _, other = train_step(later, batch)
     assert float(other["loss"]) != float(metrics["loss"])
-
-
-def test_pixel_accuracy_leaves_ignored_pixels_out():
-    logits = jax.nn.one_hot(jnp.array([[[0, 1], [2, 2]]]), 3)
-    labels = jnp.array([[[0, 2], [255, 2]]], jnp.uint8)
-    accuracy = pixel_accuracy(logits, labels, ignore_index=255, align_corners=False)
-    np.testing.assert_allclose(accuracy, 2 / 3)
-    ignored = jnp.full_like(labels, 255)
-    assert pixel_accuracy(logits, ignored, ignore_index=255, align_corners=False) == 0

@@ -1,0 +1,93 @@
+"""Softmax attention by the kernels of others: JAX's for TPU, cuDNN's for NVIDIA GPUs.
+
+Forms as those of ``ops.softmax``. The kernels want aligned lengths and equal widths: zeros fill up
+what is missing, and masks keep them out.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu import flash_attention as tpu
+
+from nonlocal_jax.ops.numerics import at_least_float32
+
+# Edge of the TPU kernel's tiles. With 1024 and width 512 its backward pass leaves no room in the
+# chip's vector memory.
+_TILE = 512
+
+
+def _pad(x: jax.Array, positions: int, width: int) -> jax.Array:
+    return jnp.pad(x, ((0, 0), (0, 0), (0, positions - x.shape[2]), (0, width - x.shape[3])))
+
+
+def _tile(positions: int) -> int:
+    return min(_TILE, -(-positions // tpu.NUM_LANES) * tpu.NUM_LANES)
+
+
+def flash(theta, phi, g, mask, scale):
+    """JAX's Pallas flash attention for TPU, with any number of positions and any two widths."""
+    *leading, n, c = theta.shape
+    m, d = g.shape[-2:]
+    tile_n, tile_m = _tile(n), _tile(m)
+    n_padded, m_padded = -(-n // tile_n) * tile_n, -(-m // tile_m) * tile_m
+    batch = math.prod(leading)
+    q, k, v = (
+        _pad(x.reshape(batch, 1, *x.shape[-2:]), positions, max(c, d))
+        for x, positions in ((theta, n_padded), (phi, m_padded), (g, m_padded))
+    )
+    segments = None
+    if mask is not None or m_padded != m:
+        real = jnp.ones((batch, m), bool) if mask is None else mask.reshape(batch, m)
+        real = jnp.pad(real, ((0, 0), (0, m_padded - m))).astype(jnp.int32)
+        segments = tpu.SegmentIds(jnp.ones((batch, n_padded), jnp.int32), real)
+    sizes = tpu.BlockSizes(
+        block_b=1,
+        block_q=tile_n,
+        block_k_major=tile_m,
+        block_k=tile_m,
+        block_q_major_dkv=tile_n,
+        block_q_dkv=tile_n,
+        block_k_major_dkv=tile_m,
+        block_k_dkv=tile_m,
+        block_q_dq=tile_n,
+        block_k_major_dq=tile_m,
+        block_k_dq=tile_m,
+    )
+    y = tpu.flash_attention(q, k, v, segment_ids=segments, sm_scale=scale, block_sizes=sizes)
+    return at_least_float32(y[:, 0, :n, :d].reshape(*leading, n, d))
+
+
+def fits_cudnn(*widths: int) -> bool:
+    """Whether cuDNN takes queries and values of these widths, on Hopper and newer."""
+    return all(width <= 256 and width % 8 == 0 for width in widths)
+
+
+def cudnn(theta, phi, g, mask, scale):
+    """cuDNN's flash attention, in bfloat16, for widths up to 256 that are multiples of eight."""
+    *leading, n, c = theta.shape
+    d = g.shape[-1]
+    batch = math.prod(leading)
+    real = None
+    if mask is not None:
+        # It knows padding at the end only, and softmax does not mind the order of the keys.
+        order = jnp.argsort(~mask, axis=-1, stable=True)[..., None]
+        phi, g = (jnp.take_along_axis(x, order, axis=-2) for x in (phi, g))
+        real = jnp.sum(mask, axis=-1, dtype=jnp.int32).reshape(batch)
+    q, k, v = (
+        jnp.pad(
+            x.astype(jnp.bfloat16), [(0, 0)] * (x.ndim - 1) + [(0, max(c, d) - x.shape[-1])]
+        ).reshape(batch, x.shape[-2], 1, max(c, d))
+        for x in (theta, phi, g)
+    )
+    lengths = None if real is None else jnp.full((batch,), n, jnp.int32)
+    y = jax.nn.dot_product_attention(
+        q,
+        k,
+        v,
+        scale=scale,
+        query_seq_lengths=lengths,
+        key_value_seq_lengths=real,
+        implementation="cudnn",
+    )
+    return at_least_float32(y[:, :, 0, :d].reshape(*leading, n, d))

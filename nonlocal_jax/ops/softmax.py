@@ -1,0 +1,185 @@
+"""The forms of softmax attention: one definition and the ways to it without the N x M matrix.
+
+A form is ``form(theta, phi, g, mask, scale)`` with queries ``[..., N, C]``, keys ``[..., M, C]``,
+values ``[..., M, D]`` and a mask ``[..., M]`` or None, False where a key is padding; phi and g are
+zero there. The result is at least float32.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from nonlocal_jax.ops.numerics import at_least_float32, float32_or_more
+
+# Rows of the N x M matrix held at a time. More rows use the matrix units better, fewer keep less in
+# memory; beyond 256 a CPU gains nothing. On a ring of TPUs 128 leave them in the vector memory.
+_ROWS = 256
+_RING_ROWS = 128
+
+
+def _logits(theta: jax.Array, phi: jax.Array, mask: jax.Array | None, scale: float) -> jax.Array:
+    """scale * theta_i . phi_j, the lowest number where key j is padding; at least float32."""
+    # Products of half precision are exact in float32, so widening them first would only cost.
+    wide = float32_or_more(theta, phi)
+    logits = scale * jnp.einsum("...nc,...mc->...nm", theta, phi, preferred_element_type=wide)
+    if mask is None:
+        return logits
+    return jnp.where(mask[..., None, :], logits, jnp.finfo(wide).min)
+
+
+def attention_weights(
+    theta: jax.Array, phi: jax.Array, *, scale: float = 1.0, mask: jax.Array | None = None
+) -> jax.Array:
+    """A_ij = softmax_j(scale * theta_i . phi_j), the softmax over the keys j.
+
+    Give it a few rows of ``theta`` to see where chosen positions look, without the N x M matrix.
+
+    Args:
+      theta: queries ``[..., N, C]``.
+      phi: keys ``[..., M, C]``.
+      scale: factor on the logits, 1/sqrt(C) for scaled attention.
+      mask: ``[..., M]``, False where a key is padding: its weight is zero.
+
+    Returns:
+      ``[..., N, M]``, at least float32; every row sums to one.
+    """
+    return jax.nn.softmax(_logits(theta, phi, mask, scale), axis=-1)
+
+
+def dense(theta, phi, g, mask, scale):
+    """The formula as it reads."""
+    weights = attention_weights(theta, phi, scale=scale, mask=mask)
+    return jnp.einsum("...nm,...md->...nd", weights, at_least_float32(g))
+
+
+def _split_rows(x: jax.Array, axis: int, most: int) -> jax.Array:
+    """Queries in equal groups of up to ``most``, the groups first; zeros fill the last one."""
+    n = x.shape[axis]
+    groups = -(-n // most)
+    rows = -(-n // groups)
+    pad = [(0, 0)] * x.ndim
+    pad[axis] = (0, groups * rows - n)
+    shape = (*x.shape[:axis], groups, rows, *x.shape[axis + 1 :])
+    return jnp.moveaxis(jnp.pad(x, pad).reshape(shape), axis, 0)
+
+
+def _join_rows(x: jax.Array, axis: int, n: int) -> jax.Array:
+    """The inverse of ``_split_rows``."""
+    x = jnp.moveaxis(x, 0, axis)
+    x = x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+    return jax.lax.slice_in_dim(x, 0, n, axis=axis)
+
+
+def _attend(theta, phi, g, mask, scale, most):
+    """y and the logarithm of the softmax' denominator, ``[..., N, D]`` and ``[..., N]``."""
+
+    def rows(theta):
+        logits = _logits(theta, phi, mask, scale)
+        largest = jnp.max(logits, axis=-1, keepdims=True)
+        weights = jnp.exp(logits - largest)
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        y = jnp.einsum("...nm,...md->...nd", weights, at_least_float32(g)) / total
+        return y, (largest + jnp.log(total))[..., 0]
+
+    axis, n = theta.ndim - 2, theta.shape[-2]
+    y, log_total = jax.lax.map(rows, _split_rows(theta, axis, most))
+    return _join_rows(y, axis, n), _join_rows(log_total, axis, n)
+
+
+def _attend_backward(queries, phi, g, mask, scale, most):
+    """Gradients (dtheta, dphi, dg) of what these queries take from these keys.
+
+    With p the softmax over all keys and D_i = dy_i . y_i:
+      dg_j = sum_i p_ij dy_i,   ds_ij = scale p_ij (dy_i . g_j - D_i),
+      dtheta_i = sum_j ds_ij phi_j,   dphi_j = sum_i ds_ij theta_i.
+    ``queries`` are theta, the logarithm of the denominator, dy and D.
+    """
+    phi_wide, g = at_least_float32(phi), at_least_float32(g)
+
+    def rows(sums, group):
+        theta, log_total, dy, delta = group
+        p = jnp.exp(_logits(theta, phi, mask, scale) - log_total[..., None])
+        dp = jnp.einsum("...nd,...md->...nm", dy, g)
+        ds = scale * p * (dp - delta[..., None])
+        dphi = jnp.einsum("...nm,...nc->...mc", ds, at_least_float32(theta))
+        dg = jnp.einsum("...nm,...nd->...md", p, dy)
+        sums = jax.tree.map(jnp.add, sums, (dphi, dg))
+        return sums, jnp.einsum("...nm,...mc->...nc", ds, phi_wide)
+
+    axis, n = queries[0].ndim - 2, queries[0].shape[-2]
+    groups = tuple(_split_rows(x, axis, most) for x in queries)
+    # Zeros that depend on the arguments: under shard_map they vary over the devices as the sums do.
+    start = (0 * phi_wide, 0 * g)
+    (dphi, dg), dtheta = jax.lax.scan(rows, start, groups)
+    return _join_rows(dtheta, axis, n), dphi, dg
+
+
+def _pass_on(keys, axis_name: str):
+    """The keys of the device before this one on the ring."""
+    size = jax.lax.axis_size(axis_name)
+    ring = [(i, (i + 1) % size) for i in range(size)]
+    return jax.tree.map(lambda x: jax.lax.ppermute(x, axis_name, ring), keys)
+
+
+def _ring_forward(theta, phi, g, mask, scale, axis_name):
+    if axis_name is None:
+        return _attend(theta, phi, g, mask, scale, _ROWS)
+    y, log_total = _attend(theta, phi, g, mask, scale, _RING_ROWS)
+
+    def hop(_, carry):
+        keys, y, log_total = carry
+        keys = _pass_on(keys, axis_name)
+        y_here, log_here = _attend(theta, *keys, scale, _RING_ROWS)
+        log_sum = jnp.logaddexp(log_total, log_here)
+        share, share_here = (jnp.exp(x - log_sum)[..., None] for x in (log_total, log_here))
+        return keys, share * y + share_here * y_here, log_sum
+
+    hops = jax.lax.axis_size(axis_name) - 1
+    _, y, log_total = jax.lax.fori_loop(0, hops, hop, ((phi, g, mask), y, log_total))
+    return y, log_total
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def ring(theta, phi, g, mask, scale, axis_name):
+    """Rows of the matrix at a time, recomputed backward; keys travel around a ring of devices.
+
+    Positions are split over the devices of ``axis_name``. A device keeps its queries and meets the
+    keys of every other in turn, partial softmaxes joined by their denominators; on the way back the
+    gradients of the keys travel with them (arXiv:2310.01889). Without an axis there is one device.
+    Only the arguments, y and one number a query are kept for the backward pass.
+    """
+    return _ring_forward(theta, phi, g, mask, scale, axis_name)[0]
+
+
+def _forward(theta, phi, g, mask, scale, axis_name):
+    y, log_total = _ring_forward(theta, phi, g, mask, scale, axis_name)
+    return y, (theta, phi, g, mask, y, log_total)
+
+
+def _backward(scale, axis_name, residuals, dy):
+    theta, phi, g, mask, y, log_total = residuals
+    queries = theta, log_total, dy, jnp.sum(dy * y, axis=-1)
+    rows = _ROWS if axis_name is None else _RING_ROWS
+    dtheta, dphi, dg = _attend_backward(queries, phi, g, mask, scale, rows)
+
+    def hop(_, carry):
+        keys, sums, dtheta = carry
+        keys, sums = _pass_on((keys, sums), axis_name)
+        dtheta_here, *sums_here = _attend_backward(queries, *keys, scale, rows)
+        return keys, jax.tree.map(jnp.add, sums, tuple(sums_here)), dtheta + dtheta_here
+
+    if axis_name is not None:
+        hops = jax.lax.axis_size(axis_name) - 1
+        carry = (phi, g, mask), (dphi, dg), dtheta
+        _, sums, dtheta = jax.lax.fori_loop(0, hops, hop, carry)
+        dphi, dg = _pass_on(sums, axis_name)  # home
+    return dtheta.astype(theta.dtype), dphi.astype(phi.dtype), dg.astype(g.dtype), None
+
+
+ring.defvjp(_forward, _backward)
+
+
+def chunked(theta, phi, g, mask, scale):
+    """``ring`` on one device."""
+    return ring(theta, phi, g, mask, scale, None)

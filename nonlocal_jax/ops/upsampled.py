@@ -1,0 +1,137 @@
+"""Cross entropy of resized logits that holds a block of them at a time.
+
+Rows are resized at once, columns block by block, forward and backward in the same pass. A block
+spans all images and rows, so that either may be split over devices: the loop itself needs no
+communication.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nonlocal_jax.errors import InputError
+from nonlocal_jax.ops.numerics import at_least_float32
+from nonlocal_jax.ops.resize import bilinear_weights, resize
+
+_COLUMNS = 128  # of a block at most: the lanes of a TPU
+
+
+def _column_blocks(size: int, new_size: int, align_corners: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Which k source columns each of n blocks needs, ``[n]``, and their weights ``[n, width, k]``.
+
+    Columns that fill up the last block have no weight.
+    """
+    n = -(-new_size // _COLUMNS)
+    width = -(-new_size // n)
+    weights = bilinear_weights(size, new_size, align_corners)
+    weights = np.pad(weights, ((0, n * width - new_size), (0, 0))).reshape(n, width, size)
+    used = weights.any(axis=1)
+    first, end = used.argmax(axis=1), size - used[:, ::-1].argmax(axis=1)
+    k = (end - first).max()
+    starts = np.minimum(first, size - k)
+    return starts, np.stack([w[:, s : s + k] for w, s in zip(weights, starts, strict=True)])
+
+
+def _block_sums(
+    source: jax.Array, weights: jax.Array, labels: jax.Array, ignore_index: int
+) -> tuple[jax.Array, jax.Array]:
+    """The losses and right answers of a block, from source columns ``[B, H, classes, k]``.
+
+    Each is ``[B, H]``: summed over images and rows, the loop would have to communicate.
+    """
+    logits = jnp.einsum("bhck,wk->bhcw", source, weights, precision=jax.lax.Precision.HIGHEST)
+    # A comparison in place of a gather: its gradient is no scatter.
+    picked = labels[:, :, None] == jnp.arange(logits.shape[2])[:, None]
+    losses = jax.nn.logsumexp(logits, axis=2) - jnp.sum(logits, axis=2, where=picked)
+    counted = labels != ignore_index
+    correct = jnp.argmax(logits, axis=2) == labels
+    return jnp.sum(losses, -1, where=counted), jnp.sum(correct, -1, where=counted)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _sums(
+    rows: jax.Array, starts: jax.Array, weights: jax.Array, labels: jax.Array, ignore_index: int
+) -> tuple[jax.Array, jax.Array]:
+    """``_block_sums`` over all columns of ``[B, H, classes, w]``; labels ``[n, B, H, width]``."""
+
+    def step(_, block):
+        start, weights, labels = block
+        source = jax.lax.dynamic_slice_in_dim(rows, start, weights.shape[-1], axis=-1)
+        return None, _block_sums(source, weights, labels, ignore_index)
+
+    _, sums = jax.lax.scan(step, None, (starts, weights, labels))
+    return jax.tree.map(lambda blocks: jnp.sum(blocks, axis=0), sums)
+
+
+def _forward(rows, starts, weights, labels, ignore_index):
+    """The gradient of a block is taken while its logits are there; nothing is computed twice."""
+
+    def step(gradient, block):
+        start, weights, labels = block
+        k = weights.shape[-1]
+        source = jax.lax.dynamic_slice_in_dim(rows, start, k, axis=-1)
+        losses, vjp, correct = jax.vjp(
+            lambda source: _block_sums(source, weights, labels, ignore_index), source, has_aux=True
+        )
+        (new,) = vjp(jnp.ones_like(losses))
+        # Added, because neighbouring blocks share source columns.
+        new += jax.lax.dynamic_slice_in_dim(gradient, start, k, axis=-1)
+        gradient = jax.lax.dynamic_update_slice_in_dim(gradient, new, start, axis=-1)
+        return gradient, (losses, correct)
+
+    gradient, sums = jax.lax.scan(step, jnp.zeros_like(rows), (starts, weights, labels))
+    return jax.tree.map(lambda blocks: jnp.sum(blocks, axis=0), sums), gradient
+
+
+def _backward(ignore_index, gradient, cotangents):
+    return cotangents[0][..., None, None] * gradient, None, None, None
+
+
+_sums.defvjp(_forward, _backward)
+
+
+def upsampled_cross_entropy(
+    logits: jax.Array, labels: jax.Array, *, ignore_index: int, align_corners: bool = False
+) -> tuple[jax.Array, jax.Array]:
+    """Sum of -log softmax(resize(logits))[label] over pixels, and how many have the right argmax.
+
+    ``resize`` is the bilinear ``ops.resize``. At most 128 columns of the resized logits are held at
+    a time, forward and backward, in float32 at least.
+
+    Args:
+      logits: ``[B, h, w, classes]``.
+      labels: ``[B, H, W]``, integers.
+      ignore_index: the label of pixels that are left out of both.
+      align_corners: see ``resize``.
+
+    Returns:
+      Two scalars; only the first has a gradient, and only in reverse mode.
+
+    Raises:
+      InputError: the shapes do not fit.
+    """
+    if logits.ndim != 4 or labels.ndim != 3 or logits.shape[0] != labels.shape[0]:
+        raise InputError(
+            f"need logits [B, h, w, classes] and labels [B, H, W]; "
+            f"got {logits.shape} and {labels.shape}"
+        )
+    (_, height, width), columns = labels.shape, logits.shape[2]
+    rows = resize(at_least_float32(logits), (height, columns), align_corners=align_corners)
+    starts, weights = _column_blocks(columns, width, align_corners)
+    n, block = weights.shape[:2]
+    labels = jnp.pad(
+        labels.astype(jnp.int32),
+        ((0, 0), (0, 0), (0, n * block - width)),
+        constant_values=ignore_index,
+    )
+    losses, correct = _sums(
+        # Columns last: the products need no transposition, and the lanes are full.
+        jnp.swapaxes(rows, -1, -2),
+        jnp.asarray(starts),
+        jnp.asarray(weights, rows.dtype),
+        jnp.moveaxis(labels.reshape(*labels.shape[:2], n, block), 2, 0),
+        ignore_index,
+    )
+    return jnp.sum(losses), jnp.sum(correct)

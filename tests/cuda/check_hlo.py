@@ -1,0 +1,84 @@
+"""Reads what XLA makes of ResNet-50-D8 on an NVIDIA GPU that is not there: ``make check-cuda-hlo``.
+
+The gradient of the whole backbone is compiled for an H200. Every weight gradient must be cuDNN's
+backward filter, and no convolution may have a window larger than the largest kernel. The ordinary
+gradient of the dilated convolutions is compiled as well and must fail: once it passes, XLA has
+mended what ``ops.dilated_conv`` works around.
+"""
+
+import collections
+import pathlib
+import re
+import sys
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+
+from nonlocal_jax.backbones import ResNet
+from nonlocal_jax.ops import convolution
+
+SIZES = ((512, 512), (769, 769))  # feature maps of 64 x 64 and 97 x 97
+BATCH = 2
+TARGET = pathlib.Path(__file__).with_name("h200.txtpb")
+
+_CALL = re.compile(r'window=\{size=(\d+)x(\d+).*custom_call_target="__cudnn\$conv(\w+)"')
+
+
+def compile_gradient(device: jax.Device, size: tuple[int, int]) -> tuple[str, list]:
+    """The optimised program of the training gradient, and the kernels' shapes."""
+    sharding = jax.sharding.SingleDeviceSharding(device)
+    net = ResNet(dtype=jnp.bfloat16)
+    images = jax.ShapeDtypeStruct((BATCH, *size, 3), jnp.float32, sharding=sharding)
+    variables = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        jax.eval_shape(net.init, jax.random.key(0), images),
+    )
+
+    def loss(params, batch_stats, images):
+        stages, _ = net.apply(
+            {"params": params, "batch_stats": batch_stats},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+        )
+        return sum(jnp.sum(jnp.square(stage.astype(jnp.float32))) for stage in stages)
+
+    lowered = jax.jit(jax.grad(loss)).lower(variables["params"], variables["batch_stats"], images)
+    kernels = [leaf.shape for leaf in jax.tree.leaves(variables["params"]) if leaf.ndim == 4]
+    return lowered.compile().as_text(), kernels
+
+
+def passes(name: str, device: jax.Device, size: tuple[int, int]) -> bool:
+    """Compiles, prints one line and tells whether the convolutions are as they should be."""
+    text, kernels = compile_gradient(device, size)
+    calls = [(int(h), int(w), kind) for h, w, kind in _CALL.findall(text)]
+    largest = max(max(shape[:2]) for shape in kernels)
+    filters = sum(kind == "BackwardFilter" for *_, kind in calls)
+    giants = collections.Counter(f"{h}x{w}" for h, w, _ in calls if max(h, w) > largest)
+    print(
+        f"{size[0]}x{size[1]}, {name}: {filters} of {len(kernels)} weight gradients are backward "
+        f"filters, windows larger than {largest}x{largest}: {dict(giants) or 'none'}",
+        flush=True,
+    )
+    return filters == len(kernels) and not giants
+
+
+def main() -> None:
+    (device,) = topologies.get_topology_desc(
+        platform="cuda", target_config=TARGET.read_text(), topology="1x1x1"
+    ).devices
+    print(f"jax {jax.__version__}, {device.device_kind}", flush=True)
+    if not all([passes("by phases", device, size) for size in SIZES]):
+        sys.exit("a weight gradient is not what cuDNN has a kernel for")
+    ordinary = mock.patch.object(
+        convolution, "_phase_weight_gradient", convolution._weight_gradient
+    )
+    with ordinary:
+        if passes("ordinary", device, SIZES[0]):
+            sys.exit("XLA no longer needs the phases: ops.dilated_conv can go")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""The dilated convolution against XLA's own, and both of its weight gradients."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nonlocal_jax import ops
+from nonlocal_jax.backbones.resnet import conv
+from nonlocal_jax.ops import convolution
+
+
+def draw(seed, *shapes):
+    rng = np.random.default_rng(seed)
+    return [jnp.asarray(rng.standard_normal(shape)) for shape in shapes]
+
+
+def plain(x, kernel, dilation):
+    pads = [(dilation * (size // 2),) * 2 for size in kernel.shape[:2]]
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (1, 1),
+        pads,
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def assert_equal(actual, expected):
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-12 * float(abs(expected).max()))
+
+
+SIZES = [(97, 97), (65, 129), (7, 5), (1, 3)]
+
+
+@pytest.mark.parametrize("dilation", [2, 4])
+@pytest.mark.parametrize("size", SIZES)
+def test_phases_give_the_weight_gradient(size, dilation, x64):
+    x, kernel, dy = draw(0, (2, *size, 5), (3, 3, 5, 4), (2, *size, 4))
+    expected = jax.vjp(lambda k: plain(x, k, dilation), kernel)[1](dy)[0]
+    assert_equal(convolution._phase_weight_gradient(x, dy, kernel, dilation), expected)
+
+
+@pytest.mark.parametrize("dilation", [1, 2, 3, 4])
+@pytest.mark.parametrize("shape", [(2, 7, 5, 3), (9, 8, 3), (2, 1, 9, 8, 3)])
+@pytest.mark.parametrize("kernel_size", [(3, 3), (5, 1)])
+def test_value_and_gradients(shape, dilation, kernel_size, x64):
+    x, kernel, dy = draw(1, shape, (*kernel_size, 3, 4), (*shape[:-1], 4))
+    flat, flat_dy = x.reshape(-1, *shape[-3:]), dy.reshape(-1, *dy.shape[-3:])
+    y, vjp = jax.vjp(lambda x, k: plain(x, k, dilation), flat, kernel)
+    dx, dkernel = vjp(flat_dy)
+    for transform in (lambda f: f, jax.jit):
+        op = transform(lambda x, k: ops.dilated_conv(x, k, dilation))
+        actual, vjp = jax.vjp(op, x, kernel)
+        actual_dx, actual_dkernel = vjp(dy)
+        assert_equal(actual, y.reshape(actual.shape))
+        assert_equal(actual_dx, dx.reshape(shape))
+        assert_equal(actual_dkernel, dkernel)
+
+
+def test_half_precision_stays():
+    x, kernel = (jnp.asarray(a, jnp.bfloat16) for a in draw(2, (2, 9, 9, 8), (3, 3, 8, 8)))
+    y, vjp = jax.vjp(lambda x, k: ops.dilated_conv(x, k, 2), x, kernel)
+    half = convolution._phase_weight_gradient(x, y, kernel, 2)
+    assert {y.dtype, half.dtype, *(a.dtype for a in vjp(y))} == {jnp.dtype(jnp.bfloat16)}
+
+
+def gradient_text(platform):
+    """The lowered gradient of the ResNet's dilated convolution."""
+    layer = conv(4, 3, dilation=2)
+    x = jnp.zeros((1, 8, 8, 4))
+    variables = layer.init(jax.random.key(0), x)
+    gradient = jax.jit(jax.grad(lambda v: layer.apply(v, x).sum()))
+    return gradient.trace(variables).lower(lowering_platforms=(platform,)).as_text()
+
+
+def test_only_nvidia_gets_the_phases():
+    # The phases of 8 x 8 with dilation 2: four maps of 4 x 4.
+    texts = {platform: gradient_text(platform) for platform in ("cpu", "tpu", "cuda")}
+    assert {name: "tensor<4x4x4x4xf32>" in text for name, text in texts.items()} == {
+        "cpu": False,
+        "tpu": False,
+        "cuda": True,
+    }
+
+
+@pytest.mark.parametrize(
+    ("x", "kernel", "dilation"),
+    [
+        ((4, 3), (3, 3, 3, 2), 2),
+        ((1, 4, 4, 3), (3, 3, 2, 2), 2),
+        ((4, 4, 3), (2, 3, 3, 2), 2),
+        ((4, 4, 3), (3, 3, 3), 2),
+        ((4, 4, 3), (3, 3, 3, 2), 0),
+    ],
+)
+def test_shapes_that_do_not_fit_are_quoted(x, kernel, dilation):
+    with pytest.raises(ValueError, match=r"need x \[..., H, W, C\].*got \(") as error:
+        ops.dilated_conv(jnp.zeros(x), jnp.zeros(kernel), dilation)
+    assert f"{x}, {kernel} and {dilation}" in str(error.value)
+
+
+_SHARDED = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from nonlocal_jax.ops import convolution
+
+jax.config.update("jax_enable_x64", True)
+rng = np.random.default_rng(0)
+x, dy = rng.standard_normal((8, 16, 10, 3)), rng.standard_normal((8, 16, 10, 4))
+kernel = jnp.zeros((3, 3, 3, 4))
+expected = convolution._weight_gradient(x, dy, kernel, 2)
+mesh = jax.make_mesh((4, 2), ("data", "height"), axis_types=(AxisType.Auto,) * 2)
+for spec in (P(("data", "height")), P("data", "height")):
+    sharding = NamedSharding(mesh, spec)
+    compiled = jax.jit(convolution._phase_weight_gradient, static_argnums=3).lower(
+        jax.device_put(x, sharding), jax.device_put(dy, sharding), kernel, 2
+    ).compile()
+    np.testing.assert_allclose(
+        compiled(jax.device_put(x, sharding), jax.device_put(dy, sharding), kernel),
+        expected, rtol=1e-12, atol=1e-12,
+    )
+    assert "all-gather" not in compiled.as_text() and "all-to-all" not in compiled.as_text()
+"""
+
+
+def test_phases_of_a_sharded_batch_stay_where_they_are():
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+    }
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", _SHARDED],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr

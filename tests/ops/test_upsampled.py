@@ -1,0 +1,132 @@
+"""Cross entropy in blocks of columns against the resized logits held at once."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nonlocal_jax import ops
+
+
+def draw(seed, batch, size, new_size, classes):
+    rng = np.random.default_rng(seed)
+    labels = rng.choice(np.array([*range(classes), 255], np.uint8), (batch, *new_size))
+    return jnp.asarray(rng.standard_normal((batch, *size, classes))), jnp.asarray(labels)
+
+
+def dense(logits, labels, align_corners):
+    """The definition: resize everything, then pick the label's log-probability."""
+    logits = ops.resize(logits, labels.shape[1:], align_corners=align_corners)
+    counted = labels != 255
+    picked = jnp.where(counted, labels, 0)[..., None].astype(int)
+    losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), picked, axis=-1)[..., 0]
+    correct = jnp.argmax(logits, axis=-1) == labels
+    return jnp.sum(losses, where=counted), jnp.sum(correct, where=counted)
+
+
+def blocks(logits, labels, align_corners):
+    return ops.upsampled_cross_entropy(
+        logits, labels, ignore_index=255, align_corners=align_corners
+    )
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize(
+    ("size", "new_size"),
+    [
+        ((4, 32), (32, 256)),
+        ((3, 33), (17, 257)),
+        ((97, 97), (769, 769)),
+        ((2, 5), (9, 130)),
+        ((1, 1), (3, 300)),
+        ((40, 300), (7, 200)),
+        ((5, 6), (5, 6)),
+    ],
+)
+def test_blocks_are_the_whole(size, new_size, align_corners, x64):
+    logits, labels = draw(0, 2, size, new_size, 5)
+    (expected, right), gradient = jax.value_and_grad(dense, has_aux=True)(
+        logits, labels, align_corners
+    )
+    together = jax.jit(jax.value_and_grad(blocks, has_aux=True), static_argnums=2)
+    (actual, correct), actual_gradient = together(logits, labels, align_corners)
+    np.testing.assert_allclose(actual, expected, rtol=1e-12)
+    np.testing.assert_allclose(blocks(logits, labels, align_corners)[0], expected, rtol=1e-12)
+    assert correct == right == blocks(logits, labels, align_corners)[1]
+    scale = float(jnp.max(jnp.abs(gradient)))
+    np.testing.assert_allclose(actual_gradient, gradient, rtol=0, atol=1e-12 * scale)
+
+
+def test_gradient_scales_with_the_cotangent(x64):
+    logits, labels = draw(1, 1, (3, 40), (24, 320), 4)
+    gradient = jax.grad(lambda x: blocks(x, labels, False)[0])(logits)
+    tripled = jax.grad(lambda x: 3 * blocks(x, labels, False)[0])(logits)
+    np.testing.assert_allclose(tripled, 3 * gradient, rtol=1e-12, atol=1e-15)
+
+
+def test_half_precision_is_resized_in_float32():
+    logits, labels = draw(2, 1, (4, 32), (32, 256), 4)
+    half = logits.astype(jnp.bfloat16)
+    (loss, _), gradient = jax.value_and_grad(blocks, has_aux=True)(half, labels, False)
+    assert (loss.dtype, gradient.dtype) == (jnp.float32, jnp.bfloat16)
+    np.testing.assert_allclose(loss, blocks(half.astype(jnp.float32), labels, False)[0], rtol=1e-6)
+
+
+def test_full_size_logits_are_never_held():
+    logits, labels = draw(3, 1, (64, 128), (512, 1024), 19)
+    gradient = jax.jit(jax.grad(lambda x: blocks(x, labels, False)[0]))
+    memory = gradient.lower(logits).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < labels.size * 19 * 4
+
+
+def test_shapes_that_do_not_fit_are_quoted():
+    for logits, labels in (((2, 4, 4, 3), (1, 8, 8)), ((4, 4, 3), (1, 8, 8))):
+        with pytest.raises(ValueError, match=r"need logits \[B, h, w, classes\].*got \(") as error:
+            blocks(jnp.zeros(logits), jnp.zeros(labels, int), False)
+        assert f"{logits} and {labels}" in str(error.value)
+
+
+_SHARDED = """
+import jax, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from nonlocal_jax import ops
+
+jax.config.update("jax_enable_x64", True)
+rng = np.random.default_rng(0)
+logits, labels = rng.standard_normal((8, 4, 40, 3)), rng.integers(0, 3, (8, 32, 320))
+gradient = jax.value_and_grad(
+    lambda x, y: ops.upsampled_cross_entropy(x, y, ignore_index=255), has_aux=True
+)
+(expected, right), whole = jax.jit(gradient)(logits, labels)
+mesh = jax.make_mesh((4, 2), ("data", "height"), axis_types=(AxisType.Auto,) * 2)
+for spec in (P(("data", "height")), P("data", "height")):
+    arrays = jax.device_put((logits, labels), NamedSharding(mesh, spec))
+    compiled = jax.jit(gradient).lower(*arrays).compile()
+    (loss, correct), split = compiled(*arrays)
+    np.testing.assert_allclose(loss, expected, rtol=1e-12)
+    np.testing.assert_allclose(split, whole, rtol=0, atol=1e-12)
+    assert correct == right
+    # A computation that communicates is not the loop's body: only ENTRY does.
+    for computation in compiled.as_text().split("\\n\\n"):
+        communicates = "all-reduce(" in computation or "all-gather(" in computation
+        assert not communicates or "\\nENTRY" in "\\n" + computation, computation[:2000]
+"""
+
+
+def test_split_batches_and_rows():
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+    }
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", _SHARDED],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,118 @@
+"""Blocks in half precision: how far from float64, beside the real peer's automatic mixed precision.
+
+    PYTHONPATH=. .venv-parity/bin/python tests/parity/half_precision.py [--output=FILE.md]
+
+One NL and one DNL block of the R-50 heads (512 channels, 48x48 positions) with the same random
+weights. The temperature of DNL, 0.05, multiplies logits by 20 and with them the rounding of theta
+and phi. The error is that of the branch, output minus input, its mean over the positions taken out:
+root mean square, relative to float64.
+"""
+
+import argparse
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import peer  # noqa: F401 - stands in for mmcv's compiled operators
+import torch
+from mmcv.cnn.bricks.non_local import NonLocal2d
+from mmseg.models.decode_heads.dnl_head import DisentangledNonLocal2d
+
+from nonlocal_jax.blocks import DisentangledNonLocalBlock, NonLocalBlock
+
+CHANNELS, SIZE = 512, (48, 48)
+BLOCKS = {
+    "NL": (NonLocal2d, NonLocalBlock, {}),
+    "DNL": (DisentangledNonLocal2d, DisentangledNonLocalBlock, {"temperature": 0.05}),
+}
+
+
+def make_peer(block: type, options: dict, spread: float) -> torch.nn.Module:
+    """The peer's block with random weights, theta and phi of standard deviation ``spread``."""
+    norm = {"norm_cfg": {"type": "BN"}}
+    module = block(
+        CHANNELS, reduction=2, use_scale=True, mode="embedded_gaussian", **norm, **options
+    )
+    generator = torch.Generator().manual_seed(0)
+    for name, p in module.named_parameters():
+        values = torch.randn(p.shape, generator=generator)
+        fan_in = p[0].numel()
+        gain = spread if name.split(".")[0] in ("theta", "phi") else 1.0
+        p.data = values * (gain / fan_in**0.5 if p.ndim == 4 else 0.1) + ("bn.weight" in name)
+    return module.eval()
+
+
+def our_variables(module: torch.nn.Module) -> dict:
+    state = {k: v.double().numpy() for k, v in module.state_dict().items()}
+    params = {}
+    for name in ("g", "theta", "phi", "conv_out", "conv_mask"):
+        stem = name if name == "conv_mask" else f"{name}.conv"
+        if f"{stem}.weight" in state:
+            params[name] = {"kernel": state[f"{stem}.weight"][:, :, 0, 0].T}
+            if f"{stem}.bias" in state:
+                params[name]["bias"] = state[f"{stem}.bias"]
+    bn = {k: state[f"conv_out.bn.{v}"] for k, v in {"scale": "weight", "bias": "bias"}.items()}
+    stats = {"mean": state["conv_out.bn.running_mean"], "var": state["conv_out.bn.running_var"]}
+    return {"params": {**params, "norm": bn}, "batch_stats": {"norm": stats}}
+
+
+def error(branch: np.ndarray, exact: np.ndarray) -> float:
+    branch, exact = (b - b.mean((1, 2), keepdims=True) for b in (branch, exact))
+    return float(np.linalg.norm(branch - exact) / np.linalg.norm(exact))
+
+
+def compare(name: str, spread: float) -> str:
+    theirs, ours, options = BLOCKS[name]
+    module = make_peer(theirs, options, spread)
+    variables = our_variables(module)
+    rng = np.random.default_rng(0)
+    # As behind a ReLU, and representable in every type.
+    x = np.maximum(rng.standard_normal((1, *SIZE, CHANNELS)) + 0.5, 0).astype(np.float16)
+    x = np.asarray(jnp.asarray(x, jnp.bfloat16).astype(np.float64))
+    nchw = torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
+
+    def peer_branch(dtype):
+        if dtype is torch.float64:
+            with torch.no_grad():
+                y = module.double()(nchw)
+            module.float()
+        else:
+            with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
+                y = module(nchw.float())
+        return y.double().numpy().transpose(0, 2, 3, 1) - x
+
+    def our_branch(dtype):
+        # What is added to a zero residual keeps the type it was computed in.
+        block = ours(dtype=dtype, **options)
+        return np.asarray(block.apply(variables, jnp.asarray(x)), np.float64) - x
+
+    exact = peer_branch(torch.float64)
+    assert error(our_branch(None), exact) < 1e-6  # the peer's temperature is a float32
+    half = error(our_branch(jnp.bfloat16), exact)
+    errors = [error(peer_branch(t), exact) for t in (torch.bfloat16, torch.float16)]
+    return f"| {name} | {spread} | {half:.1e} | " + " | ".join(f"{e:.1e}" for e in errors) + " |"
+
+
+def main() -> None:
+    jax.config.update("jax_enable_x64", True)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--output", type=pathlib.Path)
+    output = parser.parse_args().output
+    lines = [
+        "| block | std of theta, phi | ours, bfloat16 | peer, bfloat16 | peer, float16 |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for name in BLOCKS:
+        for spread in (0.5, 1.0):
+            lines.append(compare(name, spread))
+            print(lines[-1], flush=True)
+    versions = f"jax {jax.__version__}, torch {torch.__version__}"
+    text = f"{__doc__.split(chr(10) * 2, 2)[2]}\n" + "\n".join(lines)
+    text += f"\n\nMeasured with {versions}, CPU.\n"
+    if output is not None:
+        output.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
