@@ -117,9 +117,9 @@ def _network(case: Case, form: str) -> Program:
     )
 
     def run():
+        optimizer.zero_grad()
         with _autocast(case):
             loss, accuracy = compute(images, labels)
-        optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         return loss, accuracy

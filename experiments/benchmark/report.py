@@ -39,17 +39,23 @@ def _fastest_peer(group: list[Mapping[str, Any]], clock: str) -> str | None:
 
 
 def _numbers(result: Mapping[str, Any], baseline: Mapping[str, Any], clock: str) -> list[str]:
-    """Median, spread and images/s, and the median of the ratios to the baseline, turn by turn."""
+    """Median, spread, and the median of the ratios to the baseline, turn by turn."""
     if "note" in result:
-        return [result["note"], "", "", ""]
+        return [result["note"], "", ""]
     seconds = result[clock]
-    median = statistics.median(seconds)
     spread = f"{_digits(1e3 * min(seconds))} to {_digits(1e3 * max(seconds))}"
     ratio = ""
     if clock in baseline:
         ratios = [a / b for a, b in zip(seconds, baseline[clock], strict=True)]
         ratio = f"{statistics.median(ratios):.2f}"
-    return [_digits(1e3 * median), spread, _digits(result["batch_size"] / median), ratio]
+    return [_digits(1e3 * statistics.median(seconds)), spread, ratio]
+
+
+def _throughput(result: Mapping[str, Any], clock: str) -> str:
+    """Images a second."""
+    return (
+        _digits(result["batch_size"] / statistics.median(result[clock])) if clock in result else ""
+    )
 
 
 def table(report: Mapping[str, Any]) -> str:
@@ -63,8 +69,17 @@ def table(report: Mapping[str, Any]) -> str:
     sizes = "size" if networks else "N"
     clock_name = {"wall_seconds": "ms", "cpu_seconds": "CPU ms"}[clock]
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-    head = [report["kind"], sizes, "", "form", clock_name, "min to max", "images/s"]
-    head += [f"÷ {baseline}", "peak MiB"]
+    head = [
+        report["kind"],
+        sizes,
+        "",
+        "form",
+        clock_name,
+        "min to max",
+        f"÷ {baseline}",
+        "peak MiB",
+    ]
+    head += ["images/s"] if networks else []
     lines = [f"{report['device']}; {report['settings']}; {versions}", ""]
     lines += ["| " + " | ".join(head) + " |", "|---|---|---|---|" + "---:|" * (len(head) - 4)]
     for group in _grouped(report):
@@ -76,6 +91,8 @@ def table(report: Mapping[str, Any]) -> str:
             case = [result["name"], size, result["mode"]] if i == 0 else ["", "", ""]
             peak = f"{result['peak_mib']:.0f}" if "peak_mib" in result else ""
             cells = [*case, form, *_numbers(result, base, clock), peak]
+            if networks:
+                cells.append(_throughput(result, clock))
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
