@@ -12,7 +12,7 @@ from nonlocal_jax.mesh import CONTEXT, DATA
 
 
 def _sizes() -> dict[str, int]:
-    """The axes of the current mesh that are left to the compiler; none where they are one device."""
+    """The axes of the current mesh that are left to the compiler; none for one device."""
     mesh = jax.sharding.get_abstract_mesh()
     sizes = {
         name: mesh.shape[name]
@@ -77,9 +77,12 @@ def over_mesh(
     if not sizes:
         return on_device(*arguments)
     spec = PartitionSpec(*split)
-    # All axes, because a kernel bears none that is left to the compiler; and kernels do not say over
-    # which axes their results vary, as check_vma would ask.
-    y = jax.shard_map(
-        on_device, in_specs=spec, out_specs=spec, axis_names=set(sizes), check_vma=False
-    )(*arguments)
+    spread = jax.shard_map(
+        on_device,
+        in_specs=spec,
+        out_specs=spec,
+        axis_names=set(sizes),  # all: a kernel bears none that is left to the compiler
+        check_vma=False,  # kernels do not say over which axes their results vary
+    )
+    y = spread(*arguments)
     return jax.lax.slice_in_dim(y, 0, lengths["query_mask"], axis=len(leading))

@@ -17,12 +17,17 @@ from nonlocal_jax.ops.numerics import at_least_float32
 _TILE = 512
 
 
-def _pad(x: jax.Array, positions: int, width: int) -> jax.Array:
-    return jnp.pad(x, ((0, 0), (0, 0), (0, positions - x.shape[2]), (0, width - x.shape[3])))
+def _fill(x: jax.Array, sizes: tuple[int, ...]) -> jax.Array:
+    """Zeros at the end of each axis, up to these sizes."""
+    return jnp.pad(x, [(0, size - n) for n, size in zip(x.shape, sizes, strict=True)])
+
+
+def _ceil(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
 
 
 def _tile(positions: int) -> int:
-    return min(_TILE, -(-positions // tpu.NUM_LANES) * tpu.NUM_LANES)
+    return min(_TILE, _ceil(positions, tpu.NUM_LANES))
 
 
 def flash(theta, phi, g, mask, scale):
@@ -30,10 +35,10 @@ def flash(theta, phi, g, mask, scale):
     *leading, n, c = theta.shape
     m, d = g.shape[-2:]
     tile_n, tile_m = _tile(n), _tile(m)
-    n_padded, m_padded = -(-n // tile_n) * tile_n, -(-m // tile_m) * tile_m
+    n_padded, m_padded = _ceil(n, tile_n), _ceil(m, tile_m)
     batch = math.prod(leading)
     q, k, v = (
-        _pad(x.reshape(batch, 1, *x.shape[-2:]), positions, max(c, d))
+        _fill(x.reshape(batch, 1, *x.shape[-2:]), (batch, 1, positions, max(c, d)))
         for x, positions in ((theta, n_padded), (phi, m_padded), (g, m_padded))
     )
     segments = None
@@ -66,28 +71,29 @@ def fits_cudnn(*widths: int) -> bool:
 def cudnn(theta, phi, g, mask, scale):
     """cuDNN's flash attention, in bfloat16, for widths up to 256 that are multiples of eight."""
     *leading, n, c = theta.shape
-    d = g.shape[-1]
+    m, d = g.shape[-2:]
     batch = math.prod(leading)
-    real = None
+    real = jnp.full((batch,), m, jnp.int32)
     if mask is not None:
         # It knows padding at the end only, and softmax does not mind the order of the keys.
         order = jnp.argsort(~mask, axis=-1, stable=True)[..., None]
         phi, g = (jnp.take_along_axis(x, order, axis=-2) for x in (phi, g))
         real = jnp.sum(mask, axis=-1, dtype=jnp.int32).reshape(batch)
+    # Its backward pass takes even lengths only.
     q, k, v = (
-        jnp.pad(
-            x.astype(jnp.bfloat16), [(0, 0)] * (x.ndim - 1) + [(0, max(c, d) - x.shape[-1])]
-        ).reshape(batch, x.shape[-2], 1, max(c, d))
+        _fill(
+            x.astype(jnp.bfloat16).reshape(batch, x.shape[-2], 1, x.shape[-1]),
+            (batch, _ceil(x.shape[-2], 2), 1, max(c, d)),
+        )
         for x in (theta, phi, g)
     )
-    lengths = None if real is None else jnp.full((batch,), n, jnp.int32)
     y = jax.nn.dot_product_attention(
         q,
         k,
         v,
         scale=scale,
-        query_seq_lengths=lengths,
+        query_seq_lengths=jnp.full((batch,), n, jnp.int32),
         key_value_seq_lengths=real,
         implementation="cudnn",
     )
-    return at_least_float32(y[:, :, 0, :d].reshape(*leading, n, d))
+    return at_least_float32(y[:, :n, 0, :d].reshape(*leading, n, d))
