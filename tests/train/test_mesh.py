@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from nonlocal_jax.errors import InputError
@@ -132,6 +133,12 @@ def test_devices_that_share_images_train_as_one_does():
         [sys.executable, "-c", _SHARE_IMAGES], env=environment, capture_output=True, text=True
     )
     assert done.stdout == "compared\n", done.stderr
+
+
+@pytest.mark.parametrize("context", [0, 2])
+def test_devices_that_do_not_divide_are_refused(context):
+    with pytest.raises(InputError, match=r"1 devices cannot share .* set mesh\.context to one of 1"):
+        make_mesh(jax.devices()[:1], context=context)
 
 
 def test_empty_batch_is_refused():

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 from nonlocal_jax.train import train
 
@@ -37,8 +38,13 @@ def _losses(workdir):
     return {record["step"]: record["loss"] for record in records}
 
 
-def test_sigterm_stops_both_and_one_process_goes_on(config, source, tmp_path, compilation_cache):
+@pytest.mark.parametrize("context", [1, 2])
+def test_sigterm_stops_both_and_one_process_goes_on(
+    config, source, tmp_path, compilation_cache, context
+):
+    """Each process has its own images, or both have the same and share them."""
     config.steps = 60
+    config.mesh.context = context
     # Two processes put the images of a batch in another order, under other dropout masks.
     config.model.dropout = 0.0
     # Slow enough that rounding does not part the runs.
@@ -68,6 +74,7 @@ def test_sigterm_stops_both_and_one_process_goes_on(config, source, tmp_path, co
     assert all(out.endswith(f"stopped by SIGTERM at step {saved}\n") for out, _ in ends)
     assert 3 <= saved < 60
 
+    config.mesh.context = 1
     train(config, tmp_path / "run", source)
     train(config, tmp_path / "undisturbed", source)
     losses, expected = _losses(tmp_path / "run"), _losses(tmp_path / "undisturbed")
