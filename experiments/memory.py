@@ -87,6 +87,8 @@ def _compile(
     devices = topology_devices(_TOPOLOGY.value)
     if _CONTEXT.value > len(devices):
         raise InputError(f"--context must be at most the {len(devices)} of {_TOPOLOGY.value}")
+    if _POSITIONS.value % _CONTEXT.value:
+        raise InputError(f"--positions must divide by the {_CONTEXT.value} chips of --context")
     mesh = make_mesh(devices[: _CONTEXT.value], context=_CONTEXT.value)
     split = jax.P(CONTEXT)
     if _CONTEXT.value > 1:

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import topologies
+from jax.experimental import mesh_utils, topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from nonlocal_jax.errors import InputError
@@ -33,7 +33,12 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, *, context: int = 1) 
             f"set mesh.context to one of {', '.join(map(str, fits))}"
         )
     shape = len(devices) // context, context
-    return jax.make_mesh(shape, (DATA, CONTEXT), axis_types=(AxisType.Auto,) * 2, devices=devices)
+    try:
+        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    except (AssertionError, NotImplementedError, ValueError):
+        # No arrangement along the chips' own links: any will do, at the price of longer ways.
+        grid = np.asarray(devices).reshape(shape)
+    return Mesh(grid, (DATA, CONTEXT), axis_types=(AxisType.Auto,) * 2)
 
 
 def topology_devices(topology: str) -> list[jax.Device]:
@@ -101,12 +106,20 @@ def data_shard(mesh: Mesh) -> tuple[int, int]:
     """Which part of every batch this process reads, and how many parts there are.
 
     A part for each process, or, where several processes share images, for each group of them.
+
+    Raises:
+      InputError: processes share some images and not others.
     """
     rows = {process: set() for process in range(jax.process_count())}
     for row, devices in enumerate(mesh.devices):
         for device in devices:
             rows[device.process_index].add(row)
     parts = sorted({tuple(sorted(of_process)) for of_process in rows.values()})
+    if len({len(part) for part in parts}) > 1 or sum(map(len, parts)) != len(mesh.devices):
+        raise InputError(
+            f"the devices of a process do not share whole images {mesh.shape[CONTEXT]} at a time: "
+            "set mesh.context to a divisor or a multiple of the devices of a process"
+        )
     return parts.index(tuple(sorted(rows[jax.process_index()]))), len(parts)
 
 

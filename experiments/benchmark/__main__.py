@@ -64,21 +64,21 @@ def _choices(flag: flags.FlagHolder, known: Sequence[str]) -> list[str]:
     for name in flag.value:
         if name not in known:
             raise InputError(f"--{flag.name} must be some of {','.join(known)}; got {name!r}")
-    return flag.value
+    return list(dict.fromkeys(flag.value))
 
 
 def _sizes() -> list[tuple[int, int]]:
     for size in _SIZES.value:
         if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", size):
             raise InputError(f"--sizes must be HEIGHTxWIDTH,...; got {size!r}")
-    return [tuple(map(int, size.split("x"))) for size in _SIZES.value]
+    return [tuple(map(int, size.split("x"))) for size in dict.fromkeys(_SIZES.value)]
 
 
 def _positions() -> list[int]:
     for positions in _POSITIONS.value:
         if not re.fullmatch(r"[1-9]\d*", positions):
             raise InputError(f"--positions must be positive integers; got {positions!r}")
-    return list(map(int, _POSITIONS.value))
+    return list(dict.fromkeys(map(int, _POSITIONS.value)))
 
 
 def _prepare_process() -> None:
@@ -169,7 +169,7 @@ def main(arguments: list[str]) -> None:
     forms = _forms(cases, torch_version is not None)
     cases = [case for case in cases if forms[case]]
     if not cases:
-        raise InputError("none of these has one of --forms")
+        raise InputError("nothing to measure: no case is named, or none has one of --forms")
     directory = make_directory(_OUTPUT.value)
 
     versions = {"jax": jax.__version__, "flax": flax.__version__, "torch": torch_version}

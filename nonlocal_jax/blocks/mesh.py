@@ -1,7 +1,6 @@
 """An operation on positions over the devices of the mesh that is in use (``jax.set_mesh``)."""
 
 import functools
-import math
 from collections.abc import Callable
 
 import jax
@@ -11,15 +10,25 @@ from jax.sharding import AxisType, PartitionSpec
 from nonlocal_jax.mesh import CONTEXT, DATA
 
 
-def _sizes() -> dict[str, int]:
-    """The axes of the current mesh that are left to the compiler; none for one device."""
+def _split_of(x: jax.Array) -> tuple[str | tuple[str, ...] | None, int]:
+    """The mesh axes that the batch of x is split over, and how many devices share its positions.
+
+    Where axes are explicit, x says how its batch is split, and positions are not. Otherwise the
+    names of the axes say it. Inside a ``jax.shard_map`` the parts are made already.
+    """
     mesh = jax.sharding.get_abstract_mesh()
-    sizes = {
-        name: mesh.shape[name]
-        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
-        if kind == AxisType.Auto
-    }
-    return sizes if math.prod(sizes.values()) > 1 else {}
+    if AxisType.Manual in mesh.axis_types:
+        return None, 1
+    if AxisType.Explicit in mesh.axis_types:
+        return jax.typeof(x).sharding.spec[0], 1
+    divides = x.shape[0] % mesh.shape.get(DATA, 1) == 0
+    return DATA if DATA in mesh.shape and divides else None, mesh.shape.get(CONTEXT, 1)
+
+
+def _place(x: jax.Array, spec: PartitionSpec) -> jax.Array:
+    """Where axes are explicit, x has to lie as ``jax.shard_map`` wants it."""
+    explicit = AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types
+    return jax.sharding.reshard(x, spec) if explicit else x
 
 
 def _pad(x: jax.Array, axis: int, multiple: int) -> jax.Array:
@@ -49,15 +58,12 @@ def over_mesh(
     Returns:
       ``[B, ..., N, D]``.
     """
-    sizes = _sizes()
     leading = keys[1].shape[:-2]  # of the values
     lengths = {"mask": keys[1].shape[-2], "query_mask": queries.shape[len(leading)]}
-    split = [None] * (len(leading) + 1)
-    if DATA in sizes and leading[0] % sizes[DATA] == 0:
-        split[0] = DATA
+    batch, devices = _split_of(queries)
+    split = [batch] + [None] * len(leading)
     axis_name = None
-    if sizes.get(CONTEXT, 1) > 1:
-        devices = sizes[CONTEXT]
+    if devices > 1:
         independent = [i for i, n in enumerate(leading) if i > 0 and n % devices == 0]
         split[independent[0] if independent else -1] = CONTEXT
         if not independent:
@@ -73,15 +79,16 @@ def over_mesh(
     def on_device(queries, keys, masks):
         return operation(queries, *keys, **masks, axis_name=axis_name)
 
-    arguments = queries, tuple(keys), masks
-    if not sizes:
-        return on_device(*arguments)
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.size == 1 or split == [None] * len(split):
+        return on_device(queries, keys, masks)
     spec = PartitionSpec(*split)
+    arguments = jax.tree.map(lambda x: _place(x, spec), (queries, tuple(keys), masks))
     spread = jax.shard_map(
         on_device,
         in_specs=spec,
         out_specs=spec,
-        axis_names=set(sizes),  # all: a kernel bears none that is left to the compiler
+        axis_names=set(mesh.axis_names),  # all: a kernel bears none that is left to the compiler
         check_vma=False,  # kernels do not say over which axes their results vary
     )
     y = spread(*arguments)

@@ -34,6 +34,9 @@ class NonLocalBlock(nn.Module):
     a norm, and nothing follows the sum. The block is the identity at the start: the norm's scale,
     or W where there is no norm, begins at zero.
 
+    Under a mesh (``jax.set_mesh``) with axes "data" and "context", the batch is split over the one
+    and the positions of an image over the other, see ``blocks.mesh``.
+
     With ``mutable=["intermediates"]`` the softmax modes give ``query`` and ``key`` as they enter
     the softmax: ``ops.attention_weights(query[..., i, :][..., None, :], key)`` is where i looks.
 

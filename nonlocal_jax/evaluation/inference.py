@@ -42,7 +42,11 @@ def compile_inference(model: nn.Module, mesh: Mesh) -> Callable[[Mapping[str, An
         with use_mesh(mesh):
             return model.apply(variables, split_images(images, mesh))
 
-    return lambda variables: functools.partial(apply, jax.device_put(variables, replicated(mesh)))
+    def inference(variables):
+        variables = jax.device_put(variables, replicated(mesh))
+        return lambda images: apply(variables, jax.device_put(images, replicated(mesh)))
+
+    return inference
 
 
 def inference_fn(

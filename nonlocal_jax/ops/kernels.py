@@ -59,17 +59,33 @@ def flash(theta, phi, g, mask, scale):
         block_k_major_dq=tile_m,
         block_k_dq=tile_m,
     )
+    dtype = jnp.result_type(q, k, v)  # the result has the type of the queries
+    q, k, v = (x.astype(dtype) for x in (q, k, v))
     y = tpu.flash_attention(q, k, v, segment_ids=segments, sm_scale=scale, block_sizes=sizes)
     return at_least_float32(y[:, 0, :n, :d].reshape(*leading, n, d))
 
 
+def fits_flash(*widths: int) -> bool:
+    """Whether the TPU kernel has room for queries and values of these widths."""
+    return max(widths) <= 1024
+
+
 def fits_cudnn(*widths: int) -> bool:
-    """Whether cuDNN takes queries and values of these widths, on Hopper and newer."""
-    return all(width <= 256 and width % 8 == 0 for width in widths)
+    """Whether cuDNN, on the GPU that there is, takes queries and values of these widths."""
+    return all(width <= cudnn_width() and width % 8 == 0 for width in widths)
+
+
+def cudnn_width() -> int:
+    """The widest attention of cuDNN on this machine's GPU; zero where there is none."""
+    device = jax.devices()[0]
+    if device.platform != "gpu" or "cuda" not in device.client.platform_version:
+        return 0
+    capability = float(device.compute_capability)  # 8.0 is Ampere, 9.0 Hopper
+    return 256 if capability >= 9 else 128 if capability >= 8 else 0
 
 
 def cudnn(theta, phi, g, mask, scale):
-    """cuDNN's flash attention, in bfloat16, for widths up to 256 that are multiples of eight."""
+    """cuDNN's flash attention, in bfloat16, for widths that are multiples of eight."""
     *leading, n, c = theta.shape
     m, d = g.shape[-2:]
     batch = math.prod(leading)

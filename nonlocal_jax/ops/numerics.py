@@ -21,6 +21,19 @@ def zero_padding(mask: jax.Array | None, x: jax.Array) -> jax.Array:
     return x if mask is None else jnp.where(mask[..., None], x, jnp.zeros((), x.dtype))
 
 
+def vary_alike(*arrays: jax.Array | None) -> list[jax.Array | None]:
+    """Inside a ``jax.shard_map``, arrays that all vary over the axes that one of them varies over.
+
+    Where queries are split and keys are not, the gradients of the keys are then summed up.
+    """
+    axes = [frozenset() if x is None else jax.typeof(x).manual_axis_type.varying for x in arrays]
+    union = frozenset().union(*axes)
+    return [
+        x if x is None or own == union else jax.lax.pcast(x, tuple(union - own), to="varying")
+        for x, own in zip(arrays, axes, strict=True)
+    ]
+
+
 def over_devices(x: jax.Array, axis_name: str | None) -> jax.Array:
     """The sum over the devices that share the positions."""
     return x if axis_name is None else jax.lax.psum(x, axis_name)
@@ -66,3 +79,5 @@ def check_positions(theta: jax.Array, phi: jax.Array, g: jax.Array) -> None:
         raise InputError(f"phi and g must have the same number of positions M; got {shapes}")
     if not theta.shape[:-2] == phi.shape[:-2] == g.shape[:-2]:
         raise InputError(f"theta, phi and g must have the same leading dimensions; got {shapes}")
+    if min(theta.shape[-2], phi.shape[-2]) < 1:
+        raise InputError(f"need at least one query and one key; got {shapes}")

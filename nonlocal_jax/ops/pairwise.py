@@ -23,8 +23,8 @@ from nonlocal_jax.ops.numerics import (
     check_mask,
     check_positions,
     count_positions,
-    float32_or_more,
     over_devices,
+    vary_alike,
     zero_padding,
 )
 from nonlocal_jax.ops.sorting import relu_sums
@@ -91,26 +91,29 @@ def _form(operation: str, name: str) -> Callable[..., jax.Array]:
 def best_attention(platform: str, theta: jax.Array, phi: jax.Array, g: jax.Array) -> str:
     """The form of softmax attention that "auto" stands for on "cpu", "tpu" or "cuda".
 
-    ============================================  =======
-    the matrix has up to 2**22 entries            dense
-    TPU                                           flash
-    GPU, half precision, widths up to 256, by 8   cudnn
-    everything else                               chunked
-    ============================================  =======
+    ================================================================  =======
+    the matrix has up to 2**22 entries                                dense
+    TPU, bfloat16 or float32, widths up to 1024                       flash
+    GPU with cuDNN, bfloat16, widths up to 256 (before Hopper: 128)   cudnn
+    everything else                                                   chunked
+    ================================================================  =======
     """
     types = {x.dtype for x in (theta, phi, g)}
     widths = theta.shape[-1], g.shape[-1]
     if theta.shape[-2] * phi.shape[-2] <= _DENSE_LIMIT:
         return "dense"
-    if platform == "tpu" and float32_or_more(theta, phi, g) == jnp.float32:
+    bfloat16, float32 = jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)
+    if platform == "tpu" and types <= {bfloat16, float32} and kernels.fits_flash(*widths):
         return "flash"
-    if platform == "cuda" and types == {jnp.dtype(jnp.bfloat16)} and kernels.fits_cudnn(*widths):
+    if platform == "cuda" and types == {bfloat16} and kernels.fits_cudnn(*widths):
         return "cudnn"
     return "chunked"
 
 
 def _attend(theta, phi, g, mask, scale, implementation):
     """Softmax attention on one device, by the form of this name or the best one for the target."""
+    if implementation == "cudnn" and not kernels.cudnn_width():
+        raise InputError("implementation cudnn needs cuDNN on an NVIDIA GPU, Ampere or newer")
     if implementation != "auto":
         return _form("softmax_attention", implementation)(theta, phi, g, mask, scale)
     forms = {
@@ -119,8 +122,6 @@ def _attend(theta, phi, g, mask, scale, implementation):
         )
         for platform in ("cpu", "tpu", "cuda")
     }
-    if jax.default_backend() != "gpu":
-        del forms["cuda"]  # cuDNN can be named only where it is
     default = forms.pop("cpu")
     if all(form.func is default.func for form in forms.values()):
         return default(theta, phi, g, mask)
@@ -148,7 +149,7 @@ def softmax_attention(
       theta: queries ``[..., N, C]``.
       phi: keys ``[..., M, C]``.
       g: values ``[..., M, D]``.
-      scale: factor on the logits.
+      scale: factor on the logits, a number or a scalar array.
       mask: ``[..., M]``, False where a key is padding, whose content does not matter. A query
         without any key gets zeros.
       axis_name: axis of a ``jax.shard_map`` that the positions are split over, queries and keys.
@@ -158,6 +159,7 @@ def softmax_attention(
         and shape, see ``best_attention``. Over several devices these gather the keys first; "ring"
         passes them on from device to device instead, in memory that depends on the positions of
         one device alone, and "auto" does so where keys and values are more than 2**25 numbers.
+        All but "dense" differentiate in reverse mode only, "flash" and "cudnn" once.
 
     Returns:
       ``[..., N, D]`` in the type of ``g``; logits and softmax are at least float32.
@@ -167,6 +169,9 @@ def softmax_attention(
     """
     check_positions(theta, phi, g)
     check_mask(mask, phi.shape[:-1])
+    if isinstance(scale, jax.Array):  # learned; the forms take a number
+        theta, scale = at_least_float32(theta) * scale, 1.0
+    theta, phi, g, mask = vary_alike(theta, phi, g, mask)
     phi, g = zero_padding(mask, phi), zero_padding(mask, g)
     if axis_name is not None and implementation == "auto":
         numbers = (phi.size + g.size) * jax.lax.axis_size(axis_name)
@@ -243,7 +248,8 @@ def concatenation(
         Every device gathers b and g.
       implementation: "dense" holds the N x M matrix. "sorted" sorts the scores and takes prefix
         sums, see ``ops.sorting``: O((N + M)(log M + D)) operations, O((N + M) D) memory. "auto"
-        takes the dense form up to 2**18 entries and the sorted form beyond.
+        takes the dense form up to 2**18 entries and the sorted form, which differentiates in
+        reverse mode only, beyond.
 
     Returns:
       ``[..., N, D]`` in the type of ``g``, computed in at least float32.
@@ -254,6 +260,7 @@ def concatenation(
     theta_score, phi_score = theta_score[..., None], phi_score[..., None]
     check_positions(theta_score, phi_score, g)
     check_mask(mask, phi_score.shape[:-1])
+    theta_score, phi_score, g, mask = vary_alike(theta_score, phi_score, g, mask)
     phi_score, g = zero_padding(mask, phi_score), zero_padding(mask, g)
     number = count_positions(g, mask, axis_name)
     dtype = g.dtype

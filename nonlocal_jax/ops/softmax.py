@@ -39,7 +39,7 @@ def attention_weights(
       theta: queries ``[..., N, C]``.
       phi: keys ``[..., M, C]``.
       scale: factor on the logits, 1/sqrt(C) for scaled attention.
-      mask: ``[..., M]``, False where a key is padding: its weight is zero.
+      mask: ``[..., M]``, False where a key is padding: its weight is zero if there is another.
 
     Returns:
       ``[..., N, M]``, at least float32; every row sums to one.
@@ -72,19 +72,22 @@ def _join_rows(x: jax.Array, axis: int, n: int) -> jax.Array:
 
 
 def _attend(theta, phi, g, mask, scale, most):
-    """y and the logarithm of the softmax' denominator, ``[..., N, D]`` and ``[..., N]``."""
+    """y ``[..., N, D]``, the largest logit and the sum of the others over it, both ``[..., N]``.
+
+    The two make the softmax' denominator; as one logarithm they would lose digits of large logits.
+    """
 
     def rows(theta):
         logits = _logits(theta, phi, mask, scale)
-        largest = jnp.max(logits, axis=-1, keepdims=True)
-        weights = jnp.exp(logits - largest)
-        total = jnp.sum(weights, axis=-1, keepdims=True)
-        y = jnp.einsum("...nm,...md->...nd", weights, at_least_float32(g)) / total
-        return y, (largest + jnp.log(total))[..., 0]
+        largest = jnp.max(logits, axis=-1)
+        weights = jnp.exp(logits - largest[..., None])
+        total = jnp.sum(weights, axis=-1)
+        y = jnp.einsum("...nm,...md->...nd", weights, at_least_float32(g)) / total[..., None]
+        return y, largest, total
 
     axis, n = theta.ndim - 2, theta.shape[-2]
-    y, log_total = jax.lax.map(rows, _split_rows(theta, axis, most))
-    return _join_rows(y, axis, n), _join_rows(log_total, axis, n)
+    parts = jax.lax.map(rows, _split_rows(theta, axis, most))
+    return tuple(_join_rows(x, axis, n) for x in parts)
 
 
 def _attend_backward(queries, phi, g, mask, scale, most):
@@ -93,23 +96,24 @@ def _attend_backward(queries, phi, g, mask, scale, most):
     With p the softmax over all keys and D_i = dy_i . y_i:
       dg_j = sum_i p_ij dy_i,   ds_ij = scale p_ij (dy_i . g_j - D_i),
       dtheta_i = sum_j ds_ij phi_j,   dphi_j = sum_i ds_ij theta_i.
-    ``queries`` are theta, the logarithm of the denominator, dy and D.
+    ``queries`` are theta, the largest logit, one over the sum, dy and D.
     """
-    phi_wide, g = at_least_float32(phi), at_least_float32(g)
+    dtype = float32_or_more(queries[0], phi, g)
+    phi_wide, g = phi.astype(dtype), g.astype(dtype)
 
     def rows(sums, group):
-        theta, log_total, dy, delta = group
-        p = jnp.exp(_logits(theta, phi, mask, scale) - log_total[..., None])
+        theta, largest, share, dy, delta = group
+        p = jnp.exp(_logits(theta, phi, mask, scale) - largest[..., None]) * share[..., None]
         dp = jnp.einsum("...nd,...md->...nm", dy, g)
         ds = scale * p * (dp - delta[..., None])
-        dphi = jnp.einsum("...nm,...nc->...mc", ds, at_least_float32(theta))
+        dphi = jnp.einsum("...nm,...nc->...mc", ds, theta.astype(dtype))
         dg = jnp.einsum("...nm,...nd->...md", p, dy)
         sums = jax.tree.map(jnp.add, sums, (dphi, dg))
         return sums, jnp.einsum("...nm,...mc->...nc", ds, phi_wide)
 
     axis, n = queries[0].ndim - 2, queries[0].shape[-2]
     groups = tuple(_split_rows(x, axis, most) for x in queries)
-    # Zeros that depend on the arguments: under shard_map they vary over the devices as the sums do.
+    # Zeros made of the arguments: under shard_map they vary over the devices as the sums do.
     start = (0 * phi_wide, 0 * g)
     (dphi, dg), dtheta = jax.lax.scan(rows, start, groups)
     return _join_rows(dtheta, axis, n), dphi, dg
@@ -125,19 +129,21 @@ def _pass_on(keys, axis_name: str):
 def _ring_forward(theta, phi, g, mask, scale, axis_name):
     if axis_name is None:
         return _attend(theta, phi, g, mask, scale, _ROWS)
-    y, log_total = _attend(theta, phi, g, mask, scale, _RING_ROWS)
 
     def hop(_, carry):
-        keys, y, log_total = carry
+        keys, y, largest, total = carry
         keys = _pass_on(keys, axis_name)
-        y_here, log_here = _attend(theta, *keys, scale, _RING_ROWS)
-        log_sum = jnp.logaddexp(log_total, log_here)
-        share, share_here = (jnp.exp(x - log_sum)[..., None] for x in (log_total, log_here))
-        return keys, share * y + share_here * y_here, log_sum
+        y_here, largest_here, total_here = _attend(theta, *keys, scale, _RING_ROWS)
+        new = jnp.maximum(largest, largest_here)
+        total *= jnp.exp(largest - new)
+        total_here *= jnp.exp(largest_here - new)
+        weighted = total[..., None] * y + total_here[..., None] * y_here
+        total += total_here
+        return keys, weighted / total[..., None], new, total
 
     hops = jax.lax.axis_size(axis_name) - 1
-    _, y, log_total = jax.lax.fori_loop(0, hops, hop, ((phi, g, mask), y, log_total))
-    return y, log_total
+    start = (phi, g, mask), *_attend(theta, phi, g, mask, scale, _RING_ROWS)
+    return jax.lax.fori_loop(0, hops, hop, start)[1:]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -147,19 +153,20 @@ def ring(theta, phi, g, mask, scale, axis_name):
     Positions are split over the devices of ``axis_name``. A device keeps its queries and meets the
     keys of every other in turn, partial softmaxes joined by their denominators; on the way back the
     gradients of the keys travel with them (arXiv:2310.01889). Without an axis there is one device.
-    Only the arguments, y and one number a query are kept for the backward pass.
+    Only the arguments, y and two numbers a query are kept for the backward pass.
     """
     return _ring_forward(theta, phi, g, mask, scale, axis_name)[0]
 
 
 def _forward(theta, phi, g, mask, scale, axis_name):
-    y, log_total = _ring_forward(theta, phi, g, mask, scale, axis_name)
-    return y, (theta, phi, g, mask, y, log_total)
+    y, largest, total = _ring_forward(theta, phi, g, mask, scale, axis_name)
+    return y, (theta, phi, g, mask, y, largest, total)
 
 
 def _backward(scale, axis_name, residuals, dy):
-    theta, phi, g, mask, y, log_total = residuals
-    queries = theta, log_total, dy, jnp.sum(dy * y, axis=-1)
+    theta, phi, g, mask, y, largest, total = residuals
+    # One over the sum: where zeros fill up the queries, it makes their weights zero.
+    queries = theta, largest, 1 / total, dy, jnp.sum(dy * y, axis=-1)
     rows = _ROWS if axis_name is None else _RING_ROWS
     dtheta, dphi, dg = _attend_backward(queries, phi, g, mask, scale, rows)
 

@@ -69,7 +69,8 @@ def _backward(arguments: tuple, dy: jax.Array) -> tuple[jax.Array, jax.Array, ja
     a, b, g = arguments
     ones, _ = _active_sums(a, b, g)
     transposed_ones, dg = _active_sums(b, a, dy)
-    return jnp.sum(ones * dy, axis=-1), jnp.sum(transposed_ones * g, axis=-1), dg
+    da, db = jnp.sum(ones * dy, axis=-1), jnp.sum(transposed_ones * g, axis=-1)
+    return da.astype(a.dtype), db.astype(b.dtype), dg.astype(g.dtype)
 
 
 relu_sums.defvjp(_forward, _backward)

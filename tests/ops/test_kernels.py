@@ -9,6 +9,7 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from nonlocal_jax import ops
+from nonlocal_jax.ops import kernels
 
 
 def value_and_gradients(implementation, given, weights, mask):
@@ -66,13 +67,16 @@ def test_flash_gives_zeros_where_all_is_padding():
         ("tpu", 2048, (256, 256), "bfloat16", "dense"),
         ("tpu", 9409, (512, 256), "bfloat16", "flash"),
         ("tpu", 9409, (256, 256), "float64", "chunked"),
+        ("tpu", 9409, (256, 256), "float16", "chunked"),
+        ("tpu", 9409, (2048, 256), "bfloat16", "chunked"),
         ("cuda", 9409, (256, 256), "bfloat16", "cudnn"),
         ("cuda", 9409, (512, 512), "bfloat16", "chunked"),
         ("cuda", 9409, (20, 20), "bfloat16", "chunked"),
         ("cuda", 9409, (256, 256), "float32", "chunked"),
     ],
 )
-def test_choice(platform, n, widths, dtype, expected, x64):
+def test_choice(platform, n, widths, dtype, expected, x64, monkeypatch):
+    monkeypatch.setattr(kernels, "cudnn_width", lambda: 256)  # as on Hopper
     theta, g = (jax.ShapeDtypeStruct((n, width), dtype) for width in widths)
     assert ops.best_attention(platform, theta, theta, g) == expected
 
@@ -88,3 +92,9 @@ def test_auto_follows_the_platform_compiled_for(platform, kernels):
     traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(x, x, x)
     program = traced.lower(lowering_platforms=(platform,)).as_text()
     assert ("tpu_custom_call" in program) == kernels
+
+
+def test_cudnn_is_refused_where_it_is_not():
+    x = jnp.ones((3, 8), jnp.bfloat16)
+    with pytest.raises(ValueError, match="cudnn needs cuDNN on an NVIDIA GPU"):
+        ops.softmax_attention(x, x, x, implementation="cudnn")

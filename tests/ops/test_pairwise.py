@@ -278,6 +278,42 @@ def test_large_logits_do_not_overflow():
     chex.assert_tree_all_finite((y, grads))
 
 
+@pytest.mark.parametrize(("operation", "implementation"), FORMS)
+@pytest.mark.parametrize("types", [("f4", "f4", "f8"), ("f4", "f8", "f4"), ("f2", "f4", "f8")])
+def test_gradients_have_the_types_of_the_arguments(operation, implementation, types, x64):
+    given = arguments(operation, 14, (), 30, 20, 4, 4)
+    given = [x.astype(t) for x, t in zip(given, types, strict=True)]
+    _, *gradients = value_and_gradients(operation, implementation, given)
+    assert [x.dtype for x in gradients] == list(types)
+
+
+@pytest.mark.parametrize("implementation", ["dense", "chunked"])
+def test_the_scale_may_be_learned(implementation, x64):
+    given = arguments("softmax_attention", 15, (), 300, 20, 4, 4)
+
+    def loss(scale):
+        y = ops.softmax_attention(*given, scale=scale, implementation=implementation)
+        return jnp.sum(jnp.sin(y))
+
+    slope = (loss(0.7 + 1e-5) - loss(0.7 - 1e-5)) / 2e-5
+    np.testing.assert_allclose(jax.grad(loss)(0.7), slope, rtol=1e-6)
+
+
+def test_large_logits_keep_their_digits():
+    """Gradients of logits in the thousands, against the dense form's own error."""
+    given = [x.astype(np.float32) for x in arguments("softmax_attention", 16, (), 400, 300, 8, 4)]
+    given[0] *= 300
+    with jax.enable_x64(True):
+        wide = [x.astype(np.float64) for x in given]
+        exact = jax.device_get(value_and_gradients("softmax_attention", "dense", wide))
+    dense, fast = (
+        jax.device_get(value_and_gradients("softmax_attention", form, given))
+        for form in ("dense", "chunked")
+    )
+    for e, d, f in zip(exact, dense, fast, strict=True):
+        assert np.linalg.norm(f - e) <= 2 * np.linalg.norm(d - e)
+
+
 @pytest.mark.parametrize(
     ("shapes", "message"),
     [
@@ -285,6 +321,7 @@ def test_large_logits_do_not_overflow():
         (((4, 3), (4, 2), (4, 2)), r"same width C; got theta \(4, 3\), phi \(4, 2\)"),
         (((4, 3), (5, 3), (4, 2)), r"same number of positions M"),
         (((2, 4, 3), (5, 3), (5, 2)), r"same leading dimensions"),
+        (((4, 3), (0, 3), (0, 2)), r"at least one query and one key"),
     ],
 )
 @pytest.mark.parametrize("op", [ops.softmax_attention, ops.dot_product])
@@ -295,7 +332,7 @@ def test_shapes_that_do_not_fit_are_quoted(op, shapes, message):
 
 def test_unknown_implementation_is_refused():
     x = jnp.zeros((3, 2))
-    message = "softmax_attention must be one of auto, dense, .* flash, cudnn; got 'fast'"
+    message = "softmax_attention must be one of auto, dense, .* cudnn, ring; got 'fast'"
     with pytest.raises(ValueError, match=message):
         ops.softmax_attention(x, x, x, implementation="fast")
     with pytest.raises(ValueError, match=r"dot_product must be .* dense, reassociated; got 'chunk"):
