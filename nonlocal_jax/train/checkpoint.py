@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,12 +55,15 @@ class Checkpoints:
         self.directory = pathlib.Path(workdir).absolute() / _DIRECTORY
         # Through JSON, as it will be read again: tuples become lists.
         self._run = {"config": json.loads(config.to_json()), "dataset_fingerprint": fingerprint}
+        # What saves that were cut short left; the manager's own thread for it outlives its closing.
+        if jax.process_index() == 0:
+            for partial in ocp.utils.tmp_checkpoints(self.directory):
+                shutil.rmtree(partial.get())
         self._manager = ocp.CheckpointManager(
             self.directory,
             item_names=("variables", "progress", "metadata"),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=ocp.checkpoint_managers.LatestN(_KEEP),
-                cleanup_tmp_directories=True,
             ),
         )
 

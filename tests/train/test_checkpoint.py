@@ -84,6 +84,7 @@ def test_an_uncommitted_save_does_not_count(workdir, state, tmp_path):
     (checkpoints / "3").rename(checkpoints / "elsewhere")
     _assert_equal(load_variables(tmp_path / "run", _config().model), state.variables)
     assert int(_restore(tmp_path / "run", _config()).step) == 2
+    assert not (checkpoints / "4.orbax-checkpoint-tmp").exists()
 
 
 @pytest.mark.parametrize(
