@@ -48,7 +48,7 @@ def test_attention_is_linear_in_the_memory_of_a_tpu(operation):
     for positions in (25_088, 100_352):
         # Of 12 MiB and 49 MiB; the matrix would take 1.2 GiB and 19 GiB in this type.
         an_argument = positions * 256 * 2 / 2**20
-        assert chip_mib(operation, positions, "--topology=v5e:2x2") < 20 * an_argument
+        assert chip_mib(operation, positions, "--topology=v5e:2x2") < 25 * an_argument
 
 
 @pytest.mark.usefixtures("libtpu")
