@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import pathlib
+import subprocess
 import sys
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -36,3 +37,24 @@ def libtpu():
     )
     if not installed:
         pytest.skip("libtpu is not installed: `make setup`")
+
+
+@pytest.fixture(scope="session")
+def on_devices():
+    """Runs a program in a process with so many CPU devices, float64 on; gives what it prints."""
+
+    def run(program: str, devices: int, *, optimise: bool = False) -> str:
+        flags = f"--xla_force_host_platform_device_count={devices}"
+        if not optimise:  # computes the same and compiles in half the time
+            flags += " --xla_backend_optimization_level=0"
+        environment = {"XLA_FLAGS": flags, "JAX_ENABLE_X64": "1", "JAX_PLATFORMS": "cpu"}
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", program],
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run

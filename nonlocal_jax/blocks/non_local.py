@@ -25,6 +25,9 @@ from nonlocal_jax.ops.numerics import at_least_float32
 MODES = ("gaussian", "embedded_gaussian", "dot_product", "concatenation")
 SUB_SAMPLES = (False, True, "after", "before")
 
+# Of the keys, "mask", and of the queries, "query_mask", as flat positions.
+Masks = dict[str, jax.Array | None]
+
 
 class NonLocalBlock(nn.Module):
     """z = x + norm(W y), y_i = (1/C(x)) sum_j f(x_i, x_j) g(x_j), on ``[B, *S, C]``.
@@ -121,12 +124,7 @@ class NonLocalBlock(nn.Module):
         return to_positions(projected, self.axes)
 
     def _relate(
-        self,
-        theta: jax.Array,
-        phi: jax.Array,
-        g: jax.Array,
-        keys: jax.Array,
-        masks: dict[str, jax.Array | None],
+        self, theta: jax.Array, phi: jax.Array, g: jax.Array, keys: jax.Array, masks: Masks
     ) -> jax.Array:
         """The pairwise operation of ``mode`` on flat positions; ``keys`` is the map they are of."""
         options = {"implementation": self.implementation}
@@ -182,12 +180,7 @@ class DisentangledNonLocalBlock(NonLocalBlock):
             )
 
     def _relate(
-        self,
-        theta: jax.Array,
-        phi: jax.Array,
-        g: jax.Array,
-        keys: jax.Array,
-        masks: dict[str, jax.Array | None],
+        self, theta: jax.Array, phi: jax.Array, g: jax.Array, keys: jax.Array, masks: Masks
     ) -> jax.Array:
         conv_mask = nn.Dense(
             1,

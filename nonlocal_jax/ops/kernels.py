@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import flash_attention as tpu
 
+from nonlocal_jax.errors import InputError
 from nonlocal_jax.ops.numerics import at_least_float32
 
 # Edge of the TPU kernel's tiles. With 1024 and width 512 its backward pass leaves no room in the
@@ -86,6 +87,8 @@ def cudnn_width() -> int:
 
 def cudnn(theta, phi, g, mask, scale):
     """cuDNN's flash attention, in bfloat16, for widths that are multiples of eight."""
+    if not cudnn_width():
+        raise InputError("implementation cudnn needs cuDNN on an NVIDIA GPU, Ampere or newer")
     *leading, n, c = theta.shape
     m, d = g.shape[-2:]
     batch = math.prod(leading)

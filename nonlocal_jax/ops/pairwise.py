@@ -59,7 +59,8 @@ def _dense_concatenation(a, b, g):
 IMPLEMENTATIONS: dict[str, dict[str, Callable[..., jax.Array]]] = {
     "softmax_attention": {
         "dense": softmax.dense,
-        "chunked": softmax.chunked,
+        "chunked": softmax.ring,  # of one device
+        "ring": softmax.ring,
         "flash": kernels.flash,
         "cudnn": kernels.cudnn,
     },
@@ -82,8 +83,7 @@ def _gather(arrays, axis_name: str | None, axis: int):
 def _form(operation: str, name: str) -> Callable[..., jax.Array]:
     forms = IMPLEMENTATIONS[operation]
     if name not in forms:
-        also = ["ring"] if operation == "softmax_attention" else []
-        names = ", ".join(["auto", *forms, *also])
+        names = ", ".join(["auto", *forms])
         raise InputError(f"implementation of {operation} must be one of {names}; got {name!r}")
     return forms[name]
 
@@ -112,8 +112,6 @@ def best_attention(platform: str, theta: jax.Array, phi: jax.Array, g: jax.Array
 
 def _attend(theta, phi, g, mask, scale, implementation):
     """Softmax attention on one device, by the form of this name or the best one for the target."""
-    if implementation == "cudnn" and not kernels.cudnn_width():
-        raise InputError("implementation cudnn needs cuDNN on an NVIDIA GPU, Ampere or newer")
     if implementation != "auto":
         return _form("softmax_attention", implementation)(theta, phi, g, mask, scale)
     forms = {

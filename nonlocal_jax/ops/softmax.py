@@ -147,7 +147,7 @@ def _ring_forward(theta, phi, g, mask, scale, axis_name):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def ring(theta, phi, g, mask, scale, axis_name):
+def ring(theta, phi, g, mask, scale, axis_name=None):
     """Rows of the matrix at a time, recomputed backward; keys travel around a ring of devices.
 
     Positions are split over the devices of ``axis_name``. A device keeps its queries and meets the
@@ -185,8 +185,3 @@ def _backward(scale, axis_name, residuals, dy):
 
 
 ring.defvjp(_forward, _backward)
-
-
-def chunked(theta, phi, g, mask, scale):
-    """``ring`` on one device."""
-    return ring(theta, phi, g, mask, scale, None)

@@ -1,9 +1,5 @@
 """Blocks on a mesh of eight devices against the same blocks on one; a process of its own."""
 
-import os
-import subprocess
-import sys
-
 _COMPARE = """
 import functools
 import jax, jax.numpy as jnp, numpy as np
@@ -64,15 +60,6 @@ print("compared")
 """
 
 
-def test_blocks_over_devices_are_those_of_one():
+def test_blocks_over_devices_are_those_of_one(on_devices):
     """Outputs, statistics and all gradients to 1e-10, positions split 1, 2, 4 and 8 ways."""
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
-        "JAX_ENABLE_X64": "1",
-        "JAX_PLATFORMS": "cpu",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", _COMPARE], env=environment, capture_output=True, text=True
-    )
-    assert done.stdout == "compared\n", done.stderr
+    assert on_devices(_COMPARE, 8) == "compared\n"

@@ -1,9 +1,5 @@
 """Inference with several devices to an image; a process of its own has them."""
 
-import os
-import subprocess
-import sys
-
 _COMPARE = """
 import jax, numpy as np
 from configs import segmentation
@@ -41,14 +37,5 @@ print("compared")
 """
 
 
-def test_devices_that_share_an_image_infer_as_one_does():
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
-        "JAX_ENABLE_X64": "1",
-        "JAX_PLATFORMS": "cpu",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", _COMPARE], env=environment, capture_output=True, text=True
-    )
-    assert done.stdout == "compared\n", done.stderr
+def test_devices_that_share_an_image_infer_as_one_does(on_devices):
+    assert on_devices(_COMPARE, 4) == "compared\n"

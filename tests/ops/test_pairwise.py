@@ -332,7 +332,7 @@ def test_shapes_that_do_not_fit_are_quoted(op, shapes, message):
 
 def test_unknown_implementation_is_refused():
     x = jnp.zeros((3, 2))
-    message = "softmax_attention must be one of auto, dense, .* cudnn, ring; got 'fast'"
+    message = "softmax_attention must be one of auto, dense, .* flash, cudnn; got 'fast'"
     with pytest.raises(ValueError, match=message):
         ops.softmax_attention(x, x, x, implementation="fast")
     with pytest.raises(ValueError, match=r"dot_product must be .* dense, reassociated; got 'chunk"):

@@ -1,9 +1,5 @@
 """Every operation with its positions split over 1, 2, 4 and 8 devices; a process of its own."""
 
-import os
-import subprocess
-import sys
-
 _COMPARE = """
 import functools
 import jax, jax.numpy as jnp, numpy as np
@@ -41,8 +37,7 @@ for (name, form), given in OPERATIONS.items():
     op = functools.partial(getattr(ops, name), **({"implementation": form} if form else {}))
     for mask in masks[: 1 if name == "channel_whiten" else None]:
         extra = query_mask if mask is not None and name == "disentangled" else None
-        local = op if form != "ring" else functools.partial(getattr(ops, name))
-        expected = jax.jit(functools.partial(outputs, local))(given, mask, extra)
+        expected = jax.jit(functools.partial(outputs, op))(given, mask, extra)
         for devices, check in WAYS[:4] if mask is None else WAYS[3:]:
             mesh = jax.make_mesh((devices,), ("context",), devices=jax.devices()[:devices],
                                  axis_types=(jax.sharding.AxisType.Auto,))
@@ -69,14 +64,5 @@ print("compared")
 """
 
 
-def test_operations_over_devices_are_those_of_one():
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
-        "JAX_ENABLE_X64": "1",
-        "JAX_PLATFORMS": "cpu",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", _COMPARE], env=environment, capture_output=True, text=True
-    )
-    assert done.stdout == "compared\n", done.stderr
+def test_operations_over_devices_are_those_of_one(on_devices):
+    assert on_devices(_COMPARE, 8) == "compared\n"

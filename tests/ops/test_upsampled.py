@@ -1,9 +1,5 @@
 """Cross entropy in blocks of columns against the resized logits held at once."""
 
-import os
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -95,7 +91,6 @@ import jax, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from nonlocal_jax import ops
 
-jax.config.update("jax_enable_x64", True)
 rng = np.random.default_rng(0)
 logits, labels = rng.standard_normal((8, 4, 40, 3)), rng.integers(0, 3, (8, 32, 320))
 gradient = jax.value_and_grad(
@@ -117,16 +112,5 @@ for spec in (P(("data", "height")), P("data", "height")):
 """
 
 
-def test_split_batches_and_rows():
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-    }
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", _SHARDED],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+def test_split_batches_and_rows(on_devices):
+    on_devices(_SHARDED, 8, optimise=True)

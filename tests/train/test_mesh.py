@@ -1,9 +1,5 @@
 """Several devices; a process of its own has them."""
 
-import os
-import subprocess
-import sys
-
 import jax
 import pytest
 
@@ -67,19 +63,9 @@ else:
 """
 
 
-def test_eight_devices_train_as_one_does():
+def test_eight_devices_train_as_one_does(on_devices):
     """Same global batches: parameters to 1e-8 in float64, losses to 1e-4 in float32."""
-    environment = {
-        **os.environ,
-        # Unoptimised programs compute the same and compile in half the time.
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
-        "JAX_ENABLE_X64": "1",
-        "JAX_PLATFORMS": "cpu",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", _COMPARE], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    on_devices(_COMPARE, 8)
 
 
 _SHARE_IMAGES = """
@@ -121,18 +107,9 @@ print("compared")
 """
 
 
-def test_devices_that_share_images_train_as_one_does():
+def test_devices_that_share_images_train_as_one_does(on_devices):
     """One step, parameters, statistics and metrics to 1e-10, images split 1, 2, 4 and 8 ways."""
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
-        "JAX_ENABLE_X64": "1",
-        "JAX_PLATFORMS": "cpu",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", _SHARE_IMAGES], env=environment, capture_output=True, text=True
-    )
-    assert done.stdout == "compared\n", done.stderr
+    assert on_devices(_SHARE_IMAGES, 8) == "compared\n"
 
 
 @pytest.mark.parametrize("context", [0, 2])
