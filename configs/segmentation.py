@@ -86,7 +86,6 @@ def _row(name: str) -> ConfigDict:
     config = _common(name, block=_HEADS[head], num_classes=_CLASSES[dataset], steps=steps)
     config.model.stage_sizes = _STAGES[backbone]
     config.model.align_corners = aligned
-    config.loss.align_corners = aligned
     config.data.update(
         name=dataset,
         batch_size=_BATCH_SIZES[dataset],
@@ -142,7 +141,7 @@ def _demo(name: str) -> ConfigDict:
 
 
 def _common(name: str, *, block: str, num_classes: int, steps: int) -> ConfigDict:
-    return ConfigDict(
+    config = ConfigDict(
         {
             "name": name,
             "seed": 0,
@@ -169,9 +168,7 @@ def _common(name: str, *, block: str, num_classes: int, steps: int) -> ConfigDic
             },
             "loss": {
                 "auxiliary_weight": 0.4,
-                "ignore_index": 255,
                 "avg_non_ignore": False,
-                "align_corners": False,
             },
             "data": {
                 # RGB, in units of 8-bit grey levels.
@@ -199,3 +196,5 @@ def _common(name: str, *, block: str, num_classes: int, steps: int) -> ConfigDic
             },
         }
     )
+    config.loss.align_corners = config.model.get_ref("align_corners")
+    return config

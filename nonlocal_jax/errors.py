@@ -6,3 +6,8 @@ class InputError(ValueError):
 
     The commands print it without a traceback and exit with status 2.
     """
+
+
+def first_line(error: Exception) -> str:
+    """What an error of another library says, without the pages that may follow."""
+    return str(error).strip().partition("\n")[0]

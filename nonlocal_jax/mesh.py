@@ -9,7 +9,7 @@ import numpy as np
 from jax.experimental import mesh_utils, topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from nonlocal_jax.errors import InputError
+from nonlocal_jax.errors import InputError, first_line
 
 DATA = "data"
 CONTEXT = "context"
@@ -54,7 +54,7 @@ def topology_devices(topology: str) -> list[jax.Device]:
         return list(topologies.get_topology_desc(topology, "tpu").devices)
     except jax.errors.JaxRuntimeError as error:
         raise InputError(
-            f"no TPU topology {topology!r} ({str(error).strip().splitlines()[0]}): "
+            f"no TPU topology {topology!r} ({first_line(error)}): "
             "write the generation and its chips, such as v5e:2x4, v6e:16x16 or v5p:2x2x2"
         ) from error
 

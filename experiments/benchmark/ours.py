@@ -30,7 +30,6 @@ def network_config(case: Case) -> ConfigDict:
         auxiliary_channels=4 * case.channels,
         dtype=case.dtype,
     )
-    config.loss.align_corners = aligned
     config.data.update(crop=case.size, batch_size=case.batch_size)
     return config
 

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nonlocal_jax.data import IGNORE_INDEX
+
 
 def softmax_attention(
     theta: Tensor, phi: Tensor, g: Tensor, *, scale: float, sdpa: bool = False
@@ -228,14 +230,13 @@ class SegmentationNet(nn.Module):
 
     def loss(self, images: Tensor, labels: Tensor, config) -> tuple[Tensor, Tensor]:
         """mmsegmentation's loss, and the pixel accuracy that it reports with it."""
-        ignore = config["ignore_index"]
         before, last = self.backbone(images)
         logits = self.resize(self.decode_head(last), labels.shape[1:])
         auxiliary = self.resize(self.auxiliary_head(before), labels.shape[1:])
         decode, aux = (
-            F.cross_entropy(x, labels, ignore_index=ignore, reduction="sum") / labels.numel()
+            F.cross_entropy(x, labels, ignore_index=IGNORE_INDEX, reduction="sum") / labels.numel()
             for x in (logits, auxiliary)
         )
-        counted = labels != ignore
+        counted = labels != IGNORE_INDEX
         correct = ((logits.argmax(1) == labels) & counted).sum()
         return decode + config["auxiliary_weight"] * aux, correct / counted.sum()

@@ -21,6 +21,7 @@ import jax
 from experiments.benchmark import ours, timing
 from experiments.benchmark.cases import Case, Program
 from experiments.measure import measure
+from nonlocal_jax.errors import first_line
 
 _JSON = "peak: "
 
@@ -35,7 +36,7 @@ def build(case: Case, form: str) -> Program:
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def device_memory() -> int:

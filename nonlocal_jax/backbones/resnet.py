@@ -12,7 +12,7 @@ from nonlocal_jax.blocks.norm import BatchNorm
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.ops import dilated_conv
 
-POSITIONS = ("after_residual", "after_conv3")
+INSERT_POSITIONS = ("after_residual", "after_conv3")
 STEMS = ("v1", "v1c")
 
 
@@ -119,7 +119,7 @@ class ResNet(nn.Module):
     stem: str = "v1c"
     insert_block: Callable[..., nn.Module] | None = None
     insert_at: Sequence[str] = ()
-    insert_position: str = "after_residual"
+    insert_position: str = "after_conv3"
     dtype: jnp.dtype | None = None
 
     @nn.compact
@@ -127,7 +127,7 @@ class ResNet(nn.Module):
         """Gives the stages' feature maps, ``[B, H/4, W/4, 4 * width]`` the first.
 
         Raises:
-          ValueError: the shape or an attribute does not fit.
+          InputError: the shape or an attribute does not fit.
         """
         self._check(images)
         x = self._apply_stem(images, train)
@@ -173,9 +173,17 @@ class ResNet(nn.Module):
             raise InputError(f"need images [B, H, W, 3]; got {images.shape}")
         if self.stem not in STEMS:
             raise InputError(f"stem must be one of {STEMS}; got {self.stem!r}")
-        if self.insert_position not in POSITIONS:
+        if self.insert_position not in INSERT_POSITIONS:
             raise InputError(
-                f"insert_position must be one of {POSITIONS}; got {self.insert_position!r}"
+                f"insert_position must be one of {INSERT_POSITIONS}; got {self.insert_position!r}"
+            )
+        if self.width < 2 or self.width % 2:
+            raise InputError(f"width must be even, half of it is the stem's; got {self.width}")
+        stages = self.stage_sizes, self.strides, self.dilations
+        if len(set(map(len, stages))) > 1:
+            raise InputError(
+                "stage_sizes, strides and dilations must have an entry for each stage; "
+                f"got {', '.join(map(str, stages))}"
             )
         places = [
             f"layer{s}.{i}" for s, size in enumerate(self.stage_sizes, 1) for i in range(size)

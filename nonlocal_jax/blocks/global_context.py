@@ -16,6 +16,7 @@ from nonlocal_jax.blocks.positions import (
     to_positions,
 )
 from nonlocal_jax.errors import InputError
+from nonlocal_jax.ops.numerics import zero_padding
 
 # PyTorch's LayerNorm: epsilon 1e-5 (Flax has 1e-6), variance in two passes.
 LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-5, use_fast_variance=False)
@@ -56,8 +57,8 @@ class GlobalContextBlock(nn.Module):
       t(c) = W2 ReLU(norm(W1 c)),  W1: C -> C * ratio
 
     GCNet (arXiv:1904.11492) eq. 5, in the convention of mmcv's ``ContextBlock``: the context is
-    taken of x itself, the norm is over the channels of t, and of the two fusions named the
-    multiplication comes first. W2 starts at zero: with "add" alone the block starts as the
+    taken of x itself, the norm is over the channels of t, and with both fusions the multiplication
+    comes first. W2 starts at zero: with "add" alone the block starts as the
     identity, and a gate of "multiply" starts at one half.
 
     The rest of the family of GCNet's section 3: ``ratio=None`` has one linear map in the place of t
@@ -90,7 +91,7 @@ class GlobalContextBlock(nn.Module):
         ``mask``, ``[B, *S]``, is False where x is padding, which is no part of the context.
 
         Raises:
-          ValueError: a shape or an attribute does not fit.
+          InputError: a shape or an attribute does not fit.
         """
         check_feature_map(x, self.axes, mask)
         if self.pooling not in POOLINGS:
@@ -98,7 +99,9 @@ class GlobalContextBlock(nn.Module):
         if not self.fusion or set(self.fusion) - set(FUSIONS):
             raise InputError(f"fusion must name some of {FUSIONS}; got {self.fusion!r}")
 
-        positions = to_positions(x, self.axes)
+        z = to_positions(x, self.axes)
+        # Gradients of what NaN passes through are NaN.
+        positions = to_positions(zero_padding(mask, x), self.axes)
         score = None
         if self.pooling == "attention":
             conv = nn.Dense(1, dtype=self.dtype, kernel_init=init.kaiming_fan_in, name="conv_mask")
@@ -108,7 +111,6 @@ class GlobalContextBlock(nn.Module):
         transform = functools.partial(
             _ChannelTransform, ratio=self.ratio, norm=self.norm, dtype=self.dtype
         )
-        z = positions
         if "multiply" in self.fusion:
             z = z * jax.nn.sigmoid(transform(name="channel_mul_conv")(context, train=train))
         if "add" in self.fusion:

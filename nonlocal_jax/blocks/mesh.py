@@ -80,7 +80,7 @@ def over_mesh(
         return operation(queries, *keys, **masks, axis_name=axis_name)
 
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.size == 1 or split == [None] * len(split):
+    if mesh.size == 1 or not any(split):
         return on_device(queries, keys, masks)
     spec = PartitionSpec(*split)
     arguments = jax.tree.map(lambda x: _place(x, spec), (queries, tuple(keys), masks))
@@ -88,7 +88,7 @@ def over_mesh(
         on_device,
         in_specs=spec,
         out_specs=spec,
-        axis_names=set(mesh.axis_names),  # all: a kernel bears none that is left to the compiler
+        axis_names=set(mesh.axis_names),  # around a kernel none may be left to the compiler
         check_vma=False,  # kernels do not say over which axes their results vary
     )
     y = spread(*arguments)

@@ -20,7 +20,7 @@ from nonlocal_jax.blocks.positions import (
     to_positions,
 )
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.ops.numerics import at_least_float32
+from nonlocal_jax.ops.numerics import at_least_float32, zero_padding
 
 MODES = ("gaussian", "embedded_gaussian", "dot_product", "concatenation")
 SUB_SAMPLES = (False, True, "after", "before")
@@ -76,9 +76,10 @@ class NonLocalBlock(nn.Module):
         of the statistics, and what comes out there means nothing.
 
         Raises:
-          ValueError: a shape or an attribute does not fit.
+          InputError: a shape or an attribute does not fit.
         """
         self._check(x, mask)
+        shortcut, x = x, zero_padding(mask, x)  # gradients of what NaN passes through are NaN
         width = max(x.shape[-1] // self.reduction, 1)
         conv = functools.partial(
             nn.Dense, width, dtype=self.dtype, kernel_init=nn.initializers.normal(0.01)
@@ -106,12 +107,14 @@ class NonLocalBlock(nn.Module):
         if self.norm is not None:
             norm = self.norm(name="norm", dtype=self.dtype, scale_init=nn.initializers.zeros)
             y = normalise(norm, y, train=train, mask=mask)
-        return x + y.astype(x.dtype)
+        return shortcut + y.astype(x.dtype)
 
     def _check(self, x: jax.Array, mask: jax.Array | None) -> None:
         check_feature_map(x, self.axes, mask)
         if self.mode not in MODES:
             raise InputError(f"mode must be one of {', '.join(MODES)}; got {self.mode!r}")
+        if self.reduction < 1:
+            raise InputError(f"reduction must be at least 1; got {self.reduction}")
         if self.sub_sample not in SUB_SAMPLES:
             raise InputError(f"sub_sample must be one of {SUB_SAMPLES}; got {self.sub_sample!r}")
         if self.sub_sample and self.axes == "time":
@@ -139,14 +142,14 @@ class NonLocalBlock(nn.Module):
             w_theta, w_phi = jnp.split(w[:, 0].astype(self.dtype or w.dtype), 2)
             operation = functools.partial(ops.concatenation, **options)
             return over_mesh(operation, theta @ w_theta, phi @ w_phi, g, mask=mask)
-        scale = theta.shape[-1] ** -0.5 if self._scaled else 1.0
+        scale = self._scale(theta.shape[-1])
         self._sow_attention(theta, phi, scale)
         operation = functools.partial(ops.softmax_attention, scale=scale, **options)
         return over_mesh(operation, theta, phi, g, mask=mask)
 
-    @property
-    def _scaled(self) -> bool:
-        return self.use_scale and self.mode == "embedded_gaussian"
+    def _scale(self, width: int) -> float:
+        scaled = self.use_scale and self.mode == "embedded_gaussian"
+        return width**-0.5 if scaled else 1.0
 
     def _sow_attention(self, theta: jax.Array, phi: jax.Array, scale: float) -> None:
         self.sow("intermediates", "query", scale * at_least_float32(theta))
@@ -178,6 +181,8 @@ class DisentangledNonLocalBlock(NonLocalBlock):
             raise InputError(
                 f"a disentangled block has mode gaussian or embedded_gaussian; got {self.mode!r}"
             )
+        if self.temperature <= 0:
+            raise InputError(f"temperature must be positive; got {self.temperature}")
 
     def _relate(
         self, theta: jax.Array, phi: jax.Array, g: jax.Array, keys: jax.Array, masks: Masks
@@ -190,7 +195,7 @@ class DisentangledNonLocalBlock(NonLocalBlock):
             name="conv_mask",
         )(keys)
         unary = self._key_positions(conv_mask)[..., 0]
-        scale = (theta.shape[-1] ** -0.5 if self._scaled else 1.0) / self.temperature
+        scale = self._scale(theta.shape[-1]) / self.temperature
         self._sow_attention(
             ops.channel_whiten(theta, mask=masks["query_mask"]),
             ops.channel_whiten(phi, mask=masks["mask"]),

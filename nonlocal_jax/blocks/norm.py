@@ -42,7 +42,7 @@ class BatchNorm(nn.Module):
         use_running_average: bool | None = None,
         mask: jax.Array | None = None,
     ) -> jax.Array:
-        """Normalises ``[..., C]``; where ``mask``, of its shape, is False, x is no part of it."""
+        """Normalises ``[..., C]``; where ``mask``, of its shape, is False, nothing is counted."""
         use_running_average = nn.merge_param(
             "use_running_average", self.use_running_average, use_running_average
         )
@@ -58,10 +58,11 @@ class BatchNorm(nn.Module):
             mean, var = running_mean.value, running_var.value
         else:
             axes = tuple(range(x.ndim - 1))
-            mean = jnp.mean(x, axes, where=mask)
-            var = jnp.mean(jnp.square(x - mean), axes, where=mask)
+            n = x.size // x.shape[-1] if mask is None else jnp.sum(mask, axes, dtype=x.dtype)
+            n = jnp.maximum(n, 1)  # nothing but padding has mean and variance 0
+            mean = jnp.sum(x, axes, where=mask) / n
+            var = jnp.sum(jnp.square(x - mean), axes, where=mask) / n
             if not self.is_initializing():
-                n = x.size // x.shape[-1] if mask is None else jnp.sum(mask, axes, dtype=x.dtype)
                 unbiased = var * (n / jnp.maximum(n - 1, 1))
                 for running, new in ((running_mean, mean), (running_var, unbiased)):
                     update = self.momentum * running.value + (1 - self.momentum) * new

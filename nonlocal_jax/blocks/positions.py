@@ -20,7 +20,7 @@ def check_feature_map(x: jax.Array, axes: str, mask: jax.Array | None = None) ->
     """Requires ``[B, *S, C]`` with one to three axes S, three where space and time part.
 
     Raises:
-      ValueError: quoting the shape, or that of a mask which is not ``[B, *S]``.
+      InputError: quoting the shape, or that of a mask which is not ``[B, *S]``.
     """
     check_mask(mask, x.shape[:-1])
     if axes not in AXES:

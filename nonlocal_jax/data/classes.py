@@ -8,6 +8,7 @@ import importlib.resources
 
 from nonlocal_jax.errors import InputError
 
+# Label of the pixels that count neither in training nor in evaluation.
 IGNORE_INDEX = 255
 DATASETS = ("cityscapes", "ade20k", "voc12aug", "digits_flag")
 
@@ -20,13 +21,11 @@ class DatasetInfo:
       name: of the data set.
       classes: names of the classes; the label of a pixel is an index into them.
       palette: the classes' colours, RGB from 0 to 255.
-      ignore_index: label of the pixels that count neither in training nor in evaluation.
     """
 
     name: str
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
-    ignore_index: int = IGNORE_INDEX
 
     @property
     def num_classes(self) -> int:

@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
-from nonlocal_jax.data.classes import get_info
+from nonlocal_jax.data.classes import IGNORE_INDEX, get_info
 from nonlocal_jax.data.images import encode_png
 from nonlocal_jax.errors import InputError
 
@@ -188,7 +188,7 @@ class DigitsFlag(tfds.core.GeneratorBasedBuilder):
                 }
             ),
             metadata=tfds.core.MetadataDict(
-                classes=info.classes, palette=info.palette, ignore_index=info.ignore_index
+                classes=info.classes, palette=info.palette, ignore_index=IGNORE_INDEX
             ),
         )
 

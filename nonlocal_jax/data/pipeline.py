@@ -13,11 +13,12 @@ from nonlocal_jax.errors import InputError
 
 
 class _Augment(grain.transforms.RandomMap):
-    def __init__(self, config: Mapping[str, Any]):
+    def __init__(self, config: Mapping[str, Any], num_classes: int | None):
         self._config = config
+        self._num_classes = num_classes
 
     def random_map(self, element: Example, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        check_example(element)
+        check_example(element, self._num_classes)
         image, label = augment(element["image"], element["label"], self._config, rng)
         return {"image": image, "label": label}
 
@@ -28,8 +29,9 @@ def train_batches(
     *,
     seed: int,
     step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    num_classes: int | None = None,
+    shard_index: int = 0,
+    shard_count: int = 1,
     num_threads: int | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Shuffles, augments and batches a source without end.
@@ -43,13 +45,14 @@ def train_batches(
       config: ``batch_size``, of all processes together, and the options of ``augment``.
       seed: of order and augmentation.
       step: the first batch to give.
-      process_index: of this process.
-      process_count: of all processes; each gets its share of every batch.
+      num_classes: labels must be below it or 255; None leaves them unchecked.
+      shard_index: which part of every batch to give.
+      shard_count: how many equal parts there are.
       num_threads: that read and augment, default one per core up to 8.
 
     Returns:
       Batches ``{"image": uint8 [b, H, W, 3], "label": uint8 [b, H, W]}``, b = batch_size /
-      process_count, H x W the crop.
+      shard_count, H x W the crop.
 
     Raises:
       InputError: the source is empty, the batch cannot be shared out evenly, or, while reading, an
@@ -58,19 +61,19 @@ def train_batches(
     batch_size = config["batch_size"]
     if len(source) == 0:
         raise InputError("the source has no examples")
-    if batch_size < 1 or batch_size % process_count:
+    if batch_size < 1 or batch_size % shard_count:
         raise InputError(
-            f"batch_size {batch_size} cannot be shared out evenly among {process_count} processes"
+            f"batch_size {batch_size} cannot be shared out evenly among {shard_count} shards"
         )
     if num_threads is None:
         num_threads = min(os.cpu_count() or 1, 8)
 
     # Changing this order changes all random draws, and with them what a resumed run would see.
     dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
-    # Before the processes part, so that an example's draws depend on its global index.
-    dataset = dataset.random_map(_Augment(config))
-    dataset = dataset[process_index::process_count]
-    dataset = dataset.batch(batch_size // process_count, drop_remainder=True)
+    # Before the shards part, so that an example's draws depend on its global index.
+    dataset = dataset.random_map(_Augment(config, num_classes))
+    dataset = dataset[shard_index::shard_count]
+    dataset = dataset.batch(batch_size // shard_count, drop_remainder=True)
     # An element is a batch by now: grain's own default would hold 500 of them.
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
     return iter(dataset[step:].to_iter_dataset(options))

@@ -57,15 +57,18 @@ def inference_fn(
 
 
 def inference_mesh(config: Mapping[str, Any]) -> Mesh:
-    """The first ``mesh.context`` devices of this process: one group, for one image at a time.
+    """Up to ``mesh.context`` devices of this process: one group, for one image at a time.
+
+    Each process infers images of its own, also where several share an image in training.
 
     Raises:
-      InputError: there are not so many.
+      InputError: ``mesh.context`` is not positive.
     """
-    context, devices = config["mesh"]["context"], jax.local_devices()
-    if not 1 <= context <= len(devices):
-        raise InputError(f"mesh.context must be from 1 to {len(devices)} devices; got {context}")
-    return make_mesh(devices[:context], context=context)
+    context = config["mesh"]["context"]
+    if context < 1:
+        raise InputError(f"mesh.context must be at least 1; got {context}")
+    devices = jax.local_devices()[:context]
+    return make_mesh(devices, context=len(devices))
 
 
 def inference_protocol(config: Mapping[str, Any], *, multi_scale: bool = False) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nonlocal_jax.data import IGNORE_INDEX
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.evaluation.inference import (
     ApplyFn,
@@ -101,7 +102,7 @@ def evaluator(
             inference(variables),
             source,
             num_classes=config["model"]["num_classes"],
-            ignore_index=config["loss"]["ignore_index"],
+            ignore_index=IGNORE_INDEX,
             protocol=protocol,
         )
 

@@ -84,6 +84,12 @@ def segmentation(
     """
     compute = _choose("dtype", dtype, DTYPES)
     make_block = _block(block, compute, block_options)
+    if insert_at and make_block is None:
+        raise InputError("insert_at says where to put a block, and block is 'none': name one")
+    if len(stage_sizes) < 2:
+        raise InputError(
+            f"need two stages or more, one for each head; got stage_sizes {tuple(stage_sizes)}"
+        )
     backbone = ResNet(
         stage_sizes=tuple(stage_sizes),
         strides=tuple(strides),

@@ -35,7 +35,7 @@ class SegmentationNet(nn.Module):
           auxiliary head at the size of the feature map, not resized.
 
         Raises:
-          ValueError: ``images`` is not ``[B, H, W, 3]``.
+          InputError: ``images`` is not ``[B, H, W, 3]``.
         """
         if images.ndim != 4 or images.shape[-1] != 3:
             raise InputError(f"need normalised RGB images [B, H, W, 3]; got {images.shape}")

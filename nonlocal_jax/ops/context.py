@@ -36,7 +36,7 @@ def context_pool(
       ``[..., 1, C]`` in the type of ``x``, computed in at least float32.
 
     Raises:
-      ValueError: ``score`` or ``mask`` has not one entry per position.
+      InputError: ``score`` or ``mask`` has not one entry per position.
     """
     check_mask(mask, x.shape[:-1])
     wide = at_least_float32(zero_padding(mask, x))

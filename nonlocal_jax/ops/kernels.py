@@ -16,6 +16,7 @@ from nonlocal_jax.ops.numerics import at_least_float32
 # Edge of the TPU kernel's tiles. With 1024 and width 512 its backward pass leaves no room in the
 # chip's vector memory.
 _TILE = 512
+_WIDEST = 1024
 
 
 def _fill(x: jax.Array, sizes: tuple[int, ...]) -> jax.Array:
@@ -35,6 +36,12 @@ def flash(theta, phi, g, mask, scale):
     """JAX's Pallas flash attention for TPU, with any number of positions and any two widths."""
     *leading, n, c = theta.shape
     m, d = g.shape[-2:]
+    if not fits_flash(theta, phi, g):
+        types = ", ".join(str(x.dtype) for x in (theta, phi, g))
+        raise InputError(
+            f"implementation flash takes bfloat16 and float32 up to width {_WIDEST}; "
+            f"got {types} of widths {c} and {d}"
+        )
     tile_n, tile_m = _tile(n), _tile(m)
     n_padded, m_padded = _ceil(n, tile_n), _ceil(m, tile_m)
     batch = math.prod(leading)
@@ -66,9 +73,9 @@ def flash(theta, phi, g, mask, scale):
     return at_least_float32(y[:, 0, :n, :d].reshape(*leading, n, d))
 
 
-def fits_flash(*widths: int) -> bool:
-    """Whether the TPU kernel has room for queries and values of these widths."""
-    return max(widths) <= 1024
+def fits_flash(*arrays: jax.Array) -> bool:
+    """Whether the TPU kernel takes queries, keys and values of these types and widths."""
+    return all(x.dtype in (jnp.bfloat16, jnp.float32) and x.shape[-1] <= _WIDEST for x in arrays)
 
 
 def fits_cudnn(*widths: int) -> bool:
@@ -87,10 +94,15 @@ def cudnn_width() -> int:
 
 def cudnn(theta, phi, g, mask, scale):
     """cuDNN's flash attention, in bfloat16, for widths that are multiples of eight."""
-    if not cudnn_width():
-        raise InputError("implementation cudnn needs cuDNN on an NVIDIA GPU, Ampere or newer")
     *leading, n, c = theta.shape
     m, d = g.shape[-2:]
+    if not cudnn_width():
+        raise InputError("implementation cudnn needs cuDNN on an NVIDIA GPU, Ampere or newer")
+    if not fits_cudnn(c, d):
+        raise InputError(
+            f"implementation cudnn takes widths that are multiples of 8 up to {cudnn_width()}; "
+            f"got {c} and {d}"
+        )
     batch = math.prod(leading)
     real = jnp.full((batch,), m, jnp.int32)
     if mask is not None:

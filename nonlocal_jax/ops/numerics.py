@@ -40,7 +40,7 @@ def over_devices(x: jax.Array, axis_name: str | None) -> jax.Array:
 
 
 def count_positions(x: jax.Array, mask: jax.Array | None, axis_name: str | None) -> jax.Array | int:
-    """How many positions of ``[..., M, C]`` are no padding, over all devices: ``[..., 1, 1]``.
+    """How many positions of ``[..., M, C]`` are not padding, over all devices: ``[..., 1, 1]``.
 
     At least one, so that a map of nothing but padding has sums of zero and means of zero.
     """
@@ -54,7 +54,7 @@ def check_mask(mask: jax.Array | None, positions: tuple[int, ...], name: str = "
     """Requires a boolean ``[..., M]``, or none.
 
     Raises:
-      ValueError: quoting the type or both shapes.
+      InputError: quoting the type or both shapes.
     """
     if mask is None:
         return
@@ -68,7 +68,7 @@ def check_positions(theta: jax.Array, phi: jax.Array, g: jax.Array) -> None:
     """Requires queries ``[..., N, C]``, keys ``[..., M, C]`` and values ``[..., M, D]``.
 
     Raises:
-      ValueError: quoting the three shapes.
+      InputError: quoting the three shapes.
     """
     shapes = f"theta {theta.shape}, phi {phi.shape}, g {g.shape}"
     if min(theta.ndim, phi.ndim, g.ndim) < 2:

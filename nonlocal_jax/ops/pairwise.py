@@ -97,15 +97,15 @@ def best_attention(platform: str, theta: jax.Array, phi: jax.Array, g: jax.Array
     GPU with cuDNN, bfloat16, widths up to 256 (before Hopper: 128)   cudnn
     everything else                                                   chunked
     ================================================================  =======
+
+    The disentangled operation makes its queries and keys float32, so on a GPU it is chunked.
     """
-    types = {x.dtype for x in (theta, phi, g)}
-    widths = theta.shape[-1], g.shape[-1]
     if theta.shape[-2] * phi.shape[-2] <= _DENSE_LIMIT:
         return "dense"
-    bfloat16, float32 = jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)
-    if platform == "tpu" and types <= {bfloat16, float32} and kernels.fits_flash(*widths):
+    if platform == "tpu" and kernels.fits_flash(theta, phi, g):
         return "flash"
-    if platform == "cuda" and types == {bfloat16} and kernels.fits_cudnn(*widths):
+    in_bfloat16 = all(x.dtype == jnp.bfloat16 for x in (theta, phi, g))
+    if platform == "cuda" and in_bfloat16 and kernels.fits_cudnn(theta.shape[-1], g.shape[-1]):
         return "cudnn"
     return "chunked"
 
@@ -114,14 +114,13 @@ def _attend(theta, phi, g, mask, scale, implementation):
     """Softmax attention on one device, by the form of this name or the best one for the target."""
     if implementation != "auto":
         return _form("softmax_attention", implementation)(theta, phi, g, mask, scale)
+    names = {p: best_attention(p, theta, phi, g) for p in ("cpu", "tpu", "cuda")}
     forms = {
-        platform: functools.partial(
-            _form("softmax_attention", best_attention(platform, theta, phi, g)), scale=scale
-        )
-        for platform in ("cpu", "tpu", "cuda")
+        platform: functools.partial(_form("softmax_attention", name), scale=scale)
+        for platform, name in names.items()
     }
     default = forms.pop("cpu")
-    if all(form.func is default.func for form in forms.values()):
+    if len(set(names.values())) == 1:
         return default(theta, phi, g, mask)
     # By the platform compiled for, which need not be the one that this runs on.
     return jax.lax.platform_dependent(theta, phi, g, mask, **forms, default=default)
@@ -163,10 +162,12 @@ def softmax_attention(
       ``[..., N, D]`` in the type of ``g``; logits and softmax are at least float32.
 
     Raises:
-      ValueError: the shapes do not fit, or the implementation is unknown.
+      InputError: the shapes do not fit, or the implementation is unknown.
     """
     check_positions(theta, phi, g)
     check_mask(mask, phi.shape[:-1])
+    if jnp.ndim(scale) > 0:
+        raise InputError(f"scale must be one number; got an array of shape {jnp.shape(scale)}")
     if isinstance(scale, jax.Array):  # learned; the forms take a number
         theta, scale = at_least_float32(theta) * scale, 1.0
     theta, phi, g, mask = vary_alike(theta, phi, g, mask)
@@ -193,7 +194,7 @@ def dot_product(
     """y_i = (1/M) sum_j (theta_i . phi_j) g_j (NL paper eq. 4), M the number of keys.
 
     With sub-sampled keys M is the number that remains, as in mmcv and the authors' code; with a
-    mask, the number of keys that are no padding.
+    mask, the number of keys that are not padding.
 
     Args:
       theta: queries ``[..., N, C]``.
@@ -209,7 +210,7 @@ def dot_product(
       ``[..., N, D]`` in the type of ``g``, computed in at least float32.
 
     Raises:
-      ValueError: the shapes do not fit, or the implementation is unknown.
+      InputError: the shapes do not fit, or the implementation is unknown.
     """
     check_positions(theta, phi, g)
     check_mask(mask, phi.shape[:-1])
@@ -253,11 +254,17 @@ def concatenation(
       ``[..., N, D]`` in the type of ``g``, computed in at least float32.
 
     Raises:
-      ValueError: the shapes do not fit, or the implementation is unknown.
+      InputError: the shapes do not fit, or the implementation is unknown.
     """
+    leading, m = g.shape[:-2], g.shape[-2:-1]
+    if theta_score.shape[:-1] != leading or phi_score.shape != leading + m:
+        raise InputError(
+            "need theta_score [..., N], phi_score [..., M], g [..., M, D]; got theta_score "
+            f"{theta_score.shape}, phi_score {phi_score.shape}, g {g.shape}"
+        )
+    check_mask(mask, phi_score.shape)
     theta_score, phi_score = theta_score[..., None], phi_score[..., None]
     check_positions(theta_score, phi_score, g)
-    check_mask(mask, phi_score.shape[:-1])
     theta_score, phi_score, g, mask = vary_alike(theta_score, phi_score, g, mask)
     phi_score, g = zero_padding(mask, phi_score), zero_padding(mask, g)
     number = count_positions(g, mask, axis_name)
@@ -307,11 +314,12 @@ def disentangled(
       ``[..., N, D]`` in the type of ``g``.
 
     Raises:
-      ValueError: the shapes do not fit, or the implementation is unknown.
+      InputError: the shapes do not fit, or the implementation is unknown.
     """
     check_positions(theta, phi, g)
     if (mask is None) != (query_mask is None):
         raise InputError("give mask and query_mask together: keys and queries have a mean each")
+    check_mask(query_mask, theta.shape[:-1], "query_mask")
     shared = {"axis_name": axis_name}
     pairwise = softmax_attention(
         channel_whiten(theta, mask=query_mask, **shared),

@@ -32,7 +32,7 @@ def resize(x: jax.Array, size: tuple[int, int], *, align_corners: bool = False) 
     products with small constant matrices, which also makes the gradient a product.
 
     Raises:
-      ValueError: ``x`` has fewer than three dimensions or ``size`` is not two positive integers.
+      InputError: ``x`` has fewer than three dimensions or ``size`` is not two positive integers.
     """
     if x.ndim < 3 or len(size) != 2 or min(size) < 1:
         raise InputError(f"need x [..., H, W, C] and a positive size; got {x.shape} and {size}")

@@ -10,7 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from nonlocal_jax.ops.numerics import at_least_float32, float32_or_more
+from nonlocal_jax.ops.numerics import at_least_float32, check_mask, float32_or_more
 
 # Rows of the N x M matrix held at a time. More rows use the matrix units better, fewer keep less in
 # memory; beyond 256 a CPU gains nothing. On a ring of TPUs 128 leave them in the vector memory.
@@ -43,7 +43,11 @@ def attention_weights(
 
     Returns:
       ``[..., N, M]``, at least float32; every row sums to one.
+
+    Raises:
+      InputError: the mask does not fit.
     """
+    check_mask(mask, phi.shape[:-1])
     return jax.nn.softmax(_logits(theta, phi, mask, scale), axis=-1)
 
 
@@ -72,9 +76,10 @@ def _join_rows(x: jax.Array, axis: int, n: int) -> jax.Array:
 
 
 def _attend(theta, phi, g, mask, scale, most):
-    """y ``[..., N, D]``, the largest logit and the sum of the others over it, both ``[..., N]``.
+    """y ``[..., N, D]``, and of each query the largest logit and sum_j exp(logit_j - largest).
 
-    The two make the softmax' denominator; as one logarithm they would lose digits of large logits.
+    The two, ``[..., N]``, are the softmax's denominator; as one logarithm they would lose digits of
+    large logits.
     """
 
     def rows(theta):

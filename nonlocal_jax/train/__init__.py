@@ -29,7 +29,7 @@ __all__ = [
     "train",
 ]
 
-# The step alone needs jax, flax and optax alone.
+# The step alone needs jax, flax, optax and ml_collections alone.
 __getattr__, __dir__ = lazy.names(
     __name__,
     {

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from nonlocal_jax import convert
 from nonlocal_jax.convert import fit
-from nonlocal_jax.errors import InputError
+from nonlocal_jax.errors import InputError, first_line
 from nonlocal_jax.files import PathLike
 from nonlocal_jax.models import create_model
 from nonlocal_jax.train.state import TrainState
@@ -33,10 +33,6 @@ def _differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[s
         for key in sorted({*saved, *current})
         if saved.get(key) != current.get(key)
     ]
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
 
 
 class Checkpoints:
@@ -120,7 +116,7 @@ class Checkpoints:
             return self._manager.restore(step, args=args)
         except Exception as error:  # a damaged checkpoint surfaces as any of several types
             raise InputError(
-                f"cannot read the checkpoint {self.directory / str(step)}: {_first_line(error)}. "
+                f"cannot read the checkpoint {self.directory / str(step)}: {first_line(error)}. "
                 "If it is damaged, move it away and the run goes on from the one before"
             ) from error
 
@@ -197,7 +193,7 @@ def load_variables(path: PathLike, model_config: Mapping[str, Any]) -> dict[str,
             directory / "variables", args=ocp.args.PyTreeRestore(restore_args=as_numpy)
         )
     except Exception as error:  # a damaged checkpoint surfaces as any of several types
-        raise InputError(f"the checkpoint {directory} is damaged: {_first_line(error)}") from error
+        raise InputError(f"the checkpoint {directory} is damaged: {first_line(error)}") from error
     finally:
         handler.close()
     _check_fit(path, variables, saved_config, model_config)

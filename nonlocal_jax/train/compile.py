@@ -12,16 +12,12 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from nonlocal_jax.errors import InputError
+from nonlocal_jax.errors import InputError, first_line
 from nonlocal_jax.mesh import batch_sharding, check_batch_size, make_mesh, topology_devices
 from nonlocal_jax.models import create_model
 from nonlocal_jax.train.optimizer import create_optimizer
 from nonlocal_jax.train.state import abstract_state
 from nonlocal_jax.train.step import make_train_step
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
 
 
 def _libtpu_version() -> str:
@@ -74,8 +70,7 @@ def compile_train_step(config: ConfigDict, topology: str) -> dict[str, Any]:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise InputError(
-            f"a batch of {config.data.batch_size} does not fit into {topology}: "
-            f"{_first_line(error)}"
+            f"a batch of {config.data.batch_size} does not fit into {topology}: {first_line(error)}"
         ) from error
     compiled_at = time.monotonic()
 

@@ -119,14 +119,15 @@ def train(
             batch_size=config.data.batch_size,
         )
         train_step = make_train_step(model, config, mesh)
-        part, parts = data_shard(mesh)
+        shard, shards = data_shard(mesh)
         batches = train_batches(
             source,
             config.data,
             seed=config.seed,
             step=step,
-            process_index=part,
-            process_count=parts,
+            num_classes=config.model.num_classes,
+            shard_index=shard,
+            shard_count=shards,
         )
 
         def is_due(every: int) -> bool:

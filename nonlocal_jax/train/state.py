@@ -82,7 +82,7 @@ def create_state(
     """``init_state`` on all devices of a mesh.
 
     One program makes all leaves: a leaf made outside of it would stay on one device, which
-    checkpoints of several processes do not bear.
+    Orbax cannot save from several processes.
     """
     init = functools.partial(init_state, model, tx, **options)
     # It runs once, and optimising it would take longer than that.

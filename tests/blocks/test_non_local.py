@@ -282,7 +282,7 @@ def test_padding_is_as_if_it_were_not_there(x64, block, sub_sample):
         pytest.skip("has no keys to sub-sample")
     small, variables = build(block, (2, 5, 4, 8))
     window = (slice(None), slice(5), slice(4))
-    padded = jnp.full((2, 7, 6, 8), 9.0).at[window].set(small)
+    padded = jnp.full((2, 7, 6, 8), jnp.nan).at[window].set(small)
     mask = jnp.zeros((2, 7, 6), bool).at[window].set(True)
 
     def run(x, window, **options):

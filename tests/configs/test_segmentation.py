@@ -51,6 +51,13 @@ def test_golden_text(name):
     assert text == path.read_text()
 
 
+def test_network_and_loss_resize_alike():
+    config = segmentation.get_config("demo_gc")
+    config.model.align_corners = True
+    assert config.loss.to_dict()["align_corners"] is True
+    assert json.loads(config.to_json())["loss"]["align_corners"] is True
+
+
 @pytest.mark.parametrize("name", ROWS)
 def test_every_row_has_the_parameters_of_the_reference(name):
     config = segmentation.get_config(name)

@@ -12,7 +12,6 @@ def test_tables_are_whole(name):
     info = data.get_info(name)
     assert info.name == name
     assert info.num_classes == len(info.classes) == len(info.palette) == NUM_CLASSES[name]
-    assert info.ignore_index == 255
     assert all(info.classes)
     assert len(set(info.classes)) == len(info.classes)
     assert all(

@@ -68,10 +68,10 @@ def test_batches_are_images_and_labels():
         }
 
 
-@pytest.mark.parametrize("process_count", [2, 4])
-def test_the_global_batch_does_not_depend_on_the_number_of_processes(process_count):
-    parts = [take(6, process_index=i, process_count=process_count) for i in range(process_count)]
-    # Process i holds the examples i, i + n, i + 2n, ... of the global batch.
+@pytest.mark.parametrize("shard_count", [2, 4])
+def test_the_global_batch_does_not_depend_on_the_number_of_shards(shard_count):
+    parts = [take(6, shard_index=i, shard_count=shard_count) for i in range(shard_count)]
+    # Shard i holds the examples i, i + n, i + 2n, ... of the global batch.
     merged = [
         {
             k: np.stack([part[k] for part in step], 1).reshape(8, *step[0][k].shape[1:])
@@ -83,7 +83,7 @@ def test_the_global_batch_does_not_depend_on_the_number_of_processes(process_cou
 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 7])
-@pytest.mark.parametrize("kwargs", [{}, {"process_index": 1, "process_count": 2}])
+@pytest.mark.parametrize("kwargs", [{}, {"shard_index": 1, "shard_count": 2}])
 def test_starting_at_a_step_continues_bit_for_bit(step, kwargs):
     assert_equal(take(3, step=step, **kwargs), take(step + 3, **kwargs)[step:])
 
@@ -128,8 +128,8 @@ def test_the_order_of_seed_0_is_frozen():
 
 
 def test_refuses_batches_that_cannot_be_shared_out():
-    with pytest.raises(InputError, match=r"batch_size 8 .* 3 processes"):
-        take(1, process_count=3)
+    with pytest.raises(InputError, match=r"batch_size 8 .* 3 shards"):
+        take(1, shard_count=3)
     with pytest.raises(InputError, match="batch_size 0"):
         take(1, CONFIG | {"batch_size": 0})
 

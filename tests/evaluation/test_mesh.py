@@ -26,13 +26,8 @@ expected = evaluation.predict(evaluation.inference_fn(model, variables), image, 
 actual = evaluation.predict(evaluation.inference_fn(model, variables, mesh), image, protocol)
 np.testing.assert_array_equal(actual, expected)
 
-config.mesh.context = 5
-try:
-    evaluation.inference_mesh(config)
-except ValueError as error:
-    assert "mesh.context must be from 1 to 4 devices; got 5" in str(error)
-else:
-    raise AssertionError("more devices were taken than there are")
+config.mesh.context = 5  # more than there are
+assert evaluation.inference_mesh(config).size == 4
 print("compared")
 """
 

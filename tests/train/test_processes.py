@@ -16,6 +16,7 @@ from nonlocal_jax.train import train
 _RUN = """
 import pickle, sys, time
 import jax
+from nonlocal_jax.evaluation import evaluator
 from nonlocal_jax.train import train
 
 class Slow(list):
@@ -28,14 +29,14 @@ arguments, workdir, address, index = sys.argv[1:]
 jax.distributed.initialize(address, 2, int(index))
 with open(arguments, "rb") as file:
     config, examples = pickle.load(file)
-result = train(config, workdir, Slow(examples))
+result = train(config, workdir, Slow(examples), evaluate=evaluator(config, examples[:2]))
 print("stopped by", result.signal and result.signal.name, "at step", int(result.state.step))
 """
 
 
 def _losses(workdir):
     records = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    return {record["step"]: record["loss"] for record in records}
+    return {record["step"]: record["loss"] for record in records if "loss" in record}
 
 
 @pytest.mark.parametrize("context", [1, 2])
@@ -49,7 +50,7 @@ def test_sigterm_stops_both_and_one_process_goes_on(
     config.model.dropout = 0.0
     # Slow enough that rounding does not part the runs.
     config.optimizer.learning_rate = 0.01
-    config.train.update(checkpoint_every=60, evaluate_every=60)
+    config.train.update(checkpoint_every=60, evaluate_every=2)
     (tmp_path / "arguments").write_bytes(pickle.dumps((config, source)))
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -73,6 +74,8 @@ def test_sigterm_stops_both_and_one_process_goes_on(
     saved = int(ends[0][0].split()[-1])
     assert all(out.endswith(f"stopped by SIGTERM at step {saved}\n") for out, _ in ends)
     assert 3 <= saved < 60
+    # Each process inferred images of its own, with its own devices.
+    assert "evaluated  miou" in ends[0][0]
 
     config.mesh.context = 1
     train(config, tmp_path / "run", source)
