@@ -79,8 +79,22 @@ def segmentation(
 ) -> SegmentationNet:
     """A segmentation network; the defaults are mmsegmentation's NL R-50-D8.
 
-    The block sits in the decode head, or, where ``insert_at`` names residual blocks, in the
-    backbone instead. ``block_options`` are the fields of the block's class.
+    Args:
+      num_classes: logits of a pixel.
+      block: "nonlocal", "disentangled_nonlocal", "global_context" or "none".
+      stage_sizes: this and ``strides``, ``dilations``, ``contract_dilation``, ``width``, ``stem``,
+        ``insert_at`` and ``insert_position``: see ``backbones.ResNet``. The block sits in the
+        decode head, or, where ``insert_at`` names residual blocks, in the backbone instead.
+      head_channels: of the decode head's convolutions, and of its block's input.
+      head_kernel_size: of the decode head's convolutions.
+      auxiliary_channels: of the auxiliary head's convolution.
+      dropout: share of channels that training drops in front of both classifiers.
+      align_corners: convention of the resize to the input's size, see ``ops.resize``.
+      dtype: of the computation, "float32" or "bfloat16".
+      **block_options: the fields of the block's class, see ``blocks``.
+
+    Raises:
+      InputError: an option is unknown or no valid choice.
     """
     compute = _choose("dtype", dtype, DTYPES)
     make_block = _block(block, compute, block_options)
