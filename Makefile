@@ -32,16 +32,18 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-parity:
-	test -x .venv-parity/bin/python || $(PYTHON) -m venv .venv-parity
-	.venv-parity/bin/python -m pip install --quiet -r requirements-parity.txt
+# An environment of its own beside `.venv`, from requirements-NAME.txt.
+.venv-%/.ready: requirements-%.txt
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet -r $<
+	touch $@
+
+parity: .venv-parity/.ready
 	PYTHONPATH=. JAX_PLATFORMS=cpu .venv-parity/bin/python tests/parity/run.py
 	PYTHONPATH=. JAX_PLATFORMS=cpu .venv-parity/bin/python tests/parity/half_precision.py
 
-golden:
+golden: .venv-parity/.ready
 	PYTHONPATH=. JAX_PLATFORMS=cpu .venv-parity/bin/python tests/parity/write_golden.py
 
-check-cuda-hlo:
-	test -x .venv-cuda/bin/python || $(PYTHON) -m venv .venv-cuda
-	.venv-cuda/bin/python -m pip install --quiet -r requirements-cuda-hlo.txt
-	PYTHONPATH=. JAX_PLATFORMS=cpu .venv-cuda/bin/python tests/cuda/check_hlo.py
+check-cuda-hlo: .venv-cuda-hlo/.ready
+	PYTHONPATH=. JAX_PLATFORMS=cpu .venv-cuda-hlo/bin/python tests/cuda/check_hlo.py

@@ -3,7 +3,7 @@
     python -m experiments.demo                  (make demo)
     python -m experiments.demo --seeds=0,1,2    (the table of the README)
 
-Trains the same small network with a non-local block and without one on the embedded data set
+Trains the same small network with a non-local block and without one on the embedded dataset
 ``digits_flag``: the shape of the far flag of its colour is a digit's class. Prints both mIoU and
 writes DIR/metrics.json, DIR/pictures.png and a work directory of each run. The same command again
 goes on where it was stopped.

@@ -206,12 +206,7 @@ def _from_flax(
         arrays.pop(leaf.path, None)
     wanted = {leaf.path: leaf.shape for leaf in leaves if leaf not in fresh}
     ignored = ["num_classes"] if reinit_head else []
-    hints = []
-    if file_config is not None:
-        hints = fit.config_differences(file_config, model_config, ignored)
-    fit.check(source, arrays, wanted, hints)
-    if hints:
-        raise InputError(f"{source} is of another model:{fit.listing(hints)}")
+    fit.check_model(source, arrays, wanted, file_config, model_config, ignored)
     values = {name: np.asarray(array, np.float32) for name, array in arrays.items()}
     return _complete(source, values, fresh, model_config, seed)
 

@@ -1,6 +1,5 @@
 """Whether named arrays fit a model, and if not, everything that is wrong with them at once."""
 
-import dataclasses
 import inspect
 import json
 import re
@@ -12,7 +11,7 @@ import numpy as np
 
 from nonlocal_jax.convert.names import HEAD_BLOCKS
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.models.build import BLOCKS, NETWORKS
+from nonlocal_jax.models.build import BLOCKS, NETWORKS, block_options
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -124,6 +123,25 @@ def config_differences(
     return _differences(theirs, ours, theirs.keys() & ours.keys() - {*_NEUTRAL, *ignored})
 
 
+def check_model(
+    source: object,
+    arrays: Mapping[str, np.ndarray],
+    wanted: Mapping[str, tuple[int, ...]],
+    theirs: Mapping[str, Any] | None,
+    ours: Mapping[str, Any],
+    ignored: Collection[str] = (),
+) -> None:
+    """``check``, and that the arrays are of the model config ``ours``, where ``theirs`` is known.
+
+    Raises:
+      InputError: listing what does not fit.
+    """
+    hints = [] if theirs is None else config_differences(theirs, ours, ignored)
+    check(source, arrays, wanted, hints)
+    if hints:
+        raise InputError(f"{source} is of another model:{listing(hints)}")
+
+
 def _complete(config: Mapping[str, Any]) -> dict[str, Any]:
     options = json.loads(to_json(config))
     build = NETWORKS.get(options.setdefault("network", "segmentation"))
@@ -132,8 +150,6 @@ def _complete(config: Mapping[str, Any]) -> dict[str, Any]:
     defaults = {name: p.default for name, p in inspect.signature(build).parameters.items()}
     block = BLOCKS.get(options.get("block", defaults["block"]))
     if block is not None:
-        hidden = {"name", "parent", "norm"}
-        fields = [f for f in dataclasses.fields(block) if f.name not in hidden]
-        defaults = {f.name: f.default for f in fields} | defaults
+        defaults = block_options(block) | defaults
     known = {k: v for k, v in defaults.items() if v is not inspect.Parameter.empty}
     return json.loads(json.dumps(known)) | options

@@ -1,4 +1,4 @@
-"""Data: sources of examples, augmentation, batches, images in files, the embedded data set."""
+"""Data: sources of examples, augmentation, batches, images in files, the embedded dataset."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Classes and colours of the data sets."""
+"""Classes and colours of the datasets."""
 
 import csv
 import dataclasses
@@ -15,10 +15,10 @@ DATASETS = ("cityscapes", "ade20k", "voc12aug", "digits_flag")
 
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
-    """What the labels of a data set mean.
+    """What the labels of a dataset mean.
 
     Attributes:
-      name: of the data set.
+      name: of the dataset.
       classes: names of the classes; the label of a pixel is an index into them.
       palette: the classes' colours, RGB from 0 to 255.
     """
@@ -45,12 +45,12 @@ def get_info(name: str) -> DatasetInfo:
     """Gives the classes of one of ``DATASETS``.
 
     Raises:
-      InputError: the data set is unknown; the message gives the nearest known one.
+      InputError: the dataset is unknown; the message gives the nearest known one.
     """
     if name not in DATASETS:
         near = difflib.get_close_matches(name, DATASETS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(DATASETS)}"
-        raise InputError(f"no data set {name!r}: {hint}")
+        raise InputError(f"no dataset {name!r}: {hint}")
     table = importlib.resources.files(__package__) / "class_tables" / f"{name}.csv"
     rows = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
     return DatasetInfo(

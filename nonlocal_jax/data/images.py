@@ -25,7 +25,7 @@ def decode_image(data: bytes, name: object) -> np.ndarray:
 
 
 def decode_label(data: bytes, name: object) -> np.ndarray:
-    """Decodes a gray PNG of class indices as it is, uint8 ``[H, W]``.
+    """Decodes a grey PNG of class indices as it is, uint8 ``[H, W]``.
 
     Raises:
       InputError: the bytes are no whole image; the message calls them ``name``.
@@ -77,7 +77,7 @@ def list_images(paths: Iterable[PathLike]) -> list[pathlib.Path]:
 
 
 def encode_png(array: np.ndarray) -> bytes:
-    """Encodes gray ``[H, W]`` or RGB ``[H, W, 3]``, uint8, as PNG.
+    """Encodes grey ``[H, W]`` or RGB ``[H, W, 3]``, uint8, as PNG.
 
     Raises:
       InputError: another shape or type.
@@ -90,7 +90,7 @@ def encode_png(array: np.ndarray) -> bytes:
 
 
 def write_png(path: PathLike, array: np.ndarray) -> None:
-    """Writes gray ``[H, W]`` or RGB ``[H, W, 3]``, uint8; the file appears whole or not at all."""
+    """Writes grey ``[H, W]`` or RGB ``[H, W, 3]``, uint8; the file appears whole or not at all."""
     write_file(path, encode_png(array))
 
 

@@ -101,7 +101,7 @@ def _damaged(directory: pathlib.Path, error: Exception) -> InputError:
 
 
 class _TfdsSource:
-    """Decodes the examples of a prepared TFDS data set: TFDS's own decoding would rotate."""
+    """Decodes the examples of a prepared TFDS dataset: TFDS's own decoding would rotate."""
 
     def __init__(self, records, directory: pathlib.Path):
         self._records = records
@@ -131,18 +131,18 @@ def default_data_dir() -> pathlib.Path:
 
 
 def load_source(name: str, split: str, data_dir: PathLike | None = None) -> CheckedSource:
-    """Opens a split of a data set; builds ``digits_flag`` on first use.
+    """Opens a split of a dataset; builds ``digits_flag`` on first use.
 
     Args:
-      name: of the data set.
+      name: of the dataset.
       split: "train" or "val".
-      data_dir: where prepared data sets lie, default ``default_data_dir()``.
+      data_dir: where prepared datasets lie, default ``default_data_dir()``.
 
     Returns:
       A source, see this module.
 
     Raises:
-      InputError: the data set is unknown, cannot be read yet or is damaged, the split is unknown,
+      InputError: the dataset is unknown, cannot be read yet or is damaged, the split is unknown,
         or the directory cannot be written.
     """
     info = get_info(name)
@@ -205,7 +205,7 @@ def _build(builder, directory: pathlib.Path) -> None:
 def fingerprint(source: Source) -> str:
     """A short hash of a source: its name, its length and its first, middle and last example.
 
-    Cheap, so it tells one data set from another, not every change of a single example.
+    Cheap, so it tells one dataset from another, not every change of a single example.
     """
     digest = hashlib.sha256(f"{getattr(source, 'name', '')} {len(source)}".encode())
     for index in sorted({0, len(source) // 2, len(source) - 1} if len(source) else ()):

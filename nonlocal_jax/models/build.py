@@ -1,5 +1,6 @@
 """From a flat mapping of plain values to a Flax module."""
 
+import dataclasses
 import difflib
 import functools
 import inspect
@@ -31,13 +32,17 @@ def _choose(what: str, name: str, table: Mapping[str, Any]) -> Any:
     return table[name]
 
 
-def _check_block_options(
-    given: Mapping[str, Any], block_options: Sequence[str], block: str
-) -> None:
+def block_options(block: type[nn.Module]) -> dict[str, Any]:
+    """The options of a block that a config may set, with their defaults."""
+    hidden = ("name", "parent", "norm", "dtype")
+    return {f.name: f.default for f in dataclasses.fields(block) if f.name not in hidden}
+
+
+def _check_block_options(given: Mapping[str, Any], options: Sequence[str], block: str) -> None:
     """Refuses what is neither an option of the network nor one of its block."""
-    known = [*block_options, *inspect.signature(segmentation).parameters]
+    known = [*options, *inspect.signature(segmentation).parameters]
     for name in given:
-        if name not in block_options:
+        if name not in options:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
             raise InputError(f"a model with block {block!r} has no option {name!r}: {hint}")
@@ -50,9 +55,7 @@ def _block(
         _check_block_options(options, [], name)
         return None
     block = _choose("block", name, {"none": None, **BLOCKS})
-    hidden = {"name", "parent", "norm", "dtype"}
-    known = [p for p in inspect.signature(block).parameters if p not in hidden]
-    _check_block_options(options, known, name)
+    _check_block_options(options, list(block_options(block)), name)
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
     return functools.partial(block, dtype=dtype, **options)
 

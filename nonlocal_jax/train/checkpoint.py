@@ -7,17 +7,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
 from ml_collections import ConfigDict
 
 from nonlocal_jax import convert
-from nonlocal_jax.convert import fit
+from nonlocal_jax.convert import fit, names
 from nonlocal_jax.errors import InputError, first_line
 from nonlocal_jax.files import PathLike
-from nonlocal_jax.models import create_model
 from nonlocal_jax.train.state import TrainState
 
 _DIRECTORY = "checkpoints"
@@ -151,21 +149,6 @@ def _step_directory(path: pathlib.Path) -> pathlib.Path:
     )
 
 
-def _check_fit(
-    source: pathlib.Path,
-    variables: Mapping[str, Any],
-    saved_config: Mapping[str, Any],
-    model_config: Mapping[str, Any],
-) -> None:
-    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-    model = jax.eval_shape(create_model(model_config).init, jax.random.key(0), images)
-    arrays, wanted = (traverse_util.flatten_dict(dict(d), sep="/") for d in (variables, model))
-    differences = fit.config_differences(saved_config, model_config)
-    fit.check(source, arrays, {path: leaf.shape for path, leaf in wanted.items()}, differences)
-    if differences:
-        raise InputError(f"{source} is of another model:{fit.listing(differences)}")
-
-
 def load_variables(path: PathLike, model_config: Mapping[str, Any]) -> dict[str, Any]:
     """The variables of a checkpoint, whichever form it has.
 
@@ -196,5 +179,7 @@ def load_variables(path: PathLike, model_config: Mapping[str, Any]) -> dict[str,
         raise InputError(f"the checkpoint {directory} is damaged: {first_line(error)}") from error
     finally:
         handler.close()
-    _check_fit(path, variables, saved_config, model_config)
+    arrays = traverse_util.flatten_dict(variables, sep="/")
+    wanted = {leaf.path: leaf.shape for leaf in names.leaves(model_config)}
+    fit.check_model(path, arrays, wanted, saved_config, model_config)
     return variables

@@ -21,10 +21,10 @@ def test_reads_rgb_in_this_order(tmp_path, picture):
     np.testing.assert_array_equal(data.read_image(save(tmp_path / "a.png", picture)), picture)
 
 
-def test_reads_gray_as_rgb(tmp_path, picture):
-    gray = picture[..., 0]
-    read = data.read_image(save(tmp_path / "a.png", gray))
-    np.testing.assert_array_equal(read, np.repeat(gray[..., None], 3, -1))
+def test_reads_grey_as_rgb(tmp_path, picture):
+    grey = picture[..., 0]
+    read = data.read_image(save(tmp_path / "a.png", grey))
+    np.testing.assert_array_equal(read, np.repeat(grey[..., None], 3, -1))
 
 
 def test_drops_alpha(tmp_path, picture):
