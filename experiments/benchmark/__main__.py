@@ -40,6 +40,9 @@ _POSITIONS = flags.DEFINE_list("positions", ["4096", "8192", "9409"], "of ops: e
 _CHANNELS = flags.DEFINE_integer(
     "channels", 256, "of ops: channels of theta, phi and g; blocks have twice as many", 1
 )
+_STD = flags.DEFINE_float(
+    "std", 0.25, "of ops: standard deviation of the features; greater ones sharpen the softmax", 0
+)
 _NETWORKS = flags.DEFINE_list("networks", list(NETWORKS), "of models: what to measure")
 _SIZES = flags.DEFINE_list("sizes", ["512x512", "512x1024", "769x769"], "of models: HEIGHTxWIDTH")
 _WIDTH = flags.DEFINE_integer("width", 64, "of models: channels of the first stage", 8)
@@ -102,7 +105,7 @@ def _cases(kind: str, dtype: str) -> list[Case]:
         batch_size, channels = _BATCH_SIZE.value or 2, _WIDTH.value
     gradients = {"both": (False, True), "with": (True,), "without": (False,)}[_GRADIENT.value]
     return [
-        Case(name, size, batch_size, channels, dtype, backward)
+        Case(name, size, batch_size, channels, dtype, backward, _STD.value)
         for name in names
         for size in sizes
         for backward in gradients
@@ -142,8 +145,10 @@ def _device() -> str:
 
 
 def _settings(case: Case) -> str:
-    channels = f"width {case.channels}" if case.is_network else f"C = {case.channels}"
-    return f"{case.dtype}, batch {case.batch_size}, {channels}"
+    if case.is_network:
+        return f"{case.dtype}, batch {case.batch_size}, width {case.channels}"
+    features = f"C = {case.channels}, standard deviation {case.std:g}"
+    return f"{case.dtype}, batch {case.batch_size}, {features}"
 
 
 def _print_progress(

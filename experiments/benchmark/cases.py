@@ -49,6 +49,7 @@ class Case:
       channels: of an operation's arguments, which are half of a block's; width of a network.
       dtype: of the computation.
       backward: with the gradient of everything; of a network, the train step.
+      std: standard deviation of the features of an operation or block.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Case:
     channels: int
     dtype: str
     backward: bool
+    std: float
 
     @property
     def is_network(self) -> bool:

@@ -8,7 +8,7 @@ import torch
 
 from experiments.benchmark import peers
 from experiments.benchmark.cases import BLOCKS, Case, Program
-from experiments.benchmark.ours import SCALE, network_config
+from experiments.benchmark.ours import network_config
 from experiments.measure import cores
 from experiments.operations import OPERATIONS
 
@@ -39,8 +39,8 @@ def _compile(function: Callable, form: str) -> Callable:
     return run
 
 
-def _random(*shape: int, dtype: str = "float32") -> torch.Tensor:
-    return (SCALE * torch.randn(shape, device=DEVICE)).to(getattr(torch, dtype))
+def _random(case: Case, *shape: int) -> torch.Tensor:
+    return (case.std * torch.randn(shape, device=DEVICE)).to(getattr(torch, case.dtype))
 
 
 def _autocast(case: Case) -> torch.autocast:
@@ -71,7 +71,7 @@ def _program(case: Case, function: Callable, inputs: list[torch.Tensor], *args) 
 def _operation(case: Case, form: str) -> Program:
     operation = OPERATIONS[case.name]
     arrays = [
-        _random(*shape, dtype=case.dtype).requires_grad_(case.backward)
+        _random(case, *shape).requires_grad_(case.backward)
         for shape in operation.shapes(case.batch_size, case.positions, case.channels)
     ]
     options = operation.options(case.channels)
@@ -85,7 +85,7 @@ def _block(case: Case, form: str) -> Program:
     module, _ = peers.BLOCKS[BLOCKS[case.name]]
     block = module(2 * case.channels, sdpa=form == "torch_sdpa")
     block = block.to(DEVICE, memory_format=_layout(form)).train(case.backward)
-    x = _random(case.batch_size, 2 * case.channels, *case.size, dtype=case.dtype)
+    x = _random(case, case.batch_size, 2 * case.channels, *case.size)
     x = x.to(memory_format=_layout(form)).requires_grad_(case.backward)
     return _program(case, _compile(block, form), [*block.parameters(), x], x)
 
@@ -96,7 +96,7 @@ def _network(case: Case, form: str) -> Program:
     net = net.to(DEVICE, memory_format=_layout(form)).train(case.backward)
     shape = (case.batch_size, 3, *case.size)
     if not case.backward:
-        images = _random(*shape).to(memory_format=_layout(form))
+        images = torch.randn(shape, device=DEVICE).to(memory_format=_layout(form))
         return _program(case, _compile(net, form), [], images)
 
     images = torch.randint(256, shape, device=DEVICE, dtype=torch.uint8)
