@@ -3,13 +3,12 @@
 import json
 
 import cv2
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import nonlocal_jax as nlj
 from configs import segmentation
+from tests.helpers import random_variables
 
 CONFIG = "--config=configs/segmentation.py:demo_fcn"
 
@@ -18,14 +17,8 @@ CONFIG = "--config=configs/segmentation.py:demo_fcn"
 def checkpoint(tmp_path_factory):
     """The demo's network with random weights."""
     config = segmentation.get_config("demo_fcn").model
-    model = nlj.create_model(config)
-    rng = np.random.default_rng(0)
-    variables = jax.tree.map(
-        lambda leaf: np.abs(rng.standard_normal(leaf.shape, np.float32)),
-        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3))),
-    )
     path = tmp_path_factory.mktemp("checkpoint") / "demo.safetensors"
-    nlj.convert.save(path, variables, config)
+    nlj.convert.save(path, random_variables(config), config)
     return path
 
 
