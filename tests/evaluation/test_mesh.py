@@ -33,9 +33,8 @@ except ValueError as error:
     assert "mesh.context must be from 1 to 4 devices; got 5" in str(error)
 else:
     raise AssertionError("more devices were taken than there are")
-print("compared")
 """
 
 
 def test_devices_that_share_an_image_infer_as_one_does(on_devices):
-    assert on_devices(_COMPARE, 4) == "compared\n"
+    on_devices(_COMPARE, 4)
