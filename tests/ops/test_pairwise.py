@@ -242,6 +242,36 @@ def test_half_precision_keeps_float32_logits(implementation):
     np.testing.assert_allclose(y.astype(jnp.float32), wide, atol=0.01, rtol=0.01)
 
 
+@pytest.mark.parametrize(
+    ("operation", "implementation"),
+    [
+        ("dot_product", "dense"),
+        ("dot_product", "reassociated"),
+        ("concatenation", "dense"),
+        ("concatenation", "sorted"),
+        ("context_pool", None),
+    ],
+)
+@pytest.mark.parametrize("real", [1000, 700])
+def test_half_precision_is_summed_in_float32(operation, implementation, real):
+    """Off by the rounding of the result; sums in bfloat16 are off by 1e-3 of the largest."""
+    given = [jnp.asarray(x, jnp.bfloat16) for x in arguments("dot_product", 17, (), 40, 1000, 8, 4)]
+    op = functools.partial(getattr(ops, operation), mask=np.arange(1000) < real)
+    if operation == "context_pool":
+        given = [given[2], given[1][:, 0]]
+    else:
+        op = functools.partial(op, implementation=implementation)
+    if operation == "concatenation":
+        given = [given[0][:, 0], given[1][:, 0], given[2]]
+    y = op(*given)
+    with jax.enable_x64(True):
+        exact = np.asarray(op(*(np.asarray(x, np.float64) for x in given)))
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_allclose(
+        np.asarray(y, np.float64), exact, rtol=2**-8, atol=1e-4 * np.abs(exact).max()
+    )
+
+
 def test_disentangled_centres_in_float32():
     # A common offset of 100 leaves bfloat16 a resolution of 0.5 for what makes the difference.
     theta, phi, g, unary = draw(6, (32, 8), (32, 8), (32, 4), (32,))
@@ -249,6 +279,17 @@ def test_disentangled_centres_in_float32():
     expected = ops.disentangled(*(a.astype(jnp.float32) for a in half), scale=5.0)
     actual = ops.disentangled(*half, scale=5.0).astype(jnp.float32)
     np.testing.assert_allclose(actual, expected, atol=0.03)
+
+
+def test_attention_weights_of_real_keys(x64):
+    theta, phi = draw(18, (2, 6, 4), (2, 7, 4))
+    mask = np.arange(7) < np.array([[7], [4]])
+    padded = np.where(mask[..., None], phi, 1e9)
+    weights = ops.attention_weights(theta, padded, scale=0.5, mask=mask)
+    for i, size in enumerate((7, 4)):
+        alone = ops.attention_weights(theta[i], phi[i, :size], scale=0.5)
+        np.testing.assert_allclose(weights[i, :, :size], alone, rtol=1e-12)
+        np.testing.assert_array_equal(weights[i, :, size:], 0)
 
 
 def test_attention_weights_of_chosen_queries(x64):
