@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 
@@ -10,6 +11,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import pytest
+
+from tests.helpers import child_environment
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -25,6 +28,13 @@ def x64():
     """Double precision, where nothing hides behind rounding."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def unused_port():
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
 
 
 @pytest.fixture(scope="session")
@@ -47,10 +57,9 @@ def on_devices():
         flags = f"--xla_force_host_platform_device_count={devices}"
         if not optimise:  # computes the same and compiles in half the time
             flags += " --xla_backend_optimization_level=0"
-        environment = {"XLA_FLAGS": flags, "JAX_ENABLE_X64": "1", "JAX_PLATFORMS": "cpu"}
         done = subprocess.run(
             [sys.executable, "-W", "error", "-c", program],
-            env={**os.environ, **environment},
+            env=child_environment(XLA_FLAGS=flags, JAX_ENABLE_X64="1", JAX_PLATFORMS="cpu"),
             capture_output=True,
             text=True,
         )

@@ -12,22 +12,13 @@ import numpy as np
 import pytest
 import safetensors
 import safetensors.numpy
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 
 from nonlocal_jax import convert, create_model
 from nonlocal_jax.convert import names, torch_file, unpickle
 from nonlocal_jax.errors import InputError
+from tests.helpers import TINY, random_variables
 
-TINY = {
-    "num_classes": 3,
-    "stage_sizes": (1, 2),
-    "strides": (1, 1),
-    "dilations": (1, 1),
-    "width": 8,
-    "head_channels": 8,
-    "head_kernel_size": 1,
-    "auxiliary_channels": 4,
-}
 VARIANTS = {
     "nonlocal": {},
     "disentangled_nonlocal": {"block": "disentangled_nonlocal"},
@@ -38,12 +29,6 @@ VARIANTS = {
     "inside": {"block": "global_context", "insert_at": ("layer1.0", "layer2.1")},
     "between": {"insert_at": ("layer2.0",), "insert_position": "after_residual"},
 }
-
-
-def random_variables(config, seed=0):
-    rng = np.random.default_rng(seed)
-    flat = {x.path: rng.normal(size=x.shape).astype(np.float32) for x in names.leaves(config)}
-    return unflatten_dict(flat, sep="/")
 
 
 def state_dict(config, seed=0):

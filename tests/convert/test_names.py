@@ -5,17 +5,7 @@ import pytest
 
 from configs import segmentation
 from nonlocal_jax.convert import names
-
-TINY = {
-    "num_classes": 3,
-    "stage_sizes": (1, 1),
-    "strides": (1, 1),
-    "dilations": (1, 1),
-    "width": 8,
-    "head_channels": 8,
-    "head_kernel_size": 1,
-    "auxiliary_channels": 4,
-}
+from tests.helpers import TINY
 
 
 def published(block, *, depths=(3, 4, 6, 3), classes=19):

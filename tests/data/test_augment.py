@@ -6,23 +6,10 @@ import pytest
 
 from nonlocal_jax.data import augment
 from nonlocal_jax.data.images import keep_ratio_size
+from tests.helpers import AUGMENTATION, NO_AUGMENTATION
 
-CONFIG = {
-    "base_size": (64, 48),
-    "scale_range": (0.5, 2.0),
-    "crop": (32, 40),
-    "category_max_ratio": 0.75,
-    "flip": 0.5,
-    "photometric": True,
-    "mean": (123.675, 116.28, 103.53),
-}
-IDENTITY = CONFIG | {
-    "scale_range": (1.0, 1.0),
-    "crop": (48, 64),
-    "category_max_ratio": 1.0,
-    "flip": 0.0,
-    "photometric": False,
-}
+CONFIG = AUGMENTATION | {"base_size": (64, 48), "crop": (32, 40)}
+IDENTITY = NO_AUGMENTATION | {"base_size": (64, 48), "crop": (48, 64)}
 
 
 @pytest.fixture

@@ -5,25 +5,11 @@ import pytest
 
 from nonlocal_jax import data
 from nonlocal_jax.errors import InputError
+from tests.helpers import AUGMENTATION, NO_AUGMENTATION
 
-CONFIG = {
-    "batch_size": 8,
-    "base_size": (24, 16),
-    "crop": (16, 16),
-    "scale_range": (0.5, 2.0),
-    "category_max_ratio": 0.75,
-    "flip": 0.5,
-    "photometric": True,
-    "mean": (123.675, 116.28, 103.53),
-}
+CONFIG = AUGMENTATION | {"batch_size": 8, "base_size": (24, 16), "crop": (16, 16)}
 # Nothing but order: every example survives as it is.
-PLAIN = CONFIG | {
-    "scale_range": (1.0, 1.0),
-    "crop": (16, 24),
-    "category_max_ratio": 1.0,
-    "flip": 0.0,
-    "photometric": False,
-}
+PLAIN = NO_AUGMENTATION | {"batch_size": 8, "base_size": (24, 16), "crop": (16, 24)}
 
 
 class Numbered:

@@ -10,30 +10,14 @@ import pytest
 import nonlocal_jax as nlj
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.evaluation import attention_map
-
-TINY = {
-    "num_classes": 3,
-    "block": "nonlocal",
-    "stage_sizes": (1, 1),
-    "strides": (1, 1),
-    "dilations": (1, 1),
-    "width": 8,
-    "head_channels": 8,
-    "head_kernel_size": 1,
-    "auxiliary_channels": 8,
-}
+from tests.helpers import TINY, random_variables
 
 
 def build(**options):
-    model = nlj.create_model({**TINY, **options})
-    images = jax.random.normal(jax.random.key(1), (1, 33, 48, 3))
-    rng = np.random.default_rng(0)
-    # Far from the initial values, so that the attention is far from uniform.
-    variables = jax.tree.map(
-        lambda leaf: np.abs(rng.standard_normal(leaf.shape, np.float32)),
-        jax.eval_shape(model.init, jax.random.key(0), images),
-    )
-    return model, variables, images
+    config = {**TINY, "block": "nonlocal", **options}
+    # Bright enough for an attention that is far from uniform.
+    images = 5 * jax.random.normal(jax.random.key(1), (1, 33, 48, 3))
+    return nlj.create_model(config), random_variables(config), images
 
 
 @pytest.mark.parametrize("block", ["nonlocal", "disentangled_nonlocal"])

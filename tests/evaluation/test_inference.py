@@ -11,6 +11,7 @@ from configs import segmentation
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.evaluation import inference
 from nonlocal_jax.ops import resize
+from tests.helpers import random_variables
 
 MEAN, STD = np.array(inference.MEAN), np.array(inference.STD)
 
@@ -255,12 +256,7 @@ def test_protocols_of_the_published_rows():
 def test_predict_gives_labels_at_the_size_of_the_image():
     config = segmentation.get_config("demo_nonlocal")
     model = nlj.create_model(config.model)
-    rng = np.random.default_rng(0)
-    variables = jax.tree.map(
-        lambda leaf: np.abs(rng.standard_normal(leaf.shape, np.float32)),
-        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3))),
-    )
-    apply_fn = inference.inference_fn(model, variables)
+    apply_fn = inference.inference_fn(model, random_variables(config.model))
     protocol = inference.inference_protocol(config)
     image = picture(45, 71)
     labels = inference.predict(apply_fn, image, protocol)

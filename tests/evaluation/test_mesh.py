@@ -28,9 +28,8 @@ np.testing.assert_array_equal(actual, expected)
 
 config.mesh.context = 5  # more than there are
 assert evaluation.inference_mesh(config).size == 4
-print("compared")
 """
 
 
 def test_devices_that_share_an_image_infer_as_one_does(on_devices):
-    assert on_devices(_COMPARE, 4) == "compared\n"
+    on_devices(_COMPARE, 4)

@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.evaluation import metrics
+from tests.helpers import child_environment
 
 LABELS = np.array([[0, 0, 1], [1, 255, 1]], np.uint8)
 PREDICTIONS = np.array([[0, 1, 1], [1, 0, 0]], np.uint8)
@@ -126,6 +127,7 @@ def test_two_processes_sum_64_bit_counts(unused_port):
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", _PROCESS, str(unused_port), str(index)],
+            env=child_environment(),
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -134,12 +136,3 @@ def test_two_processes_sum_64_bit_counts(unused_port):
     for process in processes:
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
-
-
-@pytest.fixture
-def unused_port():
-    import socket
-
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        return listener.getsockname()[1]

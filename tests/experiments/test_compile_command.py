@@ -1,16 +1,18 @@
 import json
-import os
 import subprocess
 import sys
 
 import pytest
 
+from tests.helpers import child_environment
+
 
 def _compile(*arguments, **environment):
     """In a process of its own: the command prepares its environment before it imports jax."""
     command = [sys.executable, "-m", "experiments.compile", *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment}
-    return subprocess.run(command, env=environment, capture_output=True, text=True)
+    return subprocess.run(
+        command, env=child_environment(**environment), capture_output=True, text=True
+    )
 
 
 @pytest.mark.usefixtures("libtpu")

@@ -5,11 +5,11 @@ import hashlib
 import jax
 import numpy as np
 import pytest
-from flax.traverse_util import unflatten_dict
 
 from configs import segmentation
 from nonlocal_jax import convert
 from nonlocal_jax.convert import names
+from tests.helpers import random_variables
 
 CONFIG = "--config=configs/segmentation.py:demo_dnl"
 MODEL = segmentation.get_config("demo_dnl").model
@@ -17,9 +17,7 @@ MODEL = segmentation.get_config("demo_dnl").model
 
 @pytest.fixture(scope="module")
 def variables():
-    rng = np.random.default_rng(0)
-    flat = {x.path: rng.normal(size=x.shape).astype(np.float32) for x in names.leaves(MODEL)}
-    return unflatten_dict(flat, sep="/")
+    return random_variables(MODEL)
 
 
 @pytest.fixture

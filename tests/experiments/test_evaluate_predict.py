@@ -3,13 +3,12 @@
 import json
 
 import cv2
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import nonlocal_jax as nlj
 from configs import segmentation
+from tests.helpers import random_variables
 
 CONFIG = "--config=configs/segmentation.py:demo_fcn"
 
@@ -18,14 +17,8 @@ CONFIG = "--config=configs/segmentation.py:demo_fcn"
 def checkpoint(tmp_path_factory):
     """The demo's network with random weights."""
     config = segmentation.get_config("demo_fcn").model
-    model = nlj.create_model(config)
-    rng = np.random.default_rng(0)
-    variables = jax.tree.map(
-        lambda leaf: np.abs(rng.standard_normal(leaf.shape, np.float32)),
-        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3))),
-    )
     path = tmp_path_factory.mktemp("checkpoint") / "demo.safetensors"
-    nlj.convert.save(path, variables, config)
+    nlj.convert.save(path, random_variables(config), config)
     return path
 
 
@@ -55,6 +48,11 @@ def write_image(path, height, width, seed=0):
 
 def read(path):
     return cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+
+
+def apply_fn(checkpoint, config):
+    model = nlj.create_model(config.model)
+    return nlj.evaluation.inference_fn(model, nlj.convert.load(checkpoint, config.model))
 
 
 def test_evaluate_prints_the_table_and_writes_the_numbers(command, checkpoint, data_dir, tmp_path):
@@ -121,16 +119,15 @@ def test_predict_writes_labels_and_overlays_at_the_size_of_the_images(
     assert status == 0, err
     assert "predicting: 4/4" in err
     assert len(list(output.iterdir())) == 8
-    model = nlj.create_model(segmentation.get_config("demo_fcn").model)
     config = segmentation.get_config("demo_fcn")
-    apply_fn = nlj.evaluation.inference_fn(model, nlj.convert.load(checkpoint, config.model))
+    infer = apply_fn(checkpoint, config)
     protocol = nlj.evaluation.inference_protocol(config)
     for name, size in {**sizes, "grey.png": (50, 50)}.items():
         path = single if name == "grey.png" else folder / name
         labels = read(output / f"{path.stem}_labels.png")
         assert labels.shape == size
         assert labels.dtype == np.uint8
-        expected = nlj.evaluation.predict(apply_fn, nlj.data.read_image(path), protocol)
+        expected = nlj.evaluation.predict(infer, nlj.data.read_image(path), protocol)
         np.testing.assert_array_equal(labels, expected)
         overlay = read(output / f"{path.stem}_overlay.png")
         assert overlay.shape[0] > size[0]  # the legend
@@ -138,7 +135,7 @@ def test_predict_writes_labels_and_overlays_at_the_size_of_the_images(
 
 
 def test_predict_multi_scale_and_the_same_file_twice(command, checkpoint, tmp_path):
-    image = write_image(tmp_path / "a.png", 32, 32)
+    image = write_image(tmp_path / "a.png", 32, 48)
     output = tmp_path / "out"
     status, _, err = command(
         *("predict", CONFIG, f"--checkpoint={checkpoint}", f"--output={output}", image, image),
@@ -146,7 +143,18 @@ def test_predict_multi_scale_and_the_same_file_twice(command, checkpoint, tmp_pa
     )
     assert status == 0, err
     assert "predicting: 1/1" in err
-    assert read(output / "a_labels.png").shape == (32, 32)
+    config = segmentation.get_config("demo_fcn")
+    config.evaluation.ratios = (0.5, 1.0)
+    labels, one_scale = (
+        nlj.evaluation.predict(
+            apply_fn(checkpoint, config),
+            nlj.data.read_image(image),
+            nlj.evaluation.inference_protocol(config, multi_scale=multi_scale),
+        )
+        for multi_scale in (True, False)
+    )
+    assert (labels != one_scale).any()
+    np.testing.assert_array_equal(read(output / "a_labels.png"), labels)
 
 
 def test_predict_finishes_the_good_images_and_names_all_bad_ones(command, checkpoint, tmp_path):

@@ -1,12 +1,12 @@
 """The command itself; what it calls is tested in tests/train."""
 
-import json
-import os
 import signal
 import subprocess
 import sys
 
 import pytest
+
+from tests.helpers import child_environment, read_metrics, wait_for_step
 
 _ARGUMENTS = [
     "--config=configs/segmentation.py:demo_fcn",
@@ -21,11 +21,7 @@ _ARGUMENTS = [
 @pytest.fixture
 def start(tmp_path):
     """Starts the command in a process."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(sys.path),
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
-    }
+    environment = child_environment(JAX_COMPILATION_CACHE_DIR=str(tmp_path / "cache"))
 
     def start(*arguments):
         command = [sys.executable, "-m", "experiments.train", f"--workdir={tmp_path / 'run'}"]
@@ -42,8 +38,7 @@ def start(tmp_path):
 
 def test_stop_go_on_and_refuse(tmp_path, start):
     stopped = start()
-    while not stopped.stdout.readline().startswith("step 2/"):
-        assert stopped.poll() is None, stopped.stderr.read()
+    wait_for_step(stopped, 2)
     stopped.send_signal(signal.SIGTERM)
     out, err = stopped.communicate()
     assert stopped.returncode == 0, err
@@ -57,8 +52,7 @@ def test_stop_go_on_and_refuse(tmp_path, start):
     assert "done: step 30" in out
     assert "miou" in out
     assert "WARNING" not in err
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
+    records = read_metrics(tmp_path / "run")
     assert [r["step"] for r in records if "loss" in r] == list(range(1, 31))
     assert [r["step"] for r in records if "miou" in r] == [30]
 

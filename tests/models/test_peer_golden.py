@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import narrow
 import numpy as np
 import pytest
+from step import make_step
 
 import nonlocal_jax as nlj
 from configs import segmentation
@@ -69,18 +70,8 @@ def test_training(row):
     images = jnp.asarray(formula.images(2, *narrow.SIZE))
     labels = jnp.asarray(formula.labels(2, *narrow.SIZE, config.model.num_classes))
 
-    @jax.jit
-    def step(params):
-        def loss(params):
-            outputs, updates = model.apply(
-                {**variables, "params": params}, images, train=True, mutable=["batch_stats"]
-            )
-            total, parts = nlj.train.loss_fn(outputs, labels, config.loss)
-            return total, ({"loss": total, **parts}, updates["batch_stats"])
-
-        return jax.grad(loss, has_aux=True)(params)
-
-    gradients, (losses, statistics) = jax.device_get(step(variables["params"]))
+    step = make_step(model, config)
+    losses, gradients, statistics = jax.device_get(step(variables, images, labels))
     for name in ("decode", "aux", "loss"):
         np.testing.assert_allclose(losses[name], golden[f"loss {name}"], rtol=1e-8)
 

@@ -23,16 +23,7 @@ def value_and_gradients(implementation, given, weights, mask):
     return jax.device_get((y, *vjp(weights.astype(y.dtype))))
 
 
-@pytest.mark.parametrize(
-    ("n", "m", "widths", "dtype", "masked"),
-    [
-        (1100, 300, (64, 64), "float32", False),
-        (130, 70, (24, 40), "float32", True),
-        (200, 1100, (48, 16), "bfloat16", True),
-        (1, 513, (32, 32), "bfloat16", False),
-    ],
-)
-def test_flash_is_as_accurate_as_the_matrix(n, m, widths, dtype, masked):
+def assert_as_accurate_as_the_matrix(implementation, n, m, widths, dtype, masked):
     """The error of output and gradients, root mean square, is at most twice the dense form's."""
     rng = np.random.default_rng(n)
     shapes = (n, widths[0]), (m, widths[0]), (m, widths[1]), (n, widths[1])
@@ -43,11 +34,40 @@ def test_flash_is_as_accurate_as_the_matrix(n, m, widths, dtype, masked):
         exact = value_and_gradients("dense", wide, weights, mask)
     dense = value_and_gradients("dense", given, weights, mask)
     with pltpu.force_tpu_interpret_mode():
-        kernel = value_and_gradients("flash", given, weights, mask)
+        kernel = value_and_gradients(implementation, given, weights, mask)
     for e, d, k in zip(exact, dense, kernel, strict=True):
         error, bound = (np.linalg.norm(x.astype(np.float64) - e) for x in (k, d))
         assert k.dtype == dtype
         assert 0 < error <= 2 * bound
+
+
+@pytest.mark.parametrize(
+    ("n", "m", "widths", "dtype", "masked"),
+    [
+        (1100, 300, (64, 64), "float32", False),
+        (130, 70, (24, 40), "float32", True),
+        (200, 1100, (48, 16), "bfloat16", True),
+        (1, 513, (32, 32), "bfloat16", False),
+    ],
+)
+def test_flash_is_as_accurate_as_the_matrix(n, m, widths, dtype, masked):
+    assert_as_accurate_as_the_matrix("flash", n, m, widths, dtype, masked)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_cudnn_is_given_what_it_takes(masked, monkeypatch):
+    """XLA's attention stands in for cuDNN's: what is filled up, sorted and cut off is ours."""
+    attention = jax.nn.dot_product_attention
+
+    def stand_in(q, k, v, *, implementation, **options):
+        assert implementation == "cudnn"
+        assert q.shape[1] % 2 == k.shape[1] % 2 == 0
+        assert q.shape[-1] == v.shape[-1]
+        return attention(q, k, v, implementation="xla", **options)
+
+    monkeypatch.setattr(kernels, "cudnn_width", lambda: 256)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+    assert_as_accurate_as_the_matrix("cudnn", 37, 29, (24, 40), "bfloat16", masked)
 
 
 def test_flash_gives_zeros_where_all_is_padding():
@@ -79,6 +99,14 @@ def test_choice(platform, n, widths, dtype, expected, x64, monkeypatch):
     monkeypatch.setattr(kernels, "cudnn_width", lambda: 256)  # as on Hopper
     theta, g = (jax.ShapeDtypeStruct((n, width), dtype) for width in widths)
     assert ops.best_attention(platform, theta, theta, g) == expected
+
+
+@pytest.mark.parametrize(("platform", "expected"), [("tpu", "flash"), ("cuda", "chunked")])
+def test_choice_for_mixed_types(platform, expected, monkeypatch):
+    monkeypatch.setattr(kernels, "cudnn_width", lambda: 256)
+    wide, half = (jax.ShapeDtypeStruct((9409, 256), dtype) for dtype in ("float32", "bfloat16"))
+    for given in ((wide, half, half), (half, wide, half), (half, half, wide)):
+        assert ops.best_attention(platform, *given) == expected
 
 
 @pytest.mark.parametrize(("platform", "kernels"), [("cpu", False), ("tpu", True)])

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl.testing import parameterized
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,70 +28,60 @@ def pairwise_reference(f, theta, phi, g):
     return np.stack([sum(w * g_j for w, g_j in zip(f(t, phi), g, strict=True)) for t in theta])
 
 
-class FormulaTest(chex.TestCase):
-    """Each formula with and without jit."""
+@pytest.fixture(params=[lambda op: op, jax.jit], ids=["eager", "jit"])
+def compiled(request, x64):
+    """What turns an operation into itself or its compiled form, in float64."""
+    return request.param
 
-    def setUp(self):
-        super().setUp()
-        context = jax.enable_x64(True)
-        context.__enter__()
-        self.addCleanup(context.__exit__, None, None, None)
 
-    @chex.variants(with_jit=True, without_jit=True)
-    @parameterized.product(
-        implementation=["dense", "chunked", "auto"], sizes=[(7, 5), (1, 4), (300, 3)]
+@pytest.mark.parametrize("sizes", [(7, 5), (1, 4), (300, 3)])
+@pytest.mark.parametrize("implementation", ["dense", "chunked", "auto"])
+def test_softmax(compiled, implementation, sizes):
+    n, m = sizes
+    theta, phi, g = draw(0, (n, 4), (m, 4), (m, 3))
+    op = compiled(lambda *a: ops.softmax_attention(*a, scale=0.7, implementation=implementation))
+    expected = pairwise_reference(lambda t, phi: softmax([0.7 * t @ p for p in phi]), theta, phi, g)
+    np.testing.assert_allclose(op(theta, phi, g), expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("implementation", ["dense", "reassociated", "auto"])
+def test_dot_product(compiled, implementation):
+    theta, phi, g = draw(1, (6, 4), (5, 4), (5, 3))
+    expected = pairwise_reference(lambda t, phi: [t @ p / 5 for p in phi], theta, phi, g)
+    op = compiled(lambda *a: ops.dot_product(*a, implementation=implementation))
+    np.testing.assert_allclose(op(theta, phi, g), expected, 1e-12)
+
+
+@pytest.mark.parametrize("implementation", ["dense", "sorted", "auto"])
+def test_concatenation(compiled, implementation):
+    theta, phi, g, w = draw(2, (6, 4), (5, 4), (5, 3), (8,))
+    expected = pairwise_reference(
+        lambda t, phi: [max(w @ np.concatenate([t, p]), 0) / 5 for p in phi], theta, phi, g
     )
-    def test_softmax(self, implementation, sizes):
-        n, m = sizes
-        theta, phi, g = draw(0, (n, 4), (m, 4), (m, 3))
-        op = self.variant(
-            lambda *a: ops.softmax_attention(*a, scale=0.7, implementation=implementation)
-        )
-        expected = pairwise_reference(
-            lambda t, phi: softmax([0.7 * t @ p for p in phi]), theta, phi, g
-        )
-        np.testing.assert_allclose(op(theta, phi, g), expected, rtol=1e-12, atol=1e-14)
+    op = compiled(lambda *a: ops.concatenation(*a, implementation=implementation))
+    np.testing.assert_allclose(op(theta @ w[:4], phi @ w[4:], g), expected, 1e-12)
 
-    @chex.variants(with_jit=True, without_jit=True)
-    @parameterized.parameters("dense", "reassociated", "auto")
-    def test_dot_product(self, implementation):
-        theta, phi, g = draw(1, (6, 4), (5, 4), (5, 3))
-        expected = pairwise_reference(lambda t, phi: [t @ p / 5 for p in phi], theta, phi, g)
-        op = self.variant(lambda *a: ops.dot_product(*a, implementation=implementation))
-        np.testing.assert_allclose(op(theta, phi, g), expected, 1e-12)
 
-    @chex.variants(with_jit=True, without_jit=True)
-    @parameterized.parameters("dense", "sorted", "auto")
-    def test_concatenation(self, implementation):
-        theta, phi, g, w = draw(2, (6, 4), (5, 4), (5, 3), (8,))
-        expected = pairwise_reference(
-            lambda t, phi: [max(w @ np.concatenate([t, p]), 0) / 5 for p in phi], theta, phi, g
-        )
-        op = self.variant(lambda *a: ops.concatenation(*a, implementation=implementation))
-        np.testing.assert_allclose(op(theta @ w[:4], phi @ w[4:], g), expected, 1e-12)
+def test_disentangled(compiled):
+    theta, phi, g, unary = draw(3, (6, 4), (5, 4), (5, 3), (5,))
+    mean_t, mean_p = theta.mean(0), phi.mean(0)
+    expected = pairwise_reference(
+        lambda t, phi: softmax([9 * (t - mean_t) @ (p - mean_p) for p in phi]) + softmax(unary),
+        theta,
+        phi,
+        g,
+    )
+    actual = compiled(lambda *a: ops.disentangled(*a, scale=9.0))(theta, phi, g, unary)
+    np.testing.assert_allclose(actual, expected, 1e-12)
 
-    @chex.variants(with_jit=True, without_jit=True)
-    def test_disentangled(self):
-        theta, phi, g, unary = draw(3, (6, 4), (5, 4), (5, 3), (5,))
-        mean_t, mean_p = theta.mean(0), phi.mean(0)
-        expected = pairwise_reference(
-            lambda t, phi: softmax([9 * (t - mean_t) @ (p - mean_p) for p in phi]) + softmax(unary),
-            theta,
-            phi,
-            g,
-        )
-        actual = self.variant(lambda *a: ops.disentangled(*a, scale=9.0))(theta, phi, g, unary)
-        np.testing.assert_allclose(actual, expected, 1e-12)
 
-    @chex.variants(with_jit=True, without_jit=True)
-    def test_context_pool(self):
-        x, score = draw(4, (2, 5, 3), (2, 5))
-        weights = np.stack([softmax(s) for s in score])
-        expected = (weights[..., None] * x).sum(1, keepdims=True)
-        np.testing.assert_allclose(self.variant(ops.context_pool)(x, score), expected, 1e-12)
-        np.testing.assert_allclose(
-            self.variant(ops.context_pool)(x), x.mean(1, keepdims=True), 1e-12
-        )
+def test_context_pool(compiled):
+    x, score = draw(4, (2, 5, 3), (2, 5))
+    weights = np.stack([softmax(s) for s in score])
+    expected = (weights[..., None] * x).sum(1, keepdims=True)
+    pool = compiled(ops.context_pool)
+    np.testing.assert_allclose(pool(x, score), expected, 1e-12)
+    np.testing.assert_allclose(pool(x), x.mean(1, keepdims=True), 1e-12)
 
 
 def arguments(operation, seed, leading, n, m, c, d, ties=False):
@@ -253,6 +242,36 @@ def test_half_precision_keeps_float32_logits(implementation):
     np.testing.assert_allclose(y.astype(jnp.float32), wide, atol=0.01, rtol=0.01)
 
 
+@pytest.mark.parametrize(
+    ("operation", "implementation"),
+    [
+        ("dot_product", "dense"),
+        ("dot_product", "reassociated"),
+        ("concatenation", "dense"),
+        ("concatenation", "sorted"),
+        ("context_pool", None),
+    ],
+)
+@pytest.mark.parametrize("real", [1000, 700])
+def test_half_precision_is_summed_in_float32(operation, implementation, real):
+    """Off by the rounding of the result; sums in bfloat16 are off by 1e-3 of the largest."""
+    given = [jnp.asarray(x, jnp.bfloat16) for x in arguments("dot_product", 17, (), 40, 1000, 8, 4)]
+    op = functools.partial(getattr(ops, operation), mask=np.arange(1000) < real)
+    if operation == "context_pool":
+        given = [given[2], given[1][:, 0]]
+    else:
+        op = functools.partial(op, implementation=implementation)
+    if operation == "concatenation":
+        given = [given[0][:, 0], given[1][:, 0], given[2]]
+    y = op(*given)
+    with jax.enable_x64(True):
+        exact = np.asarray(op(*(np.asarray(x, np.float64) for x in given)))
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_allclose(
+        np.asarray(y, np.float64), exact, rtol=2**-8, atol=1e-4 * np.abs(exact).max()
+    )
+
+
 def test_disentangled_centres_in_float32():
     # A common offset of 100 leaves bfloat16 a resolution of 0.5 for what makes the difference.
     theta, phi, g, unary = draw(6, (32, 8), (32, 8), (32, 4), (32,))
@@ -260,6 +279,17 @@ def test_disentangled_centres_in_float32():
     expected = ops.disentangled(*(a.astype(jnp.float32) for a in half), scale=5.0)
     actual = ops.disentangled(*half, scale=5.0).astype(jnp.float32)
     np.testing.assert_allclose(actual, expected, atol=0.03)
+
+
+def test_attention_weights_of_real_keys(x64):
+    theta, phi = draw(18, (2, 6, 4), (2, 7, 4))
+    mask = np.arange(7) < np.array([[7], [4]])
+    padded = np.where(mask[..., None], phi, 1e9)
+    weights = ops.attention_weights(theta, padded, scale=0.5, mask=mask)
+    for i, size in enumerate((7, 4)):
+        alone = ops.attention_weights(theta[i], phi[i, :size], scale=0.5)
+        np.testing.assert_allclose(weights[i, :, :size], alone, rtol=1e-12)
+        np.testing.assert_array_equal(weights[i, :, size:], 0)
 
 
 def test_attention_weights_of_chosen_queries(x64):

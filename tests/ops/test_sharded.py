@@ -60,9 +60,8 @@ for (name, form), given in OPERATIONS.items():
                 assert a.dtype == np.float64
                 error = jnp.max(jnp.abs(a - e)) / largest
                 assert error <= 1e-10, (name, form, devices, check, mask is None, error)
-print("compared")
 """
 
 
 def test_operations_over_devices_are_those_of_one(on_devices):
-    assert on_devices(_COMPARE, 8) == "compared\n"
+    on_devices(_COMPARE, 8)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import peer
 import torch
+from step import make_step
 
 import nonlocal_jax as nlj
 from configs import segmentation
@@ -78,24 +79,6 @@ def distance(a, b) -> float:
 def class_changes(a, b) -> int:
     first, second = np.sort(b, axis=-1)[..., -1:-3:-1].transpose(2, 0, 1)
     return int(np.sum((np.argmax(a, -1) != np.argmax(b, -1)) & (first - second > 1e-3)))
-
-
-def make_step(model, config):
-    """(variables, images, labels) -> losses, gradients, new statistics."""
-
-    @jax.jit
-    def step(variables, images, labels):
-        def loss(params):
-            outputs, updates = model.apply(
-                {**variables, "params": params}, images, train=True, mutable=["batch_stats"]
-            )
-            total, parts = nlj.train.loss_fn(outputs, labels, config.loss)
-            return total, ({"loss": total, **parts}, updates["batch_stats"])
-
-        gradients, (losses, statistics) = jax.grad(loss, has_aux=True)(variables["params"])
-        return losses, gradients, statistics
-
-    return step
 
 
 def compare(row: str, classes: int, size: tuple[int, int], directory: pathlib.Path) -> dict:

@@ -1,10 +1,16 @@
 """A network, an experiment and data small enough for steps of milliseconds."""
 
+import pathlib
+import pickle
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
 
 from configs import segmentation
+from tests.helpers import child_environment
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -46,3 +52,22 @@ def source():
         image[..., 0] = 100 * label
         examples.append({"image": image, "label": label, "id": i})
     return examples
+
+
+@pytest.fixture
+def start(config, source, tmp_path, compilation_cache):
+    """Starts the run, as ``config`` then is, in a process: of two, given address and index."""
+
+    def start(*process):
+        arguments = tmp_path / "arguments"
+        arguments.write_bytes(pickle.dumps((config, source)))
+        script = pathlib.Path(__file__).with_name("slow_run.py")
+        return subprocess.Popen(
+            [sys.executable, script, arguments, tmp_path / "run", *process],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=child_environment(**compilation_cache),
+        )
+
+    return start

@@ -9,6 +9,7 @@ import pytest
 from nonlocal_jax.train import NonFiniteError
 from nonlocal_jax.train.curves import curves_png
 from nonlocal_jax.train.log import Monitor, RunLog
+from tests.helpers import read_metrics
 
 
 def _metrics(loss=1.0, grad_norm=1.0, param_norm=1.0):
@@ -26,16 +27,12 @@ def _monitor(tmp_path, **options):
     return log, Monitor(log, **{"steps": 7, "log_every": 3, "batch_size": 4, **options})
 
 
-def _lines(tmp_path):
-    return [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-
-
 def test_one_json_object_a_logged_step(tmp_path, capsys):
     _, monitor = _monitor(tmp_path)
     for step in range(1, 8):
         monitor.add(step, _metrics(loss=step))
     monitor.flush()
-    lines = _lines(tmp_path)
+    lines = read_metrics(tmp_path)
     assert [line["step"] for line in lines] == [3, 6, 7]
     assert [line["loss"] for line in lines] == [3.0, 6.0, 7.0]
     assert all(line["images_per_second"] > 0 for line in lines)
@@ -57,11 +54,11 @@ def test_records_beyond_the_restored_step_are_dropped(tmp_path):
     text = "".join(json.dumps(record) + "\n" for record in records)
     (tmp_path / "metrics.jsonl").write_text(text + '{"step": 5, "lo')
     log = RunLog(tmp_path, 3)
-    assert _lines(tmp_path) == log.records == records[:2]
+    assert read_metrics(tmp_path) == log.records == records[:2]
     assert log.was_evaluated(2)
     assert not log.was_evaluated(4)
     log.add({"step": 4, "loss": 1.0})
-    assert _lines(tmp_path)[-1] == {"step": 4, "loss": 1.0}
+    assert read_metrics(tmp_path)[-1] == {"step": 4, "loss": 1.0}
     assert log.latest() == {"step": 4, "loss": 1.0, "miou": 0.5}
 
 

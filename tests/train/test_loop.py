@@ -6,6 +6,7 @@ import pytest
 
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.train import NonFiniteError, load_variables, loop, train
+from tests.helpers import read_metrics
 
 
 class Evaluate:
@@ -20,10 +21,6 @@ class Evaluate:
         return {"miou": 0.1 * self.calls}
 
 
-def _records(workdir):
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-
-
 def _saved(workdir):
     return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
 
@@ -34,7 +31,7 @@ def test_a_run_and_what_it_leaves(config, source, tmp_path, capsys):
     assert result.signal is None
     assert int(result.state.step) == 6
     assert result.metrics["miou"] == 0.2
-    records = _records(tmp_path / "run")
+    records = read_metrics(tmp_path / "run")
     assert [r["step"] for r in records if "loss" in r] == [1, 2, 3, 4, 5, 6]
     assert [r["step"] for r in records if "miou" in r] == [3, 6]
     assert _saved(tmp_path / "run") == [2, 4, 6]
@@ -47,7 +44,7 @@ def test_a_run_and_what_it_leaves(config, source, tmp_path, capsys):
     again = train(config, tmp_path / "run", source, evaluate=evaluate)
     assert int(again.state.step) == 6
     assert evaluate.calls == 2
-    assert _records(tmp_path / "run") == records
+    assert read_metrics(tmp_path / "run") == records
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "run" / "metrics.jsonl").write_text("".join(lines[:-1]))
     train(config, tmp_path / "run", source, evaluate=evaluate)
@@ -78,7 +75,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(config, source, tmp_path, monkey
         with pytest.raises(NonFiniteError, match="loss is nan at step 5"):
             train(config, tmp_path, source)
         assert _saved(tmp_path) == [0, 2, 4]
-        assert [record["step"] for record in _records(tmp_path)] == [1, 2, 3, 4]
+        assert [record["step"] for record in read_metrics(tmp_path)] == [1, 2, 3, 4]
 
 
 def test_parameters_that_overflow_are_never_saved(config, source, tmp_path):

@@ -1,47 +1,22 @@
 """One run of two processes, as on a pod of two hosts."""
 
-import json
-import os
-import pickle
 import signal
-import socket
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 from nonlocal_jax.train import train
-
-_RUN = """
-import pickle, sys, time
-import jax
-from nonlocal_jax.evaluation import evaluator
-from nonlocal_jax.train import train
-
-class Slow(list):
-    # So that a signal finds the run in the middle.
-    def __getitem__(self, index):
-        time.sleep(0.02)
-        return super().__getitem__(index)
-
-arguments, workdir, address, index = sys.argv[1:]
-jax.distributed.initialize(address, 2, int(index))
-with open(arguments, "rb") as file:
-    config, examples = pickle.load(file)
-result = train(config, workdir, Slow(examples), evaluate=evaluator(config, examples[:2]))
-print("stopped by", result.signal and result.signal.name, "at step", int(result.state.step))
-"""
+from tests.helpers import read_metrics, wait_for_step
 
 
 def _losses(workdir):
-    records = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    records = read_metrics(workdir)
     return {record["step"]: record["loss"] for record in records if "loss" in record}
 
 
 @pytest.mark.parametrize("context", [1, 2])
 def test_sigterm_stops_both_and_one_process_goes_on(
-    config, source, tmp_path, compilation_cache, context
+    config, source, tmp_path, start, unused_port, context
 ):
     """Each process has its own images, or both have the same and share them."""
     config.steps = 60
@@ -51,23 +26,8 @@ def test_sigterm_stops_both_and_one_process_goes_on(
     # Slow enough that rounding does not part the runs.
     config.optimizer.learning_rate = 0.01
     config.train.update(checkpoint_every=60, evaluate_every=2)
-    (tmp_path / "arguments").write_bytes(pickle.dumps((config, source)))
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    command = [sys.executable, "-c", _RUN, str(tmp_path / "arguments"), str(tmp_path / "run")]
-    processes = [
-        subprocess.Popen(
-            [*command, address, str(index)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **compilation_cache, "PYTHONPATH": os.pathsep.join(sys.path)},
-        )
-        for index in range(2)
-    ]
-    while not processes[0].stdout.readline().startswith("step 3/"):
-        assert processes[0].poll() is None, processes[0].stderr.read()
+    processes = [start(f"localhost:{unused_port}", str(index)) for index in range(2)]
+    wait_for_step(processes[0], 3)
     processes[1].send_signal(signal.SIGTERM)
     ends = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [0, 0], ends

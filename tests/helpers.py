@@ -1,0 +1,68 @@
+"""What tests in several places share."""
+
+import json
+import os
+import sys
+
+import numpy as np
+from flax.traverse_util import unflatten_dict
+
+from nonlocal_jax.convert import names
+
+# A network with all parts of the published ones, small enough to build in a moment.
+TINY = {
+    "num_classes": 3,
+    "stage_sizes": (1, 2),
+    "strides": (1, 1),
+    "dilations": (1, 1),
+    "width": 8,
+    "head_channels": 8,
+    "head_kernel_size": 1,
+    "auxiliary_channels": 4,
+}
+
+# What is done to an image beside its size, and nothing at all.
+AUGMENTATION = {
+    "scale_range": (0.5, 2.0),
+    "category_max_ratio": 0.75,
+    "flip": 0.5,
+    "photometric": True,
+    "mean": (123.675, 116.28, 103.53),
+}
+NO_AUGMENTATION = AUGMENTATION | {
+    "scale_range": (1.0, 1.0),
+    "category_max_ratio": 1.0,
+    "flip": 0.0,
+    "photometric": False,
+}
+
+
+def random_variables(config, seed=0):
+    """Unlike those of ``init``: blocks are not the identity, no two channels have the same norm."""
+    rng = np.random.default_rng(seed)
+
+    def draw(leaf):
+        if leaf.path.endswith("kernel"):  # features keep their scale
+            return rng.standard_normal(leaf.shape) / np.prod(leaf.shape[:-1]) ** 0.5
+        return rng.uniform(0.5, 1.5, leaf.shape)  # some are variances
+
+    flat = {leaf.path: draw(leaf).astype(np.float32) for leaf in names.leaves(config)}
+    return unflatten_dict(flat, sep="/")
+
+
+def read_metrics(workdir):
+    """The records of ``metrics.jsonl``, in their order."""
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def child_environment(**changes):
+    """The environment of a process that imports what this one does."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **changes}
+
+
+def wait_for_step(process, step):
+    """Reads what a training process prints until it has done so many steps."""
+    for line in process.stdout:
+        if line.startswith("step ") and int(line.split()[1].partition("/")[0]) >= step:
+            return
+    raise AssertionError(process.communicate()[1])
