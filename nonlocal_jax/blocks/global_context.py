@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from nonlocal_jax import ops
 from nonlocal_jax.blocks import init
+from nonlocal_jax.blocks.mesh import gather_positions, split_like
 from nonlocal_jax.blocks.norm import NormFn, normalise
 from nonlocal_jax.blocks.positions import (
     check_feature_map,
@@ -99,9 +100,12 @@ class GlobalContextBlock(nn.Module):
         if not self.fusion or set(self.fusion) - set(FUSIONS):
             raise InputError(f"fusion must name some of {FUSIONS}; got {self.fusion!r}")
 
-        z = to_positions(x, self.axes)
-        # Gradients of what NaN passes through are NaN.
-        positions = to_positions(zero_padding(mask, x), self.axes)
+        whole = gather_positions(x)
+        z = positions = to_positions(whole, self.axes)
+        if mask is not None:
+            mask = gather_positions(mask)
+            # Gradients of what NaN passes through are NaN.
+            positions = to_positions(zero_padding(mask, whole), self.axes)
         score = None
         if self.pooling == "attention":
             conv = nn.Dense(1, dtype=self.dtype, kernel_init=init.kaiming_fan_in, name="conv_mask")
@@ -115,4 +119,5 @@ class GlobalContextBlock(nn.Module):
             z = z * jax.nn.sigmoid(transform(name="channel_mul_conv")(context, train=train))
         if "add" in self.fusion:
             z = z + transform(name="channel_add_conv")(context, train=train)
-        return from_positions(z.astype(x.dtype), x.shape[1:-1], self.axes)
+        z = from_positions(z.astype(x.dtype), x.shape[1:-1], self.axes)
+        return split_like(z, x)

@@ -19,16 +19,29 @@ def _split_of(x: jax.Array) -> tuple[str | tuple[str, ...] | None, int]:
     mesh = jax.sharding.get_abstract_mesh()
     if AxisType.Manual in mesh.axis_types:
         return None, 1
-    if AxisType.Explicit in mesh.axis_types:
+    if _explicit():
         return jax.typeof(x).sharding.spec[0], 1
     divides = x.shape[0] % mesh.shape.get(DATA, 1) == 0
     return DATA if DATA in mesh.shape and divides else None, mesh.shape.get(CONTEXT, 1)
 
 
+def _explicit() -> bool:
+    return AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types
+
+
 def _place(x: jax.Array, spec: PartitionSpec) -> jax.Array:
-    """Where axes are explicit, x has to lie as ``jax.shard_map`` wants it."""
-    explicit = AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types
-    return jax.sharding.reshard(x, spec) if explicit else x
+    """Where axes are explicit, x has to be moved to where it is wanted."""
+    return jax.sharding.reshard(x, spec) if _explicit() else x
+
+
+def gather_positions(x: jax.Array) -> jax.Array:
+    """Where axes are explicit, x split by its batch alone: nothing else is inferred for it."""
+    return _place(x, PartitionSpec(*jax.typeof(x).sharding.spec[:1]))
+
+
+def split_like(y: jax.Array, x: jax.Array) -> jax.Array:
+    """Where axes are explicit, y split as x is."""
+    return _place(y, jax.typeof(x).sharding.spec)
 
 
 def _pad(x: jax.Array, axis: int, multiple: int) -> jax.Array:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from nonlocal_jax import ops
 from nonlocal_jax.blocks import init
-from nonlocal_jax.blocks.mesh import over_mesh
+from nonlocal_jax.blocks.mesh import gather_positions, over_mesh, split_like
 from nonlocal_jax.blocks.norm import BatchNorm, NormFn, normalise
 from nonlocal_jax.blocks.positions import (
     check_feature_map,
@@ -37,8 +37,8 @@ class NonLocalBlock(nn.Module):
     a norm, and nothing follows the sum. The block is the identity at the start: the norm's scale,
     or W where there is no norm, begins at zero.
 
-    Under a mesh (``jax.set_mesh``) with axes "data" and "context", the batch is split over the one
-    and the positions of an image over the other, see ``blocks.mesh``.
+    Under a mesh (``jax.set_mesh``) with Auto axes "data" and "context", the batch is split over the
+    one and the positions of an image over the other, see ``blocks.mesh``.
 
     With ``mutable=["intermediates"]`` the softmax modes give ``query`` and ``key`` as they enter
     the softmax: ``ops.attention_weights(query[..., i, :][..., None, :], key)`` is where i looks.
@@ -79,7 +79,10 @@ class NonLocalBlock(nn.Module):
           InputError: a shape or an attribute does not fit.
         """
         self._check(x, mask)
-        shortcut, x = x, zero_padding(mask, x)  # gradients of what NaN passes through are NaN
+        shortcut, x = x, gather_positions(x)
+        if mask is not None:
+            mask = gather_positions(mask)
+            x = zero_padding(mask, x)  # gradients of what NaN passes through are NaN
         width = max(x.shape[-1] // self.reduction, 1)
         conv = functools.partial(
             nn.Dense, width, dtype=self.dtype, kernel_init=nn.initializers.normal(0.01)
@@ -107,7 +110,7 @@ class NonLocalBlock(nn.Module):
         if self.norm is not None:
             norm = self.norm(name="norm", dtype=self.dtype, scale_init=nn.initializers.zeros)
             y = normalise(norm, y, train=train, mask=mask)
-        return shortcut + y.astype(x.dtype)
+        return shortcut + split_like(y.astype(x.dtype), shortcut)
 
     def _check(self, x: jax.Array, mask: jax.Array | None) -> None:
         check_feature_map(x, self.axes, mask)

@@ -54,17 +54,22 @@ for block, shape, mask, contexts in (
         for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
             error = jnp.max(jnp.abs(a - b)) / largest
             assert a.dtype == b.dtype == np.float64 and error <= 1e-10, (block, context, error)
-# Explicit axes, of any name: the batch stays as it is split. Maps large enough to be chunked.
+# Explicit axes, of any name: results are split as x is. Maps large enough to be chunked.
 x = rng.standard_normal((8, 46, 46, 4))
+axis_types = (jax.sharding.AxisType.Explicit,) * 2
+explicit = jax.make_mesh((4, 2), ("batch", "rows"), axis_types=axis_types)
 for block in (NL(), NL(mode="concatenation"), DNL(), blocks.GlobalContextBlock()):
     variables = block.init(jax.random.key(0), x[:1])
     apply = lambda variables, x: block.apply(variables, x, train=True, mutable=["batch_stats"])[0]
     variables = jax.tree.map(lambda leaf: 0.5 + rng.random(leaf.shape), variables)
     one = jax.jit(apply)(variables, x)
-    explicit = jax.make_mesh((8,), ("batch",), axis_types=(jax.sharding.AxisType.Explicit,))
-    with jax.set_mesh(explicit):
-        other = jax.jit(apply)(variables, jax.device_put(x, jax.P("batch")))
-    assert jnp.max(jnp.abs(jax.device_get(other) - one)) <= 1e-10 * jnp.max(jnp.abs(one)), block
+    for spec in (jax.P("batch"), jax.P("batch", "rows"), jax.P(None, "rows")):
+        with jax.set_mesh(explicit):
+            split = jax.device_put(x, spec)
+            other = jax.jit(apply)(variables, split)
+        error = jnp.max(jnp.abs(jax.device_get(other) - one)) / jnp.max(jnp.abs(one))
+        assert other.sharding.is_equivalent_to(split.sharding, x.ndim), (block, spec)
+        assert error <= 1e-10, (block, spec, error)
 """
 
 
