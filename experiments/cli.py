@@ -78,14 +78,19 @@ def use_tpu_compiler() -> None:
     jax.config.update("jax_platforms", "cpu")
 
 
-def run(main: Callable[[list[str]], None]) -> None:
-    """Runs ``main`` with the parsed arguments; exits 0 only if it returns."""
+def run(main: Callable[[list[str]], None], *, positional: bool = False) -> None:
+    """Runs ``main`` with the parsed arguments; exits 0 only if it returns.
+
+    Arguments that are no flags are refused unless ``main`` takes ``positional`` ones.
+    """
     # The commands' own lines are what counts: of libraries, warnings alone.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
     logging.set_verbosity(logging.WARNING)
 
     def guarded(arguments: list[str]) -> None:
         try:
+            if arguments[1:] and not positional:
+                raise InputError(f"{arguments[1]!r} is no flag: options start with two dashes")
             main(arguments)
         except _INPUT_ERRORS as error:
             fail(error)

@@ -100,4 +100,4 @@ def _read_file(path: pathlib.Path) -> tuple[pathlib.Path, np.ndarray | InputErro
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, positional=True)

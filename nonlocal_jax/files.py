@@ -19,6 +19,8 @@ def make_directory(path: PathLike) -> pathlib.Path:
     Raises:
       InputError: it cannot.
     """
+    if not os.fspath(path):
+        raise InputError("the name of the directory is empty")
     directory = pathlib.Path(path)
     try:
         directory.mkdir(parents=True, exist_ok=True)

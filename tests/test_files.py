@@ -4,7 +4,7 @@ import pathlib
 import pytest
 
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.files import replacing, write_file
+from nonlocal_jax.files import make_directory, replacing, write_file
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path):
@@ -62,3 +62,8 @@ def test_a_full_disk_costs_nothing_that_was_there(tmp_path, monkeypatch):
         write_file(path, b"new")
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["a"]
+
+
+def test_no_name_is_not_the_current_directory():
+    with pytest.raises(InputError, match="empty"):
+        make_directory("")

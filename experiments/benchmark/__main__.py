@@ -121,7 +121,10 @@ def _forms(cases: Sequence[Case], torch: bool) -> dict[Case, list[str]]:
     wanted = _choices(_FORMS, list(known)) or [
         form for form in known if form == "ours_dense" or not form.startswith("ours_")
     ]
-    wanted = [form for form in wanted if torch or not form.startswith("torch_")]
+    if not torch:
+        if asked := [form for form in _FORMS.value if form.startswith("torch_")]:
+            raise InputError(f"--forms={','.join(asked)} needs PyTorch on this device")
+        wanted = [form for form in wanted if not form.startswith("torch_")]
     return {case: [form for form in wanted if form in case.forms()] for case in cases}
 
 
@@ -207,4 +210,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, positional=True)

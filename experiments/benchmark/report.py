@@ -3,6 +3,7 @@
 import math
 import pathlib
 import statistics
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -107,7 +108,8 @@ def _series(
     for r in sorted(results, key=lambda r: r["positions"]):
         if r["backward"] == gradient and "note" not in r:
             value = r[quantity] if quantity == "peak_mib" else 1e3 * statistics.median(r[quantity])
-            series.setdefault(r["form"], []).append((r["positions"], value))
+            if value > 0:  # the axis is logarithmic
+                series.setdefault(r["form"], []).append((r["positions"], value))
     return series
 
 
@@ -146,7 +148,8 @@ def plot(report: Mapping[str, Any], path: pathlib.Path) -> None:
 
     results = report["results"]
     names = list(dict.fromkeys(r["name"] for r in results))
-    quantities = {report["clock"]: "time, ms", "peak_mib": "peak memory, MiB"}
+    time = "CPU time, ms" if report["clock"] == "cpu_seconds" else "time, ms"
+    quantities = {report["clock"]: time, "peak_mib": "peak memory, MiB"}
     quantities = {q: label for q, label in quantities.items() if any(q in r for r in results)}
     columns = min(_COLUMNS, len(names))
     rows = len(quantities) * math.ceil(len(names) / columns)
@@ -166,7 +169,9 @@ def plot(report: Mapping[str, Any], path: pathlib.Path) -> None:
         axis.set_visible(axis.has_data())
     figure.align_ylabels()
     mode = [r["mode"] for r in sorted(results, key=lambda r: r["backward"])][-1]
-    figure.suptitle(f"{mode}; {report['device']}; {report['settings']}", fontsize=10)
+    title = f"{mode}; {report['device']}; {report['settings']}"
+    characters = round(13 * figure.get_figwidth())  # that fit at this size
+    figure.suptitle(textwrap.fill(title, characters), fontsize=10)
     figure.legend(
         lines.values(), lines, loc="outside lower center", ncols=max(1, len(lines)), frameon=False
     )

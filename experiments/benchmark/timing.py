@@ -41,7 +41,7 @@ def paired(programs: Mapping[str, tuple[Program, int]], repeats: int) -> dict[st
     """Samples of programs with their numbers of calls: one of each, in turns, ``repeats`` times."""
     samples = {name: [] for name in programs}
     names = list(programs)
-    for turn in range(repeats):
+    for turn in range(repeats if names else 0):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
             samples[name].append(_sample(*programs[name]))

@@ -91,6 +91,8 @@ def test_a_form_that_does_not_fit_or_fails_is_left_out(monkeypatch):
     assert len(ours["wall_seconds"]) == 1
     assert dense["note"] == "not run: its N x N matrices do not fit"
     assert reassociated["note"] == "not run: RuntimeError: no compiler"
+    (alone,) = runner.run(case, ["ours_reassociated"], repeats=1, memory=False)
+    assert alone == reassociated
 
 
 def test_no_matrix_no_limit():
