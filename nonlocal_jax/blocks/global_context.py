@@ -101,11 +101,10 @@ class GlobalContextBlock(nn.Module):
             raise InputError(f"fusion must name some of {FUSIONS}; got {self.fusion!r}")
 
         whole = gather_positions(x)
-        z = positions = to_positions(whole, self.axes)
         if mask is not None:
             mask = gather_positions(mask)
-            # Gradients of what NaN passes through are NaN.
-            positions = to_positions(zero_padding(mask, whole), self.axes)
+            whole = zero_padding(mask, whole)  # gradients of what NaN passes through are NaN
+        z = positions = to_positions(whole, self.axes)
         score = None
         if self.pooling == "attention":
             conv = nn.Dense(1, dtype=self.dtype, kernel_init=init.kaiming_fan_in, name="conv_mask")

@@ -41,7 +41,8 @@ class NonLocalBlock(nn.Module):
     one and the positions of an image over the other, see ``blocks.mesh``.
 
     With ``mutable=["intermediates"]`` the softmax modes give ``query`` and ``key`` as they enter
-    the softmax: ``ops.attention_weights(query[..., i, :][..., None, :], key)`` is where i looks.
+    the softmax, each in a tuple of one. Of these arrays
+    ``ops.attention_weights(query[..., i, :][..., None, :], key)`` is where i looks.
 
     Attributes:
       mode: "gaussian" exp(x_i . x_j) (eq. 2), "embedded_gaussian" exp(theta_i . phi_j) (eq. 3),

@@ -71,7 +71,7 @@ def _split_rows(x: jax.Array, axis: int, most: int) -> jax.Array:
 def _join_rows(x: jax.Array, axis: int, n: int) -> jax.Array:
     """The inverse of ``_split_rows``."""
     x = jnp.moveaxis(x, 0, axis)
-    x = x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+    x = x.reshape(*x.shape[:axis], x.shape[axis] * x.shape[axis + 1], *x.shape[axis + 2 :])
     return jax.lax.slice_in_dim(x, 0, n, axis=axis)
 
 

@@ -32,6 +32,7 @@ def _prefix_sums(x: jax.Array) -> jax.Array:
 @functools.partial(jnp.vectorize, signature="(n),(m),(m,d)->(n,d),(n,d)")
 def _active_sums(a: jax.Array, b: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
     """sum_j [a_i + b_j > 0] v_j and sum_j ReLU(a_i + b_j) v_j for every i."""
+    b = jnp.maximum(b, -jnp.max(a))  # what is never active must not move the mean
     # a + b = (a + c) + (b - c): with c the mean of b, large scores of opposite sign cancel here
     # and not in the sums.
     c = jnp.mean(b)

@@ -260,7 +260,7 @@ def test_what_does_not_fit_is_refused(block, shape, message):
         ),
         *(NonLocalBlock(norm=norm) for norm in (GROUPS, nn.InstanceNorm, nn.LayerNorm, nn.RMSNorm)),
         GlobalContextBlock(),
-        GlobalContextBlock(pooling="average"),
+        GlobalContextBlock(pooling="average", fusion=("multiply", "add")),
     ],
 )
 def test_padding_is_as_if_it_were_not_there(x64, block):

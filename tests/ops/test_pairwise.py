@@ -372,3 +372,17 @@ def test_unknown_implementation_is_refused():
 def test_score_must_fit_the_positions():
     with pytest.raises(ValueError, match=r"x.shape\[:-1\] = \(2, 5\); got \(2, 4\)"):
         ops.context_pool(jnp.zeros((2, 5, 3)), jnp.zeros((2, 4)))
+
+
+def test_a_key_of_very_low_score_leaves_the_others_alone():
+    rng = np.random.default_rng(0)
+    a, b, g = (jnp.asarray(rng.standard_normal(s), jnp.float32) for s in (600, 600, (600, 2)))
+    b = b.at[5].set(-1e9)
+    expected = ops.concatenation(a, b, g, implementation="dense")
+    actual = ops.concatenation(a, b, g, implementation="sorted")
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-6 * jnp.max(jnp.abs(expected)))
+
+
+def test_an_empty_batch():
+    x = jnp.zeros((0, 300, 4))
+    assert ops.softmax_attention(x, x, x, implementation="chunked").shape == x.shape
