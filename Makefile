@@ -33,7 +33,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 
 # An environment of its own beside `.venv`, from requirements-NAME.txt.
-.venv-%/.ready: requirements-%.txt
+.venv-%/.ready: requirements-%.txt requirements.txt
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet -r $<
 	touch $@

@@ -177,8 +177,8 @@ class ResNet(nn.Module):
             raise InputError(
                 f"insert_position must be one of {INSERT_POSITIONS}; got {self.insert_position!r}"
             )
-        if self.width < 2 or self.width % 2:
-            raise InputError(f"width must be even, half of it is the stem's; got {self.width}")
+        if self.width < 2:
+            raise InputError(f"width must be at least 2, the stem has half; got {self.width}")
         stages = self.stage_sizes, self.strides, self.dilations
         if len(set(map(len, stages))) > 1:
             raise InputError(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from nonlocal_jax import ops
 from nonlocal_jax.blocks import init
-from nonlocal_jax.blocks.mesh import gather_positions, split_like
+from nonlocal_jax.blocks.mesh import block_input, split_like
 from nonlocal_jax.blocks.norm import NormFn, normalise
 from nonlocal_jax.blocks.positions import (
     check_feature_map,
@@ -17,7 +17,6 @@ from nonlocal_jax.blocks.positions import (
     to_positions,
 )
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.ops.numerics import zero_padding
 
 # PyTorch's LayerNorm: epsilon 1e-5 (Flax has 1e-6), variance in two passes.
 LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-5, use_fast_variance=False)
@@ -59,8 +58,8 @@ class GlobalContextBlock(nn.Module):
 
     GCNet (arXiv:1904.11492) eq. 5, in the convention of mmcv's ``ContextBlock``: the context is
     taken of x itself, the norm is over the channels of t, and with both fusions the multiplication
-    comes first. W2 starts at zero: with "add" alone the block starts as the
-    identity, and a gate of "multiply" starts at one half.
+    comes first. W2 starts at zero: with "add" alone the block starts as the identity, and a gate of
+    "multiply" starts at one half.
 
     The rest of the family of GCNet's section 3: ``ratio=None`` has one linear map in the place of t
     (simplified non-local, eq. 4); ``pooling="average", fusion=("multiply",), norm=None`` is
@@ -100,10 +99,7 @@ class GlobalContextBlock(nn.Module):
         if not self.fusion or set(self.fusion) - set(FUSIONS):
             raise InputError(f"fusion must name some of {FUSIONS}; got {self.fusion!r}")
 
-        whole = gather_positions(x)
-        if mask is not None:
-            mask = gather_positions(mask)
-            whole = zero_padding(mask, whole)  # gradients of what NaN passes through are NaN
+        whole, mask = block_input(x, mask)
         z = positions = to_positions(whole, self.axes)
         score = None
         if self.pooling == "attention":

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 
 from nonlocal_jax.mesh import CONTEXT, DATA
+from nonlocal_jax.ops.numerics import zero_padding
 
 
 def _split_of(x: jax.Array) -> tuple[str | tuple[str, ...] | None, int]:
@@ -34,9 +35,15 @@ def _place(x: jax.Array, spec: PartitionSpec) -> jax.Array:
     return jax.sharding.reshard(x, spec) if _explicit() else x
 
 
-def gather_positions(x: jax.Array) -> jax.Array:
-    """Where axes are explicit, x split by its batch alone: nothing else is inferred for it."""
-    return _place(x, PartitionSpec(*jax.typeof(x).sharding.spec[:1]))
+def block_input(x: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
+    """What a block sees of ``[B, *S, C]`` and its mask ``[B, *S]``: zeros where x is padding.
+
+    Gradients of what NaN passes through are NaN, even if nothing looks there. Where axes are
+    explicit, only the batch stays split: contractions over split positions are refused.
+    """
+    spec = PartitionSpec(*jax.typeof(x).sharding.spec[:1])
+    mask = None if mask is None else _place(mask, spec)
+    return zero_padding(mask, _place(x, spec)), mask
 
 
 def split_like(y: jax.Array, x: jax.Array) -> jax.Array:

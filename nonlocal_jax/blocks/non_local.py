@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from nonlocal_jax import ops
 from nonlocal_jax.blocks import init
-from nonlocal_jax.blocks.mesh import gather_positions, over_mesh, split_like
+from nonlocal_jax.blocks.mesh import block_input, over_mesh, split_like
 from nonlocal_jax.blocks.norm import BatchNorm, NormFn, normalise
 from nonlocal_jax.blocks.positions import (
     check_feature_map,
@@ -20,7 +20,7 @@ from nonlocal_jax.blocks.positions import (
     to_positions,
 )
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.ops.numerics import at_least_float32, zero_padding
+from nonlocal_jax.ops.numerics import at_least_float32
 
 MODES = ("gaussian", "embedded_gaussian", "dot_product", "concatenation")
 SUB_SAMPLES = (False, True, "after", "before")
@@ -80,10 +80,8 @@ class NonLocalBlock(nn.Module):
           InputError: a shape or an attribute does not fit.
         """
         self._check(x, mask)
-        shortcut, x = x, gather_positions(x)
-        if mask is not None:
-            mask = gather_positions(mask)
-            x = zero_padding(mask, x)  # gradients of what NaN passes through are NaN
+        shortcut = x
+        x, mask = block_input(x, mask)
         width = max(x.shape[-1] // self.reduction, 1)
         conv = functools.partial(
             nn.Dense, width, dtype=self.dtype, kernel_init=nn.initializers.normal(0.01)

@@ -256,15 +256,16 @@ def concatenation(
     Raises:
       InputError: the shapes do not fit, or the implementation is unknown.
     """
-    leading, m = g.shape[:-2], g.shape[-2:-1]
-    if theta_score.shape[:-1] != leading or phi_score.shape != leading + m:
+    leading, n, m = g.shape[:-2], theta_score.shape[-1:], g.shape[-2:-1]
+    fits = theta_score.shape == leading + n and phi_score.shape == leading + m
+    if not (fits and n and m and all(n + m)):
         raise InputError(
-            "need theta_score [..., N], phi_score [..., M], g [..., M, D]; got theta_score "
-            f"{theta_score.shape}, phi_score {phi_score.shape}, g {g.shape}"
+            "need theta_score [..., N], phi_score [..., M], g [..., M, D], at least one query and "
+            f"one key; got theta_score {theta_score.shape}, phi_score {phi_score.shape}, "
+            f"g {g.shape}"
         )
     check_mask(mask, phi_score.shape)
     theta_score, phi_score = theta_score[..., None], phi_score[..., None]
-    check_positions(theta_score, phi_score, g)
     theta_score, phi_score, g, mask = vary_alike(theta_score, phi_score, g, mask)
     phi_score, g = zero_padding(mask, phi_score), zero_padding(mask, g)
     number = count_positions(g, mask, axis_name)
