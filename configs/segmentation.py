@@ -111,7 +111,7 @@ def _demo(name: str) -> ConfigDict:
     """A shallow network whose receptive field, 31 of 64 pixels, reaches a flag's rim at most.
 
     A segmentation task on real handwritten digits, see ``nonlocal_jax.data.digits_flag``: the shape
-    of the far flag of its colour is a digit's class.
+    of the far flag of its color is a digit's class.
     """
     config = _common(name, block=_DEMO_BLOCKS[name], num_classes=3, steps=600)
     config.model.update(
@@ -171,7 +171,7 @@ def _common(name: str, *, block: str, num_classes: int, steps: int) -> ConfigDic
                 "avg_non_ignore": False,
             },
             "data": {
-                # RGB, in units of 8-bit grey levels.
+                # RGB, in units of 8-bit gray levels.
                 "mean": (123.675, 116.28, 103.53),
                 "std": (58.395, 57.12, 57.375),
             },

@@ -13,7 +13,7 @@ import pathlib
 from absl import flags
 
 from experiments import cli
-from nonlocal_jax.files import make_directory, write_json
+from nonlocal_jax._files import make_directory, write_json
 
 _CONFIG = cli.define_config()
 _TOPOLOGY = flags.DEFINE_string(

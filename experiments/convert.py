@@ -25,7 +25,7 @@ _SOURCE = flags.DEFINE_string("source", None, "checkpoint to read", required=Tru
 _OUTPUT = flags.DEFINE_string("output", None, "file to write", required=True)
 _REVERSE = flags.DEFINE_boolean("reverse", False, "write a .pth for PyTorch")
 _REINIT_HEAD = flags.DEFINE_boolean(
-    "reinit_head", False, "initialise the classifiers instead of reading them"
+    "reinit_head", False, "initialize the classifiers instead of reading them"
 )
 
 

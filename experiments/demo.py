@@ -4,7 +4,7 @@
     python -m experiments.demo --seeds=0,1,2    (the table of the README)
 
 Trains the same small network with a non-local block and without one on the embedded dataset
-``digits_flag``: the shape of the far flag of its colour is a digit's class. Prints both mIoU and
+``digits_flag``: the shape of the far flag of its color is a digit's class. Prints both mIoU and
 writes DIR/metrics.json, DIR/pictures.png and a work directory of each run. The same command again
 goes on where it was stopped.
 
@@ -24,8 +24,8 @@ from matplotlib.figure import Figure
 
 from configs import segmentation
 from experiments import cli
-from nonlocal_jax import create_model, data, evaluation, train
-from nonlocal_jax.files import make_directory, write_file, write_json
+from nonlocal_jax import create_model, data, evaluation, train, visualize
+from nonlocal_jax._files import make_directory, write_file, write_json
 
 _OUTPUT = flags.DEFINE_string("output", "demo", "directory for everything that is written")
 _SEEDS = flags.DEFINE_list("seeds", [], "train all four networks once for each of these seeds")
@@ -108,18 +108,18 @@ def _draw(networks: Mapping[str, tuple], path: pathlib.Path) -> None:
             name: evaluation.predict(apply_fns[name], image, protocols[name]) for name in networks
         }
         pixel = _choose_pixel(label, *predictions.values())
-        images = data.normalise(image[None], config.data.mean, config.data.std)
-        weights = evaluation.attention_map(model, variables, images, pixel)
+        images = data.normalize(image[None], config.data.mean, config.data.std)
+        weights = visualize.attention_map(model, variables, images, pixel)
         enlarged = _enlarge(image)
         scale = enlarged.shape[0] / image.shape[0]
-        centre = tuple(int((p + 0.5) * scale) for p in pixel)
+        center = tuple(int((p + 0.5) * scale) for p in pixel)
         pictures = [
             image,
             *(
-                evaluation.colour_overlay(image, labels, palette, alpha=0.85)
+                visualize.color_overlay(image, labels, palette, alpha=0.85)
                 for labels in (label, *predictions.values())
             ),
-            evaluation.attention_overlay(enlarged, weights, centre),
+            visualize.attention_overlay(enlarged, weights, center),
         ]
         for axis, picture, title in zip(axes[row], pictures, columns, strict=True):
             axis.imshow(picture, interpolation="nearest")

@@ -17,7 +17,7 @@ from absl import flags
 
 from experiments import cli
 from nonlocal_jax import data, evaluation
-from nonlocal_jax.files import make_directory, write_json
+from nonlocal_jax._files import make_directory, write_json
 from nonlocal_jax.train.checkpoint import load_variables
 
 _CONFIG = cli.define_config()

@@ -1,4 +1,4 @@
-"""Segments images: a label map and a coloured overlay for each.
+"""Segments images: a label map and a colored overlay for each.
 
     python -m experiments.predict --checkpoint=PATH --output=DIR IMAGE... \\
         --config=configs/segmentation.py:nonlocal_r50-d8_512x1024_40k_cityscapes
@@ -6,9 +6,9 @@
 PATH is a training work directory, one saved step in it, or a .safetensors file. IMAGE is a PNG or
 JPEG of any size, or a directory of them. For street.jpg DIR gets
 
-    street_labels.png    8-bit grey at the size of the image: the value of a pixel is the index of
+    street_labels.png    8-bit gray at the size of the image: the value of a pixel is the index of
                          its class, from 0, in the order of the dataset's classes
-    street_overlay.png   the image tinted in the colours of the classes, a legend underneath
+    street_overlay.png   the image tinted in the colors of the classes, a legend underneath
 
 The protocol is the published one of the experiment; --multi_scale averages over its scales and
 flips. An image that cannot be read does not stop the others: it is reported at the end, and the
@@ -24,10 +24,10 @@ import numpy as np
 from absl import flags
 
 from experiments import cli
-from nonlocal_jax import create_model, data, evaluation
+from nonlocal_jax import create_model, data, evaluation, visualize
+from nonlocal_jax._files import make_directory
+from nonlocal_jax._progress import progress
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.files import make_directory
-from nonlocal_jax.progress import progress
 from nonlocal_jax.train.checkpoint import load_variables
 
 _CONFIG = cli.define_config()
@@ -58,8 +58,8 @@ def main(arguments: list[str]) -> None:
             errors.append(image)
             continue
         labels = evaluation.predict(apply_fn, image, protocol)
-        overlay = evaluation.colour_overlay(image, labels, info.palette)
-        overlay = evaluation.add_legend(overlay, labels, info.classes, info.palette)
+        overlay = visualize.color_overlay(image, labels, info.palette)
+        overlay = visualize.add_legend(overlay, labels, info.classes, info.palette)
         data.write_png(directory / f"{path.stem}_labels.png", labels)
         data.write_png(directory / f"{path.stem}_overlay.png", overlay)
     if errors:

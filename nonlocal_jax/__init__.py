@@ -17,10 +17,13 @@ _SUBMODULES = (
     "errors",
     "evaluation",
     "heads",
-    "mesh",
+    "layers",
     "models",
     "ops",
+    "sharding",
+    "tasks",
     "train",
+    "visualize",
 )
 
 __all__ = ["blocks", "convert", "create_model", "data", "evaluation", "models", "ops", "train"]

@@ -53,9 +53,9 @@ def libtpu():
 def on_devices():
     """Runs a program in a process with so many CPU devices, float64 on; gives what it prints."""
 
-    def run(program: str, devices: int, *, optimise: bool = False) -> str:
+    def run(program: str, devices: int, *, optimize: bool = False) -> str:
         flags = f"--xla_force_host_platform_device_count={devices}"
-        if not optimise:  # computes the same and compiles in half the time
+        if not optimize:  # computes the same and compiles in half the time
             flags += " --xla_backend_optimization_level=0"
         done = subprocess.run(
             [sys.executable, "-W", "error", "-c", program],

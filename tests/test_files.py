@@ -3,8 +3,8 @@ import pathlib
 
 import pytest
 
+from nonlocal_jax._files import make_directory, replacing, write_file
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.files import make_directory, replacing, write_file
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path):

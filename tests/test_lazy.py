@@ -18,11 +18,11 @@ def test_the_train_step_does_without_the_packages_of_data_and_files():
 
 def test_names_are_listed_before_they_are_imported():
     get, names = lazy.names("nonlocal_jax.data", {"no_such_module": ("something",)})
-    assert {"something", "normalise"} <= set(names())
+    assert {"something", "normalize"} <= set(names())
     with pytest.raises(ModuleNotFoundError, match="no_such_module"):
         get("something")
 
 
 def test_a_name_that_is_not_there_is_told_as_ever():
-    with pytest.raises(AttributeError, match=r"'nonlocal_jax\.data' has no attribute 'normalize'"):
-        _ = data.normalize
+    with pytest.raises(AttributeError, match=r"'nonlocal_jax\.data' has no attribute 'normalise'"):
+        _ = data.normalise

@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 
-from nonlocal_jax import progress as progress_module
-from nonlocal_jax.progress import progress
+from nonlocal_jax import _progress as progress_module
+from nonlocal_jax._progress import progress
 
 
 @pytest.fixture

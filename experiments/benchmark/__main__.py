@@ -29,10 +29,10 @@ from absl import flags
 from experiments import cli
 from experiments.benchmark import report, runner
 from experiments.benchmark.cases import BLOCKS, DTYPES, NETWORKS, Case, feature_map
-from experiments.measure import cores
-from experiments.operations import OPERATIONS
+from experiments.benchmark.measure import cores
+from experiments.benchmark.operations import OPERATIONS
+from nonlocal_jax._files import make_directory, replacing, write_file, write_json
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.files import make_directory, replacing, write_file, write_json
 
 _OUTPUT = flags.DEFINE_string("output", None, "directory for the results", required=True)
 _OPERATIONS = flags.DEFINE_list("operations", [*OPERATIONS, *BLOCKS], "of ops: what to measure")

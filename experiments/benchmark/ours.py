@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from configs import segmentation
 from experiments.benchmark.cases import BLOCKS, NETWORKS, Case, Program
-from experiments.operations import OPERATIONS
+from experiments.benchmark.operations import OPERATIONS
 from nonlocal_jax import create_model
 from nonlocal_jax.models.build import BLOCKS as MODULES
 from nonlocal_jax.train import create_optimizer, create_state, make_mesh, make_train_step, to_global
@@ -67,7 +67,7 @@ def _operation(case: Case, options: Mapping[str, str]) -> Program:
 def _block(case: Case, options: Mapping[str, str]) -> Program:
     block = MODULES[BLOCKS[case.name]](dtype=case.dtype, **options)
     (x,) = _random(case, (case.batch_size, *case.size, 2 * case.channels))
-    # It runs once, and optimising it would take longer than that.
+    # It runs once, and optimizing it would take longer than that.
     fast = {"xla_backend_optimization_level": 0}
     variables = jax.jit(block.init, compiler_options=fast)(jax.random.key(0), x)
 

@@ -8,9 +8,9 @@ import torch
 
 from experiments.benchmark import peers
 from experiments.benchmark.cases import BLOCKS, Case, Program
+from experiments.benchmark.measure import cores
+from experiments.benchmark.operations import OPERATIONS
 from experiments.benchmark.ours import network_config
-from experiments.measure import cores
-from experiments.operations import OPERATIONS
 
 DEVICE = "cuda" if jax.default_backend() == "gpu" else "cpu"
 

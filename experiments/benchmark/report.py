@@ -7,8 +7,8 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
-# A form's colour is its own in all panels; PyTorch's are dashed.
-_COLOURS = {
+# A form's color is its own in all panels; PyTorch's are dashed.
+_COLORS = {
     "ours": "#0b4f8a",
     "ours_dense": "#6fb1e0",
     "torch_eager": "#b5301f",
@@ -16,7 +16,7 @@ _COLOURS = {
     "torch_sdpa": "#2f8f4e",
     "torch_reassociated": "#8a6d3b",
 }
-_OTHER_COLOUR = "#7a5ab5"
+_OTHER_COLOR = "#7a5ab5"
 _COLUMNS = 4
 
 
@@ -121,7 +121,7 @@ def _draw(axis: Any, series: Mapping[str, list[tuple[int, float]]]) -> dict[str,
     for form, points in series.items():
         (lines[form],) = axis.plot(
             *zip(*points, strict=True),
-            color=_COLOURS.get(form, _OTHER_COLOUR),
+            color=_COLORS.get(form, _OTHER_COLOR),
             linestyle="--" if form.startswith("torch_") else "-",
             marker="o",
             markersize=4,

@@ -20,7 +20,7 @@ import jax
 
 from experiments.benchmark import ours, timing
 from experiments.benchmark.cases import Case, Program
-from experiments.measure import measure
+from experiments.benchmark.measure import measure
 from nonlocal_jax.errors import first_line
 
 _JSON = "peak: "

@@ -7,9 +7,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from nonlocal_jax.blocks import init
-from nonlocal_jax.blocks.norm import BatchNorm
 from nonlocal_jax.errors import InputError
+from nonlocal_jax.layers import initializers
+from nonlocal_jax.layers.norm import BatchNorm
 from nonlocal_jax.ops import dilated_conv
 
 INSERT_POSITIONS = ("after_residual", "after_conv3")
@@ -31,7 +31,7 @@ def conv(features: int, size: int, *, stride: int = 1, dilation: int = 1, **kwar
         padding=((pad, pad), (pad, pad)),
         kernel_dilation=dilation,
         use_bias=False,
-        kernel_init=init.kaiming_fan_out,
+        kernel_init=initializers.kaiming_fan_out,
         conv_general_dilated_cls=_make_dilated_conv if dilation > 1 and stride == 1 else None,
         **kwargs,
     )

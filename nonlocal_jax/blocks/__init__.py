@@ -2,6 +2,6 @@
 
 from nonlocal_jax.blocks.global_context import GlobalContextBlock
 from nonlocal_jax.blocks.non_local import DisentangledNonLocalBlock, NonLocalBlock
-from nonlocal_jax.blocks.norm import BatchNorm
+from nonlocal_jax.layers.norm import BatchNorm
 
 __all__ = ["BatchNorm", "DisentangledNonLocalBlock", "GlobalContextBlock", "NonLocalBlock"]

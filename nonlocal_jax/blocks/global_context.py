@@ -7,16 +7,16 @@ import jax
 import jax.numpy as jnp
 
 from nonlocal_jax import ops
-from nonlocal_jax.blocks import init
-from nonlocal_jax.blocks.mesh import block_input, split_like
-from nonlocal_jax.blocks.norm import NormFn, normalise
-from nonlocal_jax.blocks.positions import (
+from nonlocal_jax.blocks._mesh import block_input, split_like
+from nonlocal_jax.blocks._positions import (
     check_feature_map,
     from_positions,
     mask_positions,
     to_positions,
 )
 from nonlocal_jax.errors import InputError
+from nonlocal_jax.layers import initializers
+from nonlocal_jax.layers.norm import NormFn, apply_norm
 
 # PyTorch's LayerNorm: epsilon 1e-5 (Flax has 1e-6), variance in two passes.
 LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-5, use_fast_variance=False)
@@ -39,12 +39,12 @@ class _ChannelTransform(nn.Module):
             context = nn.Dense(
                 max(int(channels * self.ratio), 1),
                 dtype=self.dtype,
-                kernel_init=init.torch_default,
-                bias_init=init.torch_default_bias(channels),
+                kernel_init=initializers.torch_default,
+                bias_init=initializers.torch_default_bias(channels),
                 name="conv1",
             )(context)
             if self.norm is not None:
-                context = normalise(self.norm(name="norm", dtype=self.dtype), context, train=train)
+                context = apply_norm(self.norm(name="norm", dtype=self.dtype), context, train=train)
             context = nn.relu(context)
         zeros = nn.initializers.zeros
         return nn.Dense(channels, dtype=self.dtype, kernel_init=zeros, name="conv2")(context)
@@ -103,7 +103,9 @@ class GlobalContextBlock(nn.Module):
         z = positions = to_positions(whole, self.axes)
         score = None
         if self.pooling == "attention":
-            conv = nn.Dense(1, dtype=self.dtype, kernel_init=init.kaiming_fan_in, name="conv_mask")
+            conv = nn.Dense(
+                1, dtype=self.dtype, kernel_init=initializers.kaiming_fan_in, name="conv_mask"
+            )
             score = conv(positions)[..., 0]
         context = ops.context_pool(positions, score, mask=mask_positions(mask, self.axes))
 

@@ -8,10 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from nonlocal_jax import ops
-from nonlocal_jax.blocks import init
-from nonlocal_jax.blocks.mesh import block_input, over_mesh, split_like
-from nonlocal_jax.blocks.norm import BatchNorm, NormFn, normalise
-from nonlocal_jax.blocks.positions import (
+from nonlocal_jax.blocks._mesh import block_input, over_mesh, split_like
+from nonlocal_jax.blocks._positions import (
     check_feature_map,
     from_positions,
     mask_positions,
@@ -20,7 +18,9 @@ from nonlocal_jax.blocks.positions import (
     to_positions,
 )
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.ops.numerics import at_least_float32
+from nonlocal_jax.layers import initializers
+from nonlocal_jax.layers.norm import BatchNorm, NormFn, apply_norm
+from nonlocal_jax.ops._numerics import at_least_float32
 
 MODES = ("gaussian", "embedded_gaussian", "dot_product", "concatenation")
 SUB_SAMPLES = (False, True, "after", "before")
@@ -98,7 +98,7 @@ class NonLocalBlock(nn.Module):
         }
         y = from_positions(self._relate(theta, phi, g, keys, masks), x.shape[1:-1], self.axes)
 
-        w_init = nn.initializers.zeros if self.norm is None else init.kaiming_fan_out
+        w_init = nn.initializers.zeros if self.norm is None else initializers.kaiming_fan_out
         y = nn.Dense(
             x.shape[-1],
             use_bias=self.norm is None,
@@ -108,7 +108,7 @@ class NonLocalBlock(nn.Module):
         )(y)
         if self.norm is not None:
             norm = self.norm(name="norm", dtype=self.dtype, scale_init=nn.initializers.zeros)
-            y = normalise(norm, y, train=train, mask=mask)
+            y = apply_norm(norm, y, train=train, mask=mask)
         return shortcut + split_like(y.astype(x.dtype), shortcut)
 
     def _check(self, x: jax.Array, mask: jax.Array | None) -> None:
@@ -140,7 +140,7 @@ class NonLocalBlock(nn.Module):
             )
         if self.mode == "concatenation":
             shape = (2 * theta.shape[-1], 1)
-            w = self.param("concat_project", init.kaiming_fan_out, shape, jnp.float32)
+            w = self.param("concat_project", initializers.kaiming_fan_out, shape, jnp.float32)
             w_theta, w_phi = jnp.split(w[:, 0].astype(self.dtype or w.dtype), 2)
             operation = functools.partial(ops.concatenation, **options)
             return over_mesh(operation, theta @ w_theta, phi @ w_phi, g, mask=mask)
@@ -192,8 +192,8 @@ class DisentangledNonLocalBlock(NonLocalBlock):
         conv_mask = nn.Dense(
             1,
             dtype=self.dtype,
-            kernel_init=init.torch_default,
-            bias_init=init.torch_default_bias(keys.shape[-1]),
+            kernel_init=initializers.torch_default,
+            bias_init=initializers.torch_default_bias(keys.shape[-1]),
             name="conv_mask",
         )(keys)
         unary = self._key_positions(conv_mask)[..., 0]

@@ -16,9 +16,12 @@ from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 import nonlocal_jax
-from nonlocal_jax.convert import fit, names, torch_file, unpickle
+from nonlocal_jax._files import PathLike, replacing
+from nonlocal_jax.convert import _fit as fit
+from nonlocal_jax.convert import _torch_file as torch_file
+from nonlocal_jax.convert import _unpickle as unpickle
+from nonlocal_jax.convert import names
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.files import PathLike, replacing
 from nonlocal_jax.models import create_model
 
 Arrays = dict[str, np.ndarray]
@@ -42,14 +45,14 @@ def load(
     resumes from; it is left out.
 
     A file without heads (an ImageNet classifier such as torchvision's or resnet50_v1c, a detector)
-    fills the backbone alone. The rest is initialised, and so are blocks inserted in the backbone if
+    fills the backbone alone. The rest is initialized, and so are blocks inserted in the backbone if
     the file has none; a logged warning lists it.
 
     Args:
       path: the file.
       model_config: as for ``create_model``.
-      reinit_head: initialise the classifiers, ``conv_seg`` of both heads, whatever the file has.
-      seed: of what is initialised, as by ``model.init(jax.random.key(seed), ...)``.
+      reinit_head: initialize the classifiers, ``conv_seg`` of both heads, whatever the file has.
+      seed: of what is initialized, as by ``model.init(jax.random.key(seed), ...)``.
 
     Returns:
       ``{"params": ..., "batch_stats": ...}``, nested dicts of float32 numpy arrays.
@@ -275,11 +278,11 @@ def _complete(
     model_config: Mapping[str, Any],
     seed: int,
 ) -> dict[str, Any]:
-    """The variables: values by path, and those of ``fresh`` as initialised."""
+    """The variables: values by path, and those of ``fresh`` as initialized."""
     if fresh:
         trees = fit.listing(_trees(fresh, values))
-        logging.warning("initialised instead of read from %s:%s", source, trees)
-        values = values | _initialise(fresh, model_config, seed)
+        logging.warning("initialized instead of read from %s:%s", source, trees)
+        values = values | _initialize(fresh, model_config, seed)
     return unflatten_dict(values, sep="/")
 
 
@@ -298,7 +301,7 @@ def _trees(fresh: Collection[names.Leaf], kept: Collection[str]) -> Collection[s
     return trees
 
 
-def _initialise(
+def _initialize(
     leaves: Collection[names.Leaf], model_config: Mapping[str, Any], seed: int
 ) -> Arrays:
     model, example = create_model(model_config), names.example_input(model_config)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from nonlocal_jax import lazy
 from nonlocal_jax.data.classes import IGNORE_INDEX, DatasetInfo, get_info
-from nonlocal_jax.data.normalisation import normalise
+from nonlocal_jax.data.normalization import normalize
 
 if TYPE_CHECKING:
     from nonlocal_jax.data.images import (
@@ -27,14 +27,14 @@ __all__ = [
     "keep_ratio_size",
     "list_images",
     "load_source",
-    "normalise",
+    "normalize",
     "read_image",
     "resize_image",
     "train_batches",
     "write_png",
 ]
 
-# Normalisation, a part of the train step, does without OpenCV, Grain and TFDS.
+# Normalization, a part of the train step, does without OpenCV, Grain and TFDS.
 __getattr__, __dir__ = lazy.names(
     __name__,
     {

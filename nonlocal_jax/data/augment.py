@@ -142,13 +142,13 @@ def pad(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Extends image and label at the bottom and on the right to ``size``.
 
-    The label is padded with ``IGNORE_INDEX``, the image with the rounded mean: normalised, that is
+    The label is padded with ``IGNORE_INDEX``, the image with the rounded mean: normalized, that is
     0 but for the rounding (less than 0.01 standard deviations), where mmsegmentation pads with 0.
     """
     bottom, right = (n - extent for n, extent in zip(size, label.shape, strict=True))
     if not (bottom or right):
         return image, label
-    colour = [round(m) for m in mean]
-    image = cv2.copyMakeBorder(image, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value=colour)
+    color = [round(m) for m in mean]
+    image = cv2.copyMakeBorder(image, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value=color)
     label = cv2.copyMakeBorder(label, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value=IGNORE_INDEX)
     return image, label

@@ -1,4 +1,4 @@
-"""Classes and colours of the datasets."""
+"""Classes and colors of the datasets."""
 
 import csv
 import dataclasses
@@ -20,7 +20,7 @@ class DatasetInfo:
     Attributes:
       name: of the dataset.
       classes: names of the classes; the label of a pixel is an index into them.
-      palette: the classes' colours, RGB from 0 to 255.
+      palette: the classes' colors, RGB from 0 to 255.
     """
 
     name: str

@@ -1,12 +1,12 @@
 """``digits_flag``: a segmentation task that only far context decides.
 
 An image holds two flags and four handwritten digits on a dimmed photograph. Each flag is a disc or
-a ring and has a colour of its own; each digit has one of these two colours. It belongs to class 1
-if the flag of its colour is a disc, to class 2 if it is a ring. The flags themselves are background
+a ring and has a color of its own; each digit has one of these two colors. It belongs to class 1
+if the flag of its color is a disc, to class 2 if it is a ring. The flags themselves are background
 (class 0) and lie at least ``MIN_DISTANCE`` pixels away from every digit.
 
-Colours and shapes are drawn independently. What shapes there are, whatever their colours, tells the
-class in the half of the images whose flags are alike; the flag of the digit's own colour tells it
+Colors and shapes are drawn independently. What shapes there are, whatever their colors, tells the
+class in the half of the images whose flags are alike; the flag of the digit's own color tells it
 always; what lies around a digit, never.
 
 The digits and photographs are those that come with scikit-learn: the UCI digits (CC BY 4.0),
@@ -33,7 +33,7 @@ DIGIT_SIZE = 16
 FLAG_SIZE = 15
 # A ring is three pixels wide.
 HOLE_SIZE = 9
-# A receptive field of 31 pixels reaches 15 pixels from its centre: to the rim of the nearest flag,
+# A receptive field of 31 pixels reaches 15 pixels from its center: to the rim of the nearest flag,
 # not into its hole. (Logits of stride 4 that are then interpolated bring in fields up to 4 pixels
 # nearer, and with them holes for 7 % of the digits' pixels, faintly: trained networks without a
 # block stay at chance there as well.)
@@ -43,7 +43,7 @@ _SEED = 1
 _PHOTO_BRIGHTNESS = 0.15
 # Of 255: from here on a pixel belongs to the digit. Low, as thin strokes would be lost at stride 4.
 _LEAST_INK = 24
-_COLOURS = np.array(
+_COLORS = np.array(
     [
         (255, 64, 64),
         (255, 255, 64),
@@ -143,11 +143,11 @@ def draw_example(
     image = photo[top : top + SIZE, left : left + SIZE] * _PHOTO_BRIGHTNESS
     label = np.zeros((SIZE, SIZE), np.uint8)
 
-    colours = rng.permutation(_COLOURS)[:NUM_FLAGS]
+    colors = rng.permutation(_COLORS)[:NUM_FLAGS]
     classes = rng.integers(1, 3, NUM_FLAGS)
     flag_corners, digit_corners = draw_layout(rng)
-    for corner, colour, class_ in zip(flag_corners, colours, classes, strict=True):
-        image[_square(corner, FLAG_SIZE)][_FLAGS[class_]] = colour
+    for corner, color, class_ in zip(flag_corners, colors, classes, strict=True):
+        image[_square(corner, FLAG_SIZE)][_FLAGS[class_]] = color
     for corner, flag in zip(digit_corners, rng.integers(NUM_FLAGS, size=NUM_DIGITS), strict=True):
         place = _square(corner, DIGIT_SIZE)
         ink = cv2.resize(
@@ -158,7 +158,7 @@ def draw_example(
         inked = ink >= _LEAST_INK
         # Half a tint where the pen just touched, so that the pixels of a digit stand out.
         opacity = np.minimum(0.5 + ink / 255, 1)[inked, None]
-        image[place][inked] += opacity * (colours[flag] - image[place][inked])
+        image[place][inked] += opacity * (colors[flag] - image[place][inked])
         label[place][inked] = classes[flag]
     return np.round(image).astype(np.uint8), label
 

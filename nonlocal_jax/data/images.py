@@ -6,8 +6,8 @@ from collections.abc import Iterable
 import cv2
 import numpy as np
 
+from nonlocal_jax._files import PathLike, write_file
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.files import PathLike, write_file
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
 
@@ -15,7 +15,7 @@ SUFFIXES = (".jpeg", ".jpg", ".png")
 def decode_image(data: bytes, name: object) -> np.ndarray:
     """Decodes a PNG or JPEG to RGB, uint8 ``[H, W, 3]``.
 
-    Grey levels and palettes become RGB, 16 bits become 8, an alpha channel is dropped. The
+    Gray levels and palettes become RGB, 16 bits become 8, an alpha channel is dropped. The
     orientation that EXIF may ask for is ignored, as in the published models' data.
 
     Raises:
@@ -25,7 +25,7 @@ def decode_image(data: bytes, name: object) -> np.ndarray:
 
 
 def decode_label(data: bytes, name: object) -> np.ndarray:
-    """Decodes a grey PNG of class indices as it is, uint8 ``[H, W]``.
+    """Decodes a gray PNG of class indices as it is, uint8 ``[H, W]``.
 
     Raises:
       InputError: the bytes are no whole image; the message calls them ``name``.
@@ -77,7 +77,7 @@ def list_images(paths: Iterable[PathLike]) -> list[pathlib.Path]:
 
 
 def encode_png(array: np.ndarray) -> bytes:
-    """Encodes grey ``[H, W]`` or RGB ``[H, W, 3]``, uint8, as PNG.
+    """Encodes gray ``[H, W]`` or RGB ``[H, W, 3]``, uint8, as PNG.
 
     Raises:
       InputError: another shape or type.
@@ -90,7 +90,7 @@ def encode_png(array: np.ndarray) -> bytes:
 
 
 def write_png(path: PathLike, array: np.ndarray) -> None:
-    """Writes grey ``[H, W]`` or RGB ``[H, W, 3]``, uint8; the file appears whole or not at all."""
+    """Writes gray ``[H, W]`` or RGB ``[H, W, 3]``, uint8; the file appears whole or not at all."""
     write_file(path, encode_png(array))
 
 

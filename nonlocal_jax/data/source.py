@@ -16,10 +16,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from nonlocal_jax._files import PathLike
 from nonlocal_jax.data.classes import IGNORE_INDEX, get_info
 from nonlocal_jax.data.images import decode_image, decode_label
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.files import PathLike
 
 SPLITS = ("train", "val")
 # Those of ``DATASETS`` that load_source can read.

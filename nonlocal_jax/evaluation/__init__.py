@@ -1,7 +1,5 @@
 """Inference by the published protocols, metrics, and pictures of what a network does."""
 
-from nonlocal_jax.evaluation.attention import attention_map
-from nonlocal_jax.evaluation.draw import add_legend, attention_overlay, colour_overlay
 from nonlocal_jax.evaluation.inference import (
     inference_fn,
     inference_mesh,
@@ -11,13 +9,9 @@ from nonlocal_jax.evaluation.inference import (
     slide_inference,
 )
 from nonlocal_jax.evaluation.loop import evaluate, evaluator
-from nonlocal_jax.evaluation.metrics import confusion_matrix, markdown_table, summarise
+from nonlocal_jax.evaluation.metrics import confusion_matrix, markdown_table, summarize
 
 __all__ = [
-    "add_legend",
-    "attention_map",
-    "attention_overlay",
-    "colour_overlay",
     "confusion_matrix",
     "evaluate",
     "evaluator",
@@ -28,5 +22,5 @@ __all__ = [
     "multi_scale_inference",
     "predict",
     "slide_inference",
-    "summarise",
+    "summarize",
 ]

@@ -1,6 +1,6 @@
 """Inference by the protocols that the published numbers were measured with.
 
-Everywhere ``apply_fn`` maps normalised RGB images ``[B, H, W, 3]`` to logits
+Everywhere ``apply_fn`` maps normalized RGB images ``[B, H, W, 3]`` to logits
 ``[B, H', W', classes]``; logits of another size than the images are resized to it. Give a compiled
 function, as ``inference_fn`` makes: ``jax.jit`` keeps one program for every size of input, so a
 dataset whose images differ in size compiles for each new size. JAX keeps these programs from run
@@ -19,14 +19,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from nonlocal_jax import ops
-from nonlocal_jax.data import keep_ratio_size, normalise, resize_image
+from nonlocal_jax.data import keep_ratio_size, normalize, resize_image
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.mesh import make_mesh, replicated, split_images, use_mesh
-from nonlocal_jax.ops.numerics import at_least_float32
+from nonlocal_jax.ops._numerics import at_least_float32
+from nonlocal_jax.sharding import make_mesh, replicated, split_images, use_mesh
 
 ApplyFn = Callable[[jax.Array], jax.Array]
 
-# Of ImageNet, RGB, in units of 8-bit grey levels.
+# Of ImageNet, RGB, in units of 8-bit gray levels.
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
 
@@ -126,7 +126,7 @@ def slide_inference(
 
     Args:
       apply_fn: see above.
-      images: normalised RGB ``[B, H, W, 3]``.
+      images: normalized RGB ``[B, H, W, 3]``.
       crop: (height, width) of a window.
       stride: (vertical, horizontal) distance of windows, at most ``crop``.
       align_corners: convention of the resize of a window's logits to the window's size.
@@ -187,7 +187,7 @@ def multi_scale_inference(
 
     The test-time augmentation of mmsegmentation 0.x, "ms+flip" in its tables. For each ratio r the
     8-bit image is resized by OpenCV (bilinear, not antialiased), keeping its proportions, to fit
-    (int(r * width), int(r * height)) of ``base_size``; then normalised, passed through the network
+    (int(r * width), int(r * height)) of ``base_size``; then normalized, passed through the network
     as a whole or in windows, and the logits are resized to the image's own size, softmax after.
     Averaged are probabilities, not logits. ``ratios=(1.0,), flip=False`` is the plain protocol:
     the logits are still resized twice, to the network's input and then to the image.
@@ -203,8 +203,8 @@ def multi_scale_inference(
       crop: (height, width) of the windows of ``slide_inference``; None passes images whole.
       stride: (vertical, horizontal) distance of the windows.
       align_corners: convention of every resize of logits.
-      mean: of the channels, in 8-bit grey levels.
-      std: of the channels, in 8-bit grey levels.
+      mean: of the channels, in 8-bit gray levels.
+      std: of the channels, in 8-bit gray levels.
 
     Returns:
       ``[H, W, classes]``, summing to one over the classes.
@@ -228,7 +228,7 @@ def multi_scale_inference(
         resized = resize_image(image, keep_ratio_size(size, scale))
         for flipped in (False, True) if flip else (False,):
             images = resized[None, :, ::-1] if flipped else resized[None]
-            images = normalise(images, mean, std, dtype=float)
+            images = normalize(images, mean, std, dtype=float)
             if crop is None:
                 logits = ops.resize(
                     jnp.asarray(apply_fn(images)), images.shape[1:3], align_corners=align_corners

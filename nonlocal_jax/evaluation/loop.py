@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nonlocal_jax._progress import progress
 from nonlocal_jax.data import IGNORE_INDEX
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.evaluation.inference import (
@@ -21,10 +22,9 @@ from nonlocal_jax.evaluation.metrics import (
     check_labels,
     confusion_matrix,
     sum_over_processes,
-    summarise,
+    summarize,
 )
 from nonlocal_jax.models import create_model
-from nonlocal_jax.progress import progress
 
 # Examples are read and decoded by this many threads while the device works.
 _READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
@@ -54,7 +54,7 @@ def evaluate(
       protocol: keyword arguments of ``multi_scale_inference``, see ``inference_protocol``.
 
     Returns:
-      See ``summarise``.
+      See ``summarize``.
 
     Raises:
       InputError: there is no example, or a label does not fit its image or the classes.
@@ -81,7 +81,7 @@ def evaluate(
         total += np.asarray(
             _confusion_matrix(jnp.asarray(labels), predictions, num_classes, ignore_index)
         )
-    return summarise(sum_over_processes(total))
+    return summarize(sum_over_processes(total))
 
 
 def evaluator(

@@ -75,7 +75,7 @@ def sum_over_processes(confusion: np.ndarray) -> np.ndarray:
     return gathered.view(np.int64).sum(axis=0)
 
 
-def summarise(confusion: np.ndarray) -> dict[str, Any]:
+def summarize(confusion: np.ndarray) -> dict[str, Any]:
     """The metrics of a confusion matrix, as fractions of one.
 
       IoU_c = n_cc / (sum_j n_cj + sum_j n_jc - n_cc)      accuracy_c = n_cc / sum_j n_cj

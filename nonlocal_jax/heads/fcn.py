@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from nonlocal_jax.backbones.resnet import conv
-from nonlocal_jax.blocks.norm import BatchNorm
+from nonlocal_jax.layers.norm import BatchNorm
 
 
 class ConvNorm(nn.Module):

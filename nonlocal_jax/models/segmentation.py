@@ -28,7 +28,7 @@ class SegmentationNet(nn.Module):
     def __call__(
         self, images: jax.Array, *, train: bool = False
     ) -> jax.Array | tuple[jax.Array, jax.Array]:
-        """Maps normalised RGB ``[B, H, W, 3]`` to logits, at least float32.
+        """Maps normalized RGB ``[B, H, W, 3]`` to logits, at least float32.
 
         Returns:
           ``[B, H, W, classes]`` at inference; in training the logits of the decode and of the
@@ -38,7 +38,7 @@ class SegmentationNet(nn.Module):
           InputError: ``images`` is not ``[B, H, W, 3]``.
         """
         if images.ndim != 4 or images.shape[-1] != 3:
-            raise InputError(f"need normalised RGB images [B, H, W, 3]; got {images.shape}")
+            raise InputError(f"need normalized RGB images [B, H, W, 3]; got {images.shape}")
         *_, before, last = self.backbone(images, train=train)
         logits = self.decode_head(last, train=train)
         if train or self.is_initializing():

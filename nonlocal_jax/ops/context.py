@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.ops.numerics import (
+from nonlocal_jax.ops._numerics import (
     at_least_float32,
     check_mask,
     count_positions,

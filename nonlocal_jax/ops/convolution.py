@@ -1,7 +1,7 @@
 """Dilated convolution whose weight gradient is a small convolution on GPUs as well.
 
 The weight gradient of a dilated convolution slides the whole map of dy over x, dilation pixels at
-a time. XLA for NVIDIA GPUs does not recognise it: in place of cuDNN's backward filter it calls a
+a time. XLA for NVIDIA GPUs does not recognize it: in place of cuDNN's backward filter it calls a
 forward convolution whose window is as large as the map (``make check-cuda-hlo``).
 """
 

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.ops import kernels, softmax
-from nonlocal_jax.ops.context import channel_whiten, context_pool
-from nonlocal_jax.ops.numerics import (
+from nonlocal_jax.ops import _kernels as kernels
+from nonlocal_jax.ops import softmax
+from nonlocal_jax.ops._numerics import (
     at_least_float32,
     check_mask,
     check_positions,
@@ -27,7 +27,8 @@ from nonlocal_jax.ops.numerics import (
     vary_alike,
     zero_padding,
 )
-from nonlocal_jax.ops.sorting import relu_sums
+from nonlocal_jax.ops._sorting import relu_sums
+from nonlocal_jax.ops.context import channel_whiten, context_pool
 
 # Entries of the matrix (per leading dimension) up to which softmax attention is dense: 16 MiB.
 _DENSE_LIMIT = 2**22
@@ -246,7 +247,7 @@ def concatenation(
       axis_name: axis of a ``jax.shard_map`` that the positions are split over, queries and keys.
         Every device gathers b and g.
       implementation: "dense" holds the N x M matrix. "sorted" sorts the scores and takes prefix
-        sums, see ``ops.sorting``: O((N + M)(log M + D)) operations, O((N + M) D) memory. "auto"
+        sums, see ``ops._sorting``: O((N + M)(log M + D)) operations, O((N + M) D) memory. "auto"
         takes the dense form up to 2**18 entries and the sorted form, which differentiates in
         reverse mode only, beyond.
 
@@ -298,7 +299,7 @@ def disentangled(
 
     DNL paper eq. 11, means per image and channel over the positions. The convention is that of
     mmsegmentation: the unary term is one vector per image, added before the output projection.
-    Centring is done in at least float32: the small temperature multiplies what is left.
+    Centering is done in at least float32: the small temperature multiplies what is left.
 
     Args:
       theta: queries ``[..., N, C]``.

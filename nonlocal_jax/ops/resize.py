@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.ops.numerics import at_least_float32
+from nonlocal_jax.ops._numerics import at_least_float32
 
 
 def bilinear_weights(size: int, new_size: int, align_corners: bool) -> np.ndarray:

@@ -10,7 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from nonlocal_jax.ops.numerics import at_least_float32, check_mask, float32_or_more
+from nonlocal_jax.ops._numerics import at_least_float32, check_mask, float32_or_more
 
 # Rows of the N x M matrix held at a time. More rows use the matrix units better, fewer keep less in
 # memory; beyond 256 a CPU gains nothing. On a ring of TPUs 128 leave them in the vector memory.

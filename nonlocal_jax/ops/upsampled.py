@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.ops.numerics import at_least_float32
+from nonlocal_jax.ops._numerics import at_least_float32
 from nonlocal_jax.ops.resize import bilinear_weights, resize
 
 _COLUMNS = 128  # of a block at most: the lanes of a TPU

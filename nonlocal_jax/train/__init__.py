@@ -1,9 +1,9 @@
-"""Training: loss, optimiser, one jitted step, the loop, checkpoints and logs."""
+"""Training: loss, optimizer, one jitted step, the loop, checkpoints and logs."""
 
 from typing import TYPE_CHECKING
 
 from nonlocal_jax import lazy
-from nonlocal_jax.mesh import make_mesh, to_global
+from nonlocal_jax.sharding import make_mesh, to_global
 from nonlocal_jax.train.loss import loss_fn
 from nonlocal_jax.train.optimizer import create_optimizer
 from nonlocal_jax.train.state import TrainState, create_state

@@ -13,9 +13,10 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from nonlocal_jax import convert
-from nonlocal_jax.convert import fit, names
+from nonlocal_jax._files import PathLike
+from nonlocal_jax.convert import _fit as fit
+from nonlocal_jax.convert import names
 from nonlocal_jax.errors import InputError, first_line
-from nonlocal_jax.files import PathLike
 from nonlocal_jax.train.state import TrainState
 
 _DIRECTORY = "checkpoints"

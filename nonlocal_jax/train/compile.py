@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from nonlocal_jax.errors import InputError, first_line
-from nonlocal_jax.mesh import batch_sharding, check_batch_size, make_mesh, topology_devices
 from nonlocal_jax.models import create_model
+from nonlocal_jax.sharding import batch_sharding, check_batch_size, make_mesh, topology_devices
 from nonlocal_jax.train.optimizer import create_optimizer
 from nonlocal_jax.train.state import abstract_state
 from nonlocal_jax.train.step import make_train_step

@@ -11,8 +11,8 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
+from nonlocal_jax._files import write_file
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.files import write_file
 
 # Metrics are read this many steps late: the devices always have steps waiting, and a non-finite
 # loss is seen at once.
@@ -79,7 +79,7 @@ class RunLog:
     def draw(self) -> None:
         """Writes ``curves.png``."""
         if self._writes and self.records:
-            from nonlocal_jax.train.curves import curves_png  # imports matplotlib
+            from nonlocal_jax.visualize.curves import curves_png  # imports matplotlib
 
             write_file(self._workdir / "curves.png", curves_png(self.records))
 

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
+from nonlocal_jax._files import PathLike, make_directory, write_file
 from nonlocal_jax.data import fingerprint, train_batches
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.files import PathLike, make_directory, write_file
-from nonlocal_jax.mesh import check_batch_size, data_shard, make_mesh, to_global
 from nonlocal_jax.models import create_model
+from nonlocal_jax.sharding import check_batch_size, data_shard, make_mesh, to_global
 from nonlocal_jax.train.checkpoint import Checkpoints, load_variables
 from nonlocal_jax.train.log import Monitor, RunLog
 from nonlocal_jax.train.optimizer import create_optimizer
@@ -79,7 +79,7 @@ def train(
       evaluate: maps ``{"params", "batch_stats"}``, as numpy arrays, to metrics, ``miou`` among
         them, of which the floats are logged; called every ``train.evaluate_every`` steps and after
         the last one.
-      init: checkpoint to start from, see ``load_variables``; the optimiser and the step start anew.
+      init: checkpoint to start from, see ``load_variables``; the optimizer and the step start anew.
         Once the run has a checkpoint of its own, that one counts.
 
     Raises:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from nonlocal_jax.mesh import replicated
+from nonlocal_jax.sharding import replicated
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -21,7 +21,7 @@ class TrainState(flax.struct.PyTreeNode):
       step: number of updates done, int32.
       params: parameters of the network.
       batch_stats: running statistics of its batch norms.
-      opt_state: of the optax optimiser.
+      opt_state: of the optax optimizer.
       rng: key of the run; a step folds its number in, so the key itself never changes.
     """
 
@@ -50,7 +50,7 @@ def init_state(
 
     Args:
       model: the network.
-      tx: the optimiser.
+      tx: the optimizer.
       variables: ``{"params", "batch_stats"}`` to start from in place of random ones.
       seed: makes the random parameters and ``state.rng``.
       image_size: (height, width) of the training crops.
@@ -85,7 +85,7 @@ def create_state(
     Orbax cannot save from several processes.
     """
     init = functools.partial(init_state, model, tx, **options)
-    # It runs once, and optimising it would take longer than that.
+    # It runs once, and optimizing it would take longer than that.
     fast = {"xla_backend_optimization_level": 0}
     return jax.jit(init, out_shardings=replicated(mesh), compiler_options=fast)(variables)
 

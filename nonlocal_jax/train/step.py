@@ -8,8 +8,8 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from nonlocal_jax.data import normalise
-from nonlocal_jax.mesh import replicated, split_images, use_mesh
+from nonlocal_jax.data import normalize
+from nonlocal_jax.sharding import replicated, split_images, use_mesh
 from nonlocal_jax.train.loss import loss_and_accuracy
 from nonlocal_jax.train.optimizer import create_optimizer
 from nonlocal_jax.train.state import TrainState
@@ -22,7 +22,7 @@ def make_train_step(model: nn.Module, config: ConfigDict, mesh: Mesh) -> TrainSt
     """The jitted ``train_step(state, batch) -> (state, metrics)``.
 
     The batch is ``{"image": uint8 [B, H, W, 3], "label": uint8 [B, H, W]}``, split over the mesh,
-    the rows of an image over its axis "context"; images are normalised on the device. Batch norms
+    the rows of an image over its axis "context"; images are normalized on the device. Batch norms
     see the global batch. The old state's memory is donated to the new one.
 
     The metrics are scalars: ``loss`` and its parts, ``accuracy`` over the pixels that are not
@@ -33,7 +33,7 @@ def make_train_step(model: nn.Module, config: ConfigDict, mesh: Mesh) -> TrainSt
     loss_config = config.loss.to_dict()
 
     def train_step(state, batch):
-        images = normalise(batch["image"], config.data.mean, config.data.std)
+        images = normalize(batch["image"], config.data.mean, config.data.std)
         images, labels = (split_images(x, mesh) for x in (images, batch["label"]))
 
         def compute_loss(params):

@@ -39,17 +39,17 @@ def test_output_stride_32():
 
 
 def receptive_radius(net, stage, size=129):
-    """How far from the centre of ``stage`` an input pixel still matters, by the gradient."""
+    """How far from the center of ``stage`` an input pixel still matters, by the gradient."""
     image = jax.random.normal(jax.random.key(0), (1, size, size, 3))
     variables = jax.eval_shape(net.init, jax.random.key(1), image)
     # Positive weights everywhere, so that no path cancels or is cut by a ReLU.
     variables = jax.tree.map(lambda a: jnp.ones(a.shape), variables)
 
-    def centre(x):
+    def center(x):
         y = net.apply(variables, x)[stage]
         return y[0, y.shape[1] // 2, y.shape[2] // 2].sum()
 
-    gradient = jnp.abs(jax.jit(jax.grad(centre))(jnp.ones_like(image))).sum((0, 2, 3))
+    gradient = jnp.abs(jax.jit(jax.grad(center))(jnp.ones_like(image))).sum((0, 2, 3))
     touched = np.flatnonzero(gradient)
     return touched.max() - touched.min() + 1
 

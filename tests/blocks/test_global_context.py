@@ -68,7 +68,7 @@ def test_squeeze_and_excitation_has_its_parameters():
     }
 
 
-def test_initialisation_of_the_reference():
+def test_initialization_of_the_reference():
     x = jnp.zeros((1, 4, 4, 512))
     p = GlobalContextBlock().init(jax.random.key(0), x)["params"]
     np.testing.assert_allclose(p["conv_mask"]["kernel"].std(), (2 / 512) ** 0.5, rtol=0.15)

@@ -4,7 +4,7 @@ _COMPARE = """
 import functools
 import jax, jax.numpy as jnp, numpy as np
 from nonlocal_jax import blocks
-from nonlocal_jax.mesh import make_mesh, split_images, use_mesh
+from nonlocal_jax.sharding import make_mesh, split_images, use_mesh
 
 IMAGE, ODD, CLIP, SEQUENCE = (4, 8, 6, 8), (4, 7, 5, 8), (2, 4, 3, 5, 8), (8, 16, 8)
 NL, DNL = blocks.NonLocalBlock, blocks.DisentangledNonLocalBlock

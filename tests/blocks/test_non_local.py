@@ -165,7 +165,7 @@ def test_sub_sampling(x64, order, kind, block):
     np.testing.assert_allclose(block.apply(variables, x), expected, rtol=1e-10)
 
 
-def test_train_mode_normalises_with_the_batch_and_updates_the_statistics(x64):
+def test_train_mode_normalizes_with_the_batch_and_updates_the_statistics(x64):
     block = NonLocalBlock()
     x, variables = build(block, SHAPES["image"])
     _, updates = block.apply(variables, x, train=True, mutable=["batch_stats"])

@@ -15,7 +15,9 @@ import safetensors.numpy
 from flax.traverse_util import flatten_dict
 
 from nonlocal_jax import convert, create_model
-from nonlocal_jax.convert import names, torch_file, unpickle
+from nonlocal_jax.convert import _torch_file as torch_file
+from nonlocal_jax.convert import _unpickle as unpickle
+from nonlocal_jax.convert import names
 from nonlocal_jax.errors import InputError
 from tests.helpers import TINY, random_variables
 
@@ -261,7 +263,7 @@ def test_a_classifier_of_another_stem_is_refused():
         convert.from_torch(arrays, TINY | {"stem": "v1"})
 
 
-def test_inserted_blocks_are_read_or_initialised(caplog):
+def test_inserted_blocks_are_read_or_initialized(caplog):
     config = TINY | VARIANTS["inside"]
     old, path = random_variables(config), ("params", "backbone", "layer2_1", "block", "conv_mask")
 

@@ -14,7 +14,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from nonlocal_jax.convert import torch_file, unpickle
+from nonlocal_jax.convert import _torch_file as torch_file
+from nonlocal_jax.convert import _unpickle as unpickle
 from nonlocal_jax.errors import InputError
 
 # Written by the real PyTorch: golden/make.py.

@@ -27,7 +27,7 @@ _CALL = re.compile(r'window=\{size=(\d+)x(\d+).*custom_call_target="__cudnn\$con
 
 
 def compile_gradient(device: jax.Device, size: tuple[int, int]) -> tuple[str, list]:
-    """The optimised program of the training gradient, and the kernels' shapes."""
+    """The optimized program of the training gradient, and the kernels' shapes."""
     sharding = jax.sharding.SingleDeviceSharding(device)
     net = ResNet(dtype=jnp.bfloat16)
     images = jax.ShapeDtypeStruct((BATCH, *size, 3), jnp.float32, sharding=sharding)

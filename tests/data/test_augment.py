@@ -81,7 +81,7 @@ def test_resize_takes_the_nearest_label_and_a_bilinear_image(rng):
     rows = np.floor(np.arange(height) * (48 / height)).astype(int)
     columns = np.floor(np.arange(width) * (64 / width)).astype(int)
     np.testing.assert_array_equal(out_label, label[rows][:, columns])
-    # The red channel is the row: half-pixel centres, edges repeated.
+    # The red channel is the row: half-pixel centers, edges repeated.
     expected = np.clip((np.arange(height) + 0.5) * 48 / height - 0.5, 0, 47)
     np.testing.assert_allclose(out_image[:, 5, 0], expected, atol=1)
 
@@ -165,7 +165,7 @@ def test_flip(rng, flip, expected):
     assert seen == expected
 
 
-def test_padding_is_ignored_and_nearly_zero_after_normalisation():
+def test_padding_is_ignored_and_nearly_zero_after_normalization():
     image, label = coded(20, 30)
     mean, std = np.array(CONFIG["mean"]), np.array((58.395, 57.12, 57.375))
     out_image, out_label = augment.pad(image, label, (32, 40), CONFIG["mean"])
@@ -253,7 +253,7 @@ def test_distortions_come_in_this_order(rng, coins, ranges):
     assert script.ranges == ranges
 
 
-def test_contrast_before_or_after_the_colours_differs(rng):
+def test_contrast_before_or_after_the_colors_differs(rng):
     image = rng.integers(0, 256, (8, 8, 3), np.uint8)
 
     def expected(image, last):

@@ -14,9 +14,7 @@ def test_tables_are_whole(name):
     assert info.num_classes == len(info.classes) == len(info.palette) == NUM_CLASSES[name]
     assert all(info.classes)
     assert len(set(info.classes)) == len(info.classes)
-    assert all(
-        len(colour) == 3 and 0 <= min(colour) <= max(colour) <= 255 for colour in info.palette
-    )
+    assert all(len(color) == 3 and 0 <= min(color) <= max(color) <= 255 for color in info.palette)
 
 
 def test_classes_are_in_the_order_of_the_labels():
@@ -26,15 +24,15 @@ def test_classes_are_in_the_order_of_the_labels():
     assert data.get_info("ade20k").classes[0] == "wall"
 
 
-def test_voc_colours_follow_their_formula():
-    def colour(index):
+def test_voc_colors_follow_their_formula():
+    def color(index):
         """The bits of the class index, dealt to the channels from the top."""
         channels = [0, 0, 0]
         for bit in range(8):
             channels[bit % 3] |= (index >> bit & 1) << 7 - bit // 3
         return tuple(channels)
 
-    assert data.get_info("voc12aug").palette == tuple(colour(i) for i in range(21))
+    assert data.get_info("voc12aug").palette == tuple(color(i) for i in range(21))
 
 
 def test_configs_have_as_many_classes_as_their_data():

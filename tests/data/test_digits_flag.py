@@ -51,21 +51,21 @@ def test_metadata_tells_what_the_labels_mean(data_dir):
     assert metadata["ignore_index"] == 255
 
 
-def test_the_flag_of_its_colour_decides_a_digit():
+def test_the_flag_of_its_color_decides_a_digit():
     material = digits_flag.split_material(*digits_flag.load_material(), "val")
     seen = set()
     for i in range(100):
         rng = np.random.default_rng(i)
         image, label = digits_flag.draw_example(rng, *material)
         flags = (label == 0) & (image.max(-1) == 255)
-        colours = np.unique(image[flags], axis=0)
-        assert len(colours) == 2
-        for colour in colours:
-            coloured = (image == colour).all(-1)
-            rows, columns = np.nonzero(flags & coloured)
+        colors = np.unique(image[flags], axis=0)
+        assert len(colors) == 2
+        for color in colors:
+            colored = (image == color).all(-1)
+            rows, columns = np.nonzero(flags & colored)
             # The middle of the flag is filled in a disc, open in a ring.
-            middle = coloured[(rows.min() + rows.max()) // 2, (columns.min() + columns.max()) // 2]
-            classes = set(label[coloured]) - {0}
+            middle = colored[(rows.min() + rows.max()) // 2, (columns.min() + columns.max()) // 2]
+            classes = set(label[colored]) - {0}
             assert classes <= {1 if middle else 2}
             seen |= classes
     assert seen == {1, 2}

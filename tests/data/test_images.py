@@ -22,9 +22,9 @@ def test_reads_rgb_in_this_order(tmp_path, picture):
 
 
 def test_reads_grey_as_rgb(tmp_path, picture):
-    grey = picture[..., 0]
-    read = data.read_image(save(tmp_path / "a.png", grey))
-    np.testing.assert_array_equal(read, np.repeat(grey[..., None], 3, -1))
+    gray = picture[..., 0]
+    read = data.read_image(save(tmp_path / "a.png", gray))
+    np.testing.assert_array_equal(read, np.repeat(gray[..., None], 3, -1))
 
 
 def test_drops_alpha(tmp_path, picture):
@@ -40,13 +40,13 @@ def test_reads_the_high_byte_of_16_bits(tmp_path, picture):
     np.testing.assert_array_equal(read, np.repeat(picture[..., :1], 3, -1))
 
 
-def test_reads_a_palette_as_its_colours(tmp_path):
+def test_reads_a_palette_as_its_colors(tmp_path):
     index = np.arange(12, dtype=np.uint8).reshape(3, 4) % 3
-    colours = np.array([(255, 0, 0), (0, 200, 0), (1, 2, 3)], np.uint8)
+    colors = np.array([(255, 0, 0), (0, 200, 0), (1, 2, 3)], np.uint8)
     paletted = PIL.Image.fromarray(index, mode=None).convert("P")
-    paletted.putpalette(colours.tobytes())
+    paletted.putpalette(colors.tobytes())
     paletted.save(tmp_path / "a.png")
-    np.testing.assert_array_equal(data.read_image(tmp_path / "a.png"), colours[index])
+    np.testing.assert_array_equal(data.read_image(tmp_path / "a.png"), colors[index])
 
 
 def test_ignores_the_orientation_that_exif_asks_for(tmp_path, picture):
@@ -138,7 +138,7 @@ def test_keep_ratio_size(image_size, base_size, expected):
 
 
 def bilinear(image, size):
-    """Half-pixel centres, edges repeated, in float64."""
+    """Half-pixel centers, edges repeated, in float64."""
     result = image.astype(float)
     for axis, n in enumerate(size):
         extent = image.shape[axis]

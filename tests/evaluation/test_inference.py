@@ -205,7 +205,7 @@ def test_a_flipped_image_has_flipped_probabilities():
 
 
 def test_a_pointwise_network_is_exact_at_every_scale():
-    """On one colour no resize changes anything, so the answer is known."""
+    """On one color no resize changes anything, so the answer is known."""
     image = np.full((20, 30, 3), (200, 100, 50), np.uint8)
     found = inference.multi_scale_inference(lambda x: 2 * x, image, base_size=(60, 40))
     expected = softmax(2 * (image - MEAN) / STD)

@@ -11,15 +11,15 @@ PROTOCOL = {"base_size": (8, 6), "ratios": (1.0,), "flip": False}
 
 
 def read_class(images):
-    """Logits for what the first channel says: black, grey and white are classes 0, 1, 2."""
-    grey = images[..., 0] * 58.395 + 123.675
-    return -jnp.abs(grey[..., None] - jnp.array([0.0, 128.0, 255.0]))
+    """Logits for what the first channel says: black, gray and white are classes 0, 1, 2."""
+    gray = images[..., 0] * 58.395 + 123.675
+    return -jnp.abs(gray[..., None] - jnp.array([0.0, 128.0, 255.0]))
 
 
 def example(labels, shown=None):
     labels = np.array(labels, np.uint8)
-    grey = np.array([0, 128, 255, 255], np.uint8)[labels if shown is None else shown]
-    return {"image": np.repeat(grey[..., None], 3, -1), "label": labels, "id": "street"}
+    gray = np.array([0, 128, 255, 255], np.uint8)[labels if shown is None else shown]
+    return {"image": np.repeat(gray[..., None], 3, -1), "label": labels, "id": "street"}
 
 
 def run(source, num_classes=3):

@@ -67,7 +67,7 @@ def test_confusion_matrix_quotes_shapes_that_differ():
 
 def test_summary_by_hand():
     # IoU 1/3 and 2/4, accuracy 1/2 and 2/3; class 2 is neither present nor predicted.
-    summary = metrics.summarise(np.array([[1, 1, 0], [1, 2, 0], [0, 0, 0]]))
+    summary = metrics.summarize(np.array([[1, 1, 0], [1, 2, 0], [0, 0, 0]]))
     np.testing.assert_allclose(summary["iou"], [1 / 3, 2 / 4, np.nan])
     np.testing.assert_allclose(summary["accuracy"], [1 / 2, 2 / 3, np.nan])
     assert summary["miou"] == pytest.approx((1 / 3 + 1 / 2) / 2)
@@ -76,7 +76,7 @@ def test_summary_by_hand():
 
 
 def test_a_class_that_is_only_predicted_counts_in_the_iou_alone():
-    summary = metrics.summarise(np.array([[3, 1], [0, 0]]))
+    summary = metrics.summarize(np.array([[3, 1], [0, 0]]))
     np.testing.assert_allclose(summary["iou"], [3 / 4, 0])
     np.testing.assert_allclose(summary["accuracy"], [3 / 4, np.nan])
     assert summary["miou"] == pytest.approx(3 / 8)
@@ -84,18 +84,18 @@ def test_a_class_that_is_only_predicted_counts_in_the_iou_alone():
 
 
 def test_counts_beyond_32_bits():
-    summary = metrics.summarise(np.array([[3 * 2**40, 2**40], [0, 2**40]], np.int64))
+    summary = metrics.summarize(np.array([[3 * 2**40, 2**40], [0, 2**40]], np.int64))
     assert summary["overall_accuracy"] == pytest.approx(4 / 5)
     np.testing.assert_allclose(summary["iou"], [3 / 4, 1 / 2])
 
 
 def test_nothing_to_measure_is_refused():
     with pytest.raises(InputError, match="no pixel has a label"):
-        metrics.summarise(np.zeros((2, 2), np.int64))
+        metrics.summarize(np.zeros((2, 2), np.int64))
 
 
 def test_markdown_table_rounds_to_two_decimals_and_marks_absent_classes():
-    summary = metrics.summarise(np.array([[1, 1, 0], [1, 2, 0], [0, 0, 0]]))
+    summary = metrics.summarize(np.array([[1, 1, 0], [1, 2, 0], [0, 0, 0]]))
     assert metrics.markdown_table(summary, ["cat", "a dog", "bird"]).splitlines() == [
         "| class          | IoU % | accuracy % |",
         "|----------------|------:|-----------:|",

@@ -109,7 +109,7 @@ def test_predict_writes_labels_and_overlays_at_the_size_of_the_images(
     for seed, (name, size) in enumerate(sizes.items()):
         write_image(folder / name, *size, seed)
     (folder / "notes.txt").write_text("no image")
-    single = tmp_path / "grey.png"
+    single = tmp_path / "gray.png"
     assert cv2.imwrite(str(single), np.full((50, 50), 90, np.uint8))
 
     output = tmp_path / "out"
@@ -122,8 +122,8 @@ def test_predict_writes_labels_and_overlays_at_the_size_of_the_images(
     config = segmentation.get_config("demo_fcn")
     infer = apply_fn(checkpoint, config)
     protocol = nlj.evaluation.inference_protocol(config)
-    for name, size in {**sizes, "grey.png": (50, 50)}.items():
-        path = single if name == "grey.png" else folder / name
+    for name, size in {**sizes, "gray.png": (50, 50)}.items():
+        path = single if name == "gray.png" else folder / name
         labels = read(output / f"{path.stem}_labels.png")
         assert labels.shape == size
         assert labels.dtype == np.uint8

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from experiments.benchmark.cases import NETWORKS, Case
+from experiments.benchmark.operations import OPERATIONS
 from experiments.benchmark.ours import network_config
-from experiments.operations import OPERATIONS
 from nonlocal_jax import convert, create_model
 from nonlocal_jax.train import loss_fn
 

@@ -132,4 +132,4 @@ for spec in (P(("data", "height")), P("data", "height")):
 
 
 def test_phases_of_a_sharded_batch_stay_where_they_are(on_devices):
-    on_devices(_SHARDED, 8, optimise=True)
+    on_devices(_SHARDED, 8, optimize=True)

@@ -9,7 +9,7 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from nonlocal_jax import ops
-from nonlocal_jax.ops import kernels
+from nonlocal_jax.ops import _kernels as kernels
 
 
 def value_and_gradients(implementation, given, weights, mask):

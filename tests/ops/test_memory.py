@@ -10,7 +10,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
 def memory(operation: str, positions: int, *flags: str) -> dict:
-    command = [sys.executable, "-m", "experiments.memory", "operation"]
+    command = [sys.executable, "-m", "experiments.benchmark.memory", "operation"]
     command += [f"--operation={operation}", f"--positions={positions}", *flags]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 

@@ -113,4 +113,4 @@ for spec in (P(("data", "height")), P("data", "height")):
 
 
 def test_split_batches_and_rows(on_devices):
-    on_devices(_SHARDED, 8, optimise=True)
+    on_devices(_SHARDED, 8, optimize=True)

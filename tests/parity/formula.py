@@ -54,7 +54,7 @@ def state_dict(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
 
 
 def images(batch: int, height: int, width: int) -> np.ndarray:
-    """Normalised images ``[B, H, W, 3]``, float64: coarse blotches and fine noise."""
+    """Normalized images ``[B, H, W, 3]``, float64: coarse blotches and fine noise."""
     coarse = uniform("coarse", (batch, -(-height // 16), -(-width // 16), 3))
     coarse = np.repeat(np.repeat(coarse, 16, axis=1), 16, axis=2)[:, :height, :width]
     return 3 * (coarse - 0.5) + uniform("fine", (batch, height, width, 3)) - 0.5

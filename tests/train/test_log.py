@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from nonlocal_jax.train import NonFiniteError
-from nonlocal_jax.train.curves import curves_png
 from nonlocal_jax.train.log import Monitor, RunLog
+from nonlocal_jax.visualize.curves import curves_png
 from tests.helpers import read_metrics
 
 

@@ -1,11 +1,11 @@
 """What an operation or a whole forward pass needs in memory, measured in this fresh process.
 
-    python -m experiments.memory operation --operation=softmax_attention --positions=9409
-    python -m experiments.memory forward --size=1024x2048 \\
+    python -m experiments.benchmark.memory operation --operation=softmax_attention --positions=9409
+    python -m experiments.benchmark.memory forward --size=1024x2048 \\
         --config=configs/segmentation.py:nonlocal_r50-d8_512x1024_40k_cityscapes
 
-    python -m experiments.memory operation --positions=100352 --channels=256 --dtype=bfloat16 \\
-        --topology=v5e:4x4 --context=16 --implementation=ring
+    python -m experiments.benchmark.memory operation --positions=100352 --channels=256 \\
+        --dtype=bfloat16 --topology=v5e:4x4 --context=16 --implementation=ring
 
 Prints one JSON object. ``peak_mib`` is what the process' resident memory rose by while the compiled
 program ran, its inputs and parameters not counted; one run after one compilation. With a topology
@@ -22,11 +22,11 @@ import jax.numpy as jnp
 from absl import flags
 
 from experiments import cli
-from experiments.measure import measure
-from experiments.operations import OPERATIONS
+from experiments.benchmark.measure import measure
+from experiments.benchmark.operations import OPERATIONS
 from nonlocal_jax import create_model
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.mesh import CONTEXT, make_mesh, topology_devices
+from nonlocal_jax.sharding import CONTEXT, make_mesh, topology_devices
 
 _CONFIG = cli.define_config(required=False)
 _POSITIONS = flags.DEFINE_integer("positions", 9409, "Number of positions N.", lower_bound=1)

@@ -1,4 +1,4 @@
-"""Initialisers of the reference implementations, for channels-last kernels."""
+"""Initializers of the reference implementations, for channels-last kernels."""
 
 import jax
 import jax.numpy as jnp

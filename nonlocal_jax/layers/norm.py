@@ -1,4 +1,4 @@
-"""Batch normalisation with PyTorch's numbers, and how a norm is injected into a block."""
+"""Batch normalization with PyTorch's numbers, and how a norm is injected into a block."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from nonlocal_jax.ops.numerics import at_least_float32
+from nonlocal_jax.ops._numerics import at_least_float32
 
 # Called as ``norm(name=..., dtype=..., scale_init=...)``: BatchNorm below, or a partial of
 # nn.BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm.
@@ -17,10 +17,10 @@ class BatchNorm(nn.Module):
     """(x - mean) / sqrt(var + epsilon) * scale + bias over all axes but the last.
 
     As ``torch.nn.BatchNorm``, and unlike ``flax.linen.BatchNorm`` in two places: the running
-    variance is the unbiased one, n/(n-1) times the variance that normalises, and the variance is
+    variance is the unbiased one, n/(n-1) times the variance that normalizes, and the variance is
     computed in two passes. ``momentum`` is the share of the old statistics (PyTorch's is the share
     of the new). Statistics are at least float32. Under ``jit`` a batch sharded over devices is
-    normalised as one batch (SyncBN).
+    normalized as one batch (SyncBN).
 
     Attributes:
       momentum: running = momentum * running + (1 - momentum) * batch.
@@ -42,7 +42,7 @@ class BatchNorm(nn.Module):
         use_running_average: bool | None = None,
         mask: jax.Array | None = None,
     ) -> jax.Array:
-        """Normalises ``[..., C]``; where ``mask``, of its shape, is False, nothing is counted."""
+        """Normalizes ``[..., C]``; where ``mask``, of its shape, is False, nothing is counted."""
         use_running_average = nn.merge_param(
             "use_running_average", self.use_running_average, use_running_average
         )
@@ -71,7 +71,7 @@ class BatchNorm(nn.Module):
         return y.astype(dtype)
 
 
-def normalise(
+def apply_norm(
     module: nn.Module, x: jax.Array, *, train: bool, mask: jax.Array | None = None
 ) -> jax.Array:
     """Applies a norm layer to ``[B, *S, C]``.

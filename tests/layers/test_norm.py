@@ -1,4 +1,4 @@
-"""Batch normalisation with PyTorch's numbers."""
+"""Batch normalization with PyTorch's numbers."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ def test_train_and_eval(x64):
     np.testing.assert_allclose(
         y.reshape(-1, 2), (flat - flat.mean(0)) / np.sqrt(flat.var(0) + 1e-5), rtol=1e-10
     )
-    # The running variance is the unbiased one, n / (n - 1) of what normalises.
+    # The running variance is the unbiased one, n / (n - 1) of what normalizes.
     stats = updates["batch_stats"]
     np.testing.assert_allclose(stats["mean"], 0.1 * flat.mean(0), rtol=1e-10)
     np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * flat.var(0, ddof=1), rtol=1e-10)
@@ -28,7 +28,7 @@ def test_train_and_eval(x64):
     np.testing.assert_allclose(z.reshape(-1, 2), expected, rtol=1e-10)
 
 
-def test_initialisation_does_not_count_as_a_batch():
+def test_initialization_does_not_count_as_a_batch():
     variables = BatchNorm().init(jax.random.key(0), jnp.ones((2, 3)), use_running_average=False)
     np.testing.assert_array_equal(variables["batch_stats"]["mean"], 0)
     np.testing.assert_array_equal(variables["batch_stats"]["var"], 1)

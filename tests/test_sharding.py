@@ -6,12 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from nonlocal_jax import mesh
+from nonlocal_jax import sharding
 from nonlocal_jax.errors import InputError
 
 
 def abstract(data, context):
-    return jax.sharding.AbstractMesh((data, context), (mesh.DATA, mesh.CONTEXT))
+    return jax.sharding.AbstractMesh((data, context), (sharding.DATA, sharding.CONTEXT))
 
 
 def of_processes(rows):
@@ -22,14 +22,14 @@ def of_processes(rows):
 
 
 def test_a_mesh_of_all_devices():
-    assert dict(mesh.make_mesh().shape) == {"data": jax.device_count(), "context": 1}
+    assert dict(sharding.make_mesh().shape) == {"data": jax.device_count(), "context": 1}
 
 
 @pytest.mark.parametrize("context", [0, 4, 12])
 def test_devices_that_do_not_divide_are_refused(context):
     message = rf"6 devices cannot .* {context} at a time: set mesh\.context to one of 1, 2, 3, 6$"
     with pytest.raises(InputError, match=message):
-        mesh.make_mesh([None] * 6, context=context)
+        sharding.make_mesh([None] * 6, context=context)
 
 
 @pytest.mark.parametrize(
@@ -43,12 +43,12 @@ def test_devices_that_do_not_divide_are_refused(context):
 )
 def test_batches_that_do_not_divide_are_refused(shape, batch_size, message):
     with pytest.raises(InputError, match=message):
-        mesh.check_batch_size(batch_size, abstract(*shape))
+        sharding.check_batch_size(batch_size, abstract(*shape))
 
 
 def test_images_are_counted_by_the_groups_that_share_them():
-    mesh.check_batch_size(4, abstract(4, 2))
-    mesh.check_batch_size(2, abstract(1, 8))
+    sharding.check_batch_size(4, abstract(4, 2))
+    sharding.check_batch_size(2, abstract(1, 8))
 
 
 @pytest.mark.parametrize(
@@ -64,11 +64,11 @@ def test_processes_read_the_images_of_their_devices(monkeypatch, rows, parts):
     monkeypatch.setattr(jax, "process_count", lambda: len(parts))
     for process, part in parts.items():
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
-        assert mesh.data_shard(of_processes(rows)) == part
+        assert sharding.data_shard(of_processes(rows)) == part
 
 
 @pytest.mark.parametrize("rows", [[[0, 0], [0, 1], [1, 1]], [[0, 0], [0, 0], [1, 1]]])
 def test_processes_that_share_some_images_only_are_refused(monkeypatch, rows):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(InputError, match="do not share whole images 2 at a time"):
-        mesh.data_shard(of_processes(rows))
+        sharding.data_shard(of_processes(rows))

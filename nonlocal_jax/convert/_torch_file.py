@@ -9,8 +9,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from nonlocal_jax.convert.unpickle import STORAGE_DTYPES
-from nonlocal_jax.files import PathLike
+from nonlocal_jax._files import PathLike
+from nonlocal_jax.convert._unpickle import STORAGE_DTYPES
 
 _STORAGE_NAMES = {dtype: name for name, dtype in STORAGE_DTYPES.items()}
 

@@ -1,4 +1,4 @@
-"""Normalisation of images, on the device."""
+"""Normalization of images, on the device."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def normalise(
+def normalize(
     images: jax.Array | np.ndarray,
     mean: Sequence[float],
     std: Sequence[float],
@@ -16,9 +16,9 @@ def normalise(
     """(images - mean) / std, per channel.
 
     Args:
-      images: ``[..., C]``, grey levels from 0 to 255 as integers or floats.
-      mean: of each channel, in grey levels.
-      std: of each channel, in grey levels.
+      images: ``[..., C]``, gray levels from 0 to 255 as integers or floats.
+      mean: of each channel, in gray levels.
+      std: of each channel, in gray levels.
       dtype: of the computation and the result; None keeps float64 and is float32 otherwise.
     """
     if dtype is None:

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 
-from nonlocal_jax.mesh import CONTEXT, DATA
-from nonlocal_jax.ops.numerics import zero_padding
+from nonlocal_jax.ops._numerics import zero_padding
+from nonlocal_jax.sharding import CONTEXT, DATA
 
 
 def _split_of(x: jax.Array) -> tuple[str | tuple[str, ...] | None, int]:

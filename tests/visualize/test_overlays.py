@@ -1,27 +1,27 @@
-"""Pictures: sizes, colours, places."""
+"""Pictures: sizes, colors, places."""
 
 import numpy as np
 import pytest
 
-from nonlocal_jax.evaluation import draw
+from nonlocal_jax.visualize import overlays as draw
 
 PALETTE = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
 NAMES = ("rose", "leaf", "sky")
 
 
-def test_colour_overlay_mixes_the_colour_of_the_class():
+def test_color_overlay_mixes_the_color_of_the_class():
     image = np.full((2, 2, 3), 100, np.uint8)
     labels = np.array([[0, 1], [2, 255]], np.uint8)
-    overlay = draw.colour_overlay(image, labels, PALETTE, alpha=0.6)
+    overlay = draw.color_overlay(image, labels, PALETTE, alpha=0.6)
     assert overlay.dtype == np.uint8
     np.testing.assert_array_equal(
         overlay, [[[193, 40, 40], [40, 193, 40]], [[40, 40, 193], [100, 100, 100]]]
     )
 
 
-def test_colour_overlay_quotes_a_label_of_another_size():
+def test_color_overlay_quotes_a_label_of_another_size():
     with pytest.raises(AssertionError, match=r"\(3, 2\)"):
-        draw.colour_overlay(np.zeros((2, 2, 3), np.uint8), np.zeros((3, 2), int), PALETTE)
+        draw.color_overlay(np.zeros((2, 2, 3), np.uint8), np.zeros((3, 2), int), PALETTE)
 
 
 def test_the_legend_shows_the_classes_that_occur_the_most_frequent_first():

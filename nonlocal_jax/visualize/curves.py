@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-_COLOUR = "#2a5d9f"
+_COLOR = "#2a5d9f"
 
 
 def _running_mean(values: np.ndarray, width: int) -> np.ndarray:
@@ -22,14 +22,14 @@ def _running_mean(values: np.ndarray, width: int) -> np.ndarray:
 def _draw_loss(axes: Axes, steps: np.ndarray, loss: np.ndarray) -> None:
     # A fiftieth of the run is averaged: enough to see through the noise of single batches.
     smooth = _running_mean(loss, min(2 * (len(loss) // 100) + 1, len(loss)))
-    axes.plot(steps, loss, color=_COLOUR, alpha=0.3, linewidth=1)
-    axes.plot(steps, smooth, color=_COLOUR, linewidth=1.8)
+    axes.plot(steps, loss, color=_COLOR, alpha=0.3, linewidth=1)
+    axes.plot(steps, smooth, color=_COLOR, linewidth=1.8)
     axes.set_title("training loss", loc="left")
     axes.set_ylim(bottom=0)
 
 
 def _draw_miou(axes: Axes, steps: np.ndarray, miou: np.ndarray) -> None:
-    axes.plot(steps, miou, color=_COLOUR, linewidth=1.8, marker="o", markersize=4)
+    axes.plot(steps, miou, color=_COLOR, linewidth=1.8, marker="o", markersize=4)
     axes.annotate(
         f"{miou[-1]:.1f}",
         (steps[-1], miou[-1]),

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import flash_attention as tpu
 
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.ops.numerics import at_least_float32
+from nonlocal_jax.ops._numerics import at_least_float32
 
 # Edge of the TPU kernel's tiles. With 1024 and width 512 its backward pass leaves no room in the
 # chip's vector memory.

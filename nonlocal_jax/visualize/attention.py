@@ -31,7 +31,7 @@ def attention_map(
     Args:
       model: a network with a softmax non-local block.
       variables: of the model.
-      images: one normalised RGB image ``[1, H, W, 3]``.
+      images: one normalized RGB image ``[1, H, W, 3]``.
       pixel: (row, column) in the image.
       block: path of the block in the model, such as "decode_head/block"; needed where there are
         several.

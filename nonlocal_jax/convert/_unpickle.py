@@ -19,8 +19,8 @@ from typing import Any, ClassVar, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from nonlocal_jax._files import PathLike
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.files import PathLike
 
 STORAGE_DTYPES = {
     "DoubleStorage": np.dtype("<f8"),

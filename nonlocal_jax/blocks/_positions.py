@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.ops.numerics import check_mask
+from nonlocal_jax.ops._numerics import check_mask
 
 AXES = ("spacetime", "space", "time")
 

@@ -9,7 +9,7 @@ import pytest
 
 import nonlocal_jax as nlj
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.evaluation import attention_map
+from nonlocal_jax.visualize import attention_map
 from tests.helpers import TINY, random_variables
 
 

@@ -16,26 +16,26 @@ _RING = (80, 255, 120)
 _DIM = 0.55
 
 
-def colour_overlay(
+def color_overlay(
     image: np.ndarray, labels: np.ndarray, palette: Sequence[Sequence[int]], alpha: float = 0.6
 ) -> np.ndarray:
-    """The image with every pixel tinted in the colour of its class.
+    """The image with every pixel tinted in the color of its class.
 
     Args:
       image: uint8 RGB ``[H, W, 3]``.
       labels: ``[H, W]``, indices into the palette; other values, such as an ignored label, leave
         the image as it is.
       palette: RGB from 0 to 255 for each class.
-      alpha: weight of the colour.
+      alpha: weight of the color.
 
     Returns:
       uint8 RGB ``[H, W, 3]``.
     """
     _check_image(image)
     chex.assert_shape(labels, image.shape[:2], custom_message="labels must fit the image")
-    colours = np.asarray(palette, np.uint8)
-    known = (labels >= 0) & (labels < len(colours))
-    tint = colours[np.where(known, labels, 0)]
+    colors = np.asarray(palette, np.uint8)
+    known = (labels >= 0) & (labels < len(colors))
+    tint = colors[np.where(known, labels, 0)]
     blend = cv2.addWeighted(image, 1 - alpha, tint, alpha, 0)
     return np.where(known[..., None], blend, image)
 
@@ -108,19 +108,19 @@ def attention_overlay(
     heat = cv2.resize(heat, (width, height), interpolation=cv2.INTER_LINEAR)
     heat = heat / max(heat.max(), np.finfo(np.float32).tiny)
     levels = np.round(255 * heat).astype(np.uint8)
-    colours = cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO)[..., ::-1]
+    colors = cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO)[..., ::-1]
     # The root brings out weights far below the largest.
     opacity = alpha * np.sqrt(heat)[..., None]
-    picture = (1 - opacity) * _DIM * image + opacity * colours
+    picture = (1 - opacity) * _DIM * image + opacity * colors
     return _ring(np.round(picture).astype(np.uint8), pixel)
 
 
 def _ring(picture: np.ndarray, pixel: tuple[int, int]) -> np.ndarray:
-    centre = int(pixel[1]), int(pixel[0])
+    center = int(pixel[1]), int(pixel[0])
     radius = max(3, round(min(picture.shape[:2]) / 50))
     thickness = max(1, radius // 4)
-    for colour, width in (((0, 0, 0), thickness + 2), (_RING, thickness)):
-        cv2.circle(picture, centre, radius, colour, width, cv2.LINE_AA)
+    for color, width in (((0, 0, 0), thickness + 2), (_RING, thickness)):
+        cv2.circle(picture, center, radius, color, width, cv2.LINE_AA)
     return picture
 
 

@@ -1,0 +1,1 @@
+"""Tasks: one record for each kind of problem that networks are trained on."""
