@@ -1,129 +1,194 @@
-"""The mesh of devices: the batch is split over "data", the positions of an image over "context"."""
+"""Device meshes, and how the state, the batch and the positions of an image are sharded over them.
+
+The mesh has an axis "data" for the batch and an axis "context" for the positions of an image. The
+library never decides on its own that an array is replicated: every function that places arrays
+takes a ``Shardings``.
+"""
 
 import contextlib
-from collections.abc import Sequence
+import dataclasses
+import math
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import mesh_utils, topologies
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from nonlocal_jax.errors import InputError, first_line
+from nonlocal_jax.errors import InputError
 
 DATA = "data"
 CONTEXT = "context"
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None, *, context: int = 1) -> Mesh:
-    """A mesh of these devices, by default of all there are, over all processes.
+    """Makes a mesh with the axes "data" and "context".
 
     Args:
-      devices: of one or more processes.
-      context: how many devices share an image.
+      devices: Devices of one or more processes. Default: all devices of all processes.
+      context: Number of devices that share an image.
 
     Raises:
-      InputError: the devices do not divide by ``context``.
+      InputError: ``context`` does not divide the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     if context < 1 or len(devices) % context:
-        fits = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
+        divisors = [str(n) for n in range(1, len(devices) + 1) if len(devices) % n == 0]
         raise InputError(
-            f"{len(devices)} devices cannot share images {context} at a time: "
-            f"set mesh.context to one of {', '.join(map(str, fits))}"
+            f"mesh.context={context} does not divide {len(devices)} devices; "
+            f"use {' or '.join(filter(None, (', '.join(divisors[:-1]), divisors[-1])))}"
         )
     shape = len(devices) // context, context
     try:
         grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     except (AssertionError, NotImplementedError, ValueError):
-        # No arrangement along the chips' own links: any will do, at the price of longer ways.
+        # No arrangement follows the physical links between the chips. Any order is correct.
         grid = np.asarray(devices).reshape(shape)
     return Mesh(grid, (DATA, CONTEXT), axis_types=(AxisType.Auto,) * 2)
 
 
-def topology_devices(topology: str) -> list[jax.Device]:
-    """The devices of a TPU topology that is not there, to compile for; needs libtpu.
+@dataclasses.dataclass(frozen=True)
+class Shardings:
+    """How the batch and the state are sharded over a mesh.
 
-    Args:
-      topology: generation and chips, such as "v5e:2x4".
+    By default every leaf of the state is replicated. ``rules`` shard some of them. For example,
+    this shards the output channels of every kernel, and of its momentum, over the axis "data"::
+
+        Shardings(mesh, rules=((r"conv\\d/kernel$", PartitionSpec(None, None, None, "data")),))
+
+    Attributes:
+      mesh: The device mesh, of any rank.
+      rules: Pairs of a regular expression and a ``PartitionSpec``. The expression is searched for
+        in the path of a leaf, such as "params/backbone/layer1_0/conv1/kernel"; the first match
+        counts. Leaves without a match are replicated.
+      batch_spec: How the batch axis, the first axis of every leaf of a batch, is sharded.
+    """
+
+    mesh: Mesh
+    rules: tuple[tuple[str, PartitionSpec], ...] = ()
+    batch_spec: PartitionSpec = PartitionSpec(DATA)
+
+    @property
+    def batch(self) -> NamedSharding:
+        """The sharding of every leaf of a batch."""
+        return NamedSharding(self.mesh, self.batch_spec)
+
+    @property
+    def replicated(self) -> NamedSharding:
+        """The sharding of an array that every device has a copy of."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    def of(self, tree: Any) -> Any:
+        """The sharding of each leaf of a state, of variables or of their shapes.
+
+        Raises:
+          InputError: A rule does not fit the shape of a leaf.
+        """
+        return jax.tree.map_with_path(self._of_leaf, tree)
+
+    def place(self, tree: Any) -> Any:
+        """Puts a tree of arrays on the devices, each leaf with its sharding."""
+        return jax.device_put(jax.tree.map(_addressable, tree), self.of(tree))
+
+    def _of_leaf(self, path: tuple, leaf: Any) -> NamedSharding:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        for pattern, spec in self.rules:
+            if re.search(pattern, name):
+                self._check(name, np.shape(leaf), pattern, spec)
+                return NamedSharding(self.mesh, spec)
+        return self.replicated
+
+    def _check(self, name: str, shape: tuple[int, ...], pattern: str, spec: PartitionSpec) -> None:
+        parts = [_number_of_parts(self.mesh, axes) for axes in spec]
+        fits = len(parts) <= len(shape)
+        if not (fits and all(n % part == 0 for n, part in zip(shape, parts, strict=False))):
+            raise InputError(
+                f"the sharding rule {pattern!r}: {spec} does not divide {name} of shape {shape} "
+                f"over the mesh {dict(self.mesh.shape)}; narrow its regular expression"
+            )
+
+
+def _number_of_parts(mesh: Mesh, axes: str | tuple[str, ...] | None) -> int:
+    """How many parts an axis is split into that a ``PartitionSpec`` gives these mesh axes."""
+    names = (axes,) if isinstance(axes, str) else axes or ()
+    return math.prod(mesh.shape[name] for name in names)
+
+
+def _addressable(x: Any) -> Any:
+    """This process's copy of an array that is replicated over several processes."""
+    if isinstance(x, jax.Array) and x.is_fully_replicated and not x.is_fully_addressable:
+        return x.addressable_data(0)
+    return x
+
+
+def check_batch_size(batch_size: int, shardings: Shardings) -> None:
+    """Requires a global batch that can be split evenly.
 
     Raises:
-      InputError: there is no such topology.
+      InputError: The batch size is not a multiple of the number of parts. The message gives the
+        nearest sizes that are.
     """
-    try:
-        return list(topologies.get_topology_desc(topology, "tpu").devices)
-    except jax.errors.JaxRuntimeError as error:
-        raise InputError(
-            f"no TPU topology {topology!r} ({first_line(error)}): "
-            "write the generation and its chips, such as v5e:2x4, v6e:16x16 or v5p:2x2x2"
-        ) from error
-
-
-def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of the state: a copy on every device."""
-    return NamedSharding(mesh, PartitionSpec())
-
-
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The sharding of a batch as it arrives: whole images, split over "data"."""
-    return NamedSharding(mesh, PartitionSpec(DATA))
-
-
-def use_mesh(mesh: Mesh) -> contextlib.AbstractContextManager:
-    """For the inside of a compiled function: blocks spread their operations over this mesh."""
-    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
-
-
-def split_images(images: jax.Array, mesh: Mesh) -> jax.Array:
-    """Inside a compiled function, ``[B, H, W, C]`` with the rows split over "context" too.
-
-    The compiler then splits convolutions by rows, and exchanges those at the seams. Clips are split
-    by frames. The sizes need not divide.
-    """
-    sharding = NamedSharding(mesh, PartitionSpec(DATA, CONTEXT))
-    return jax.lax.with_sharding_constraint(images, sharding)
-
-
-def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-    """Requires a global batch that every group of devices gets the same share of.
-
-    Raises:
-      InputError: it does not divide; the message gives the nearest sizes that do.
-    """
-    parts = mesh.shape[DATA]
+    parts = _number_of_parts(shardings.mesh, shardings.batch_spec[0])
     below = batch_size // parts * parts
     if below == batch_size and batch_size > 0:
         return
-    near = [n for n in (below, below + parts) if n > 0]
-    shared = f", {mesh.shape[CONTEXT]} to an image" if mesh.shape[CONTEXT] > 1 else ""
+    near = " or ".join(str(n) for n in (below, below + parts) if n > 0)
     raise InputError(
-        f"a batch of {batch_size} does not divide over {mesh.size} devices{shared}: "
-        f"set data.batch_size to {' or '.join(map(str, near))}"
+        f"data.batch_size={batch_size} is not a multiple of {parts}, the number of parts that "
+        f"{shardings.mesh.size} devices split a batch into; use {near}"
     )
 
 
-def data_shard(mesh: Mesh) -> tuple[int, int]:
-    """Which part of every batch this process reads, and how many parts there are.
+def process_part(shardings: Shardings, batch_size: int) -> tuple[int, int]:
+    """Which part of every batch this process reads, and the number of parts.
 
-    A part for each process, or, where several processes share images, for each group of them.
+    The parts are read off the batch's sharding. Processes whose devices have the same examples,
+    because they share images, read the same part.
 
     Raises:
-      InputError: processes share some images and not others.
+      InputError: Processes have some examples in common and others not.
     """
-    rows = {process: set() for process in range(jax.process_count())}
-    for row, devices in enumerate(mesh.devices):
-        for device in devices:
-            rows[device.process_index].add(row)
-    parts = sorted({tuple(sorted(of_process)) for of_process in rows.values()})
-    if len({len(part) for part in parts}) > 1 or sum(map(len, parts)) != len(mesh.devices):
+    indices = shardings.batch.devices_indices_map((batch_size,))
+    return _part_of(jax.process_index(), indices, batch_size)
+
+
+def _part_of(
+    process: int, indices: Mapping[jax.Device, tuple[slice, ...]], batch_size: int
+) -> tuple[int, int]:
+    starts: dict[int, set[int]] = {}
+    for device, (examples, *_) in indices.items():
+        starts.setdefault(device.process_index, set()).add(examples.indices(batch_size)[0])
+    parts = sorted({tuple(sorted(part)) for part in starts.values()})
+    shared = sum(map(len, parts)) != len(set().union(*parts))
+    if shared or len({len(part) for part in parts}) > 1:
         raise InputError(
-            f"the devices of a process do not share whole images {mesh.shape[CONTEXT]} at a time: "
-            "set mesh.context to a divisor or a multiple of the devices of a process"
+            "some processes have only a part of their images in common; "
+            "set mesh.context to a divisor or a multiple of the number of devices of a process"
         )
-    return parts.index(tuple(sorted(rows[jax.process_index()]))), len(parts)
+    return parts.index(tuple(sorted(starts[process]))), len(parts)
 
 
-def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
-    """Arrays of the global batch from the part that each process holds."""
-    sharding = batch_sharding(mesh)
+def to_global(batch: Mapping[str, np.ndarray], shardings: Shardings) -> dict[str, jax.Array]:
+    """Makes the arrays of the global batch from the part that each process has read."""
+    sharding = shardings.batch
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+
+
+def use_mesh(mesh: Mesh) -> contextlib.AbstractContextManager:
+    """Inside a compiled function: blocks and ``split_positions`` use this mesh."""
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
+def split_positions(x: jax.Array) -> jax.Array:
+    """Inside ``use_mesh``: splits the second axis of ``[B, *S, ...]`` over the axis "context".
+
+    That axis is the rows of an image, or the frames of a clip. XLA then splits convolutions
+    spatially and exchanges the rows at the borders. The sizes need not be multiples of the number
+    of devices. Without a mesh, or without these axes in it, ``x`` is returned as it is.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not {DATA, CONTEXT} <= set(mesh.axis_names):
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(DATA, CONTEXT))
