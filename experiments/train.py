@@ -23,7 +23,7 @@ _INIT = flags.DEFINE_string(
 
 def main(_: list[str]) -> None:
     config = _CONFIG.value
-    data.get_info(config.data.name).check_num_classes(config.model.num_classes)
+    data.get_dataset(config.data.name).check_num_classes(config.model.num_classes)
     training, validation = (
         data.load_source(config.data.name, split, _DATA_DIR.value) for split in ("train", "val")
     )
