@@ -5,33 +5,22 @@ import numpy as np
 import pytest
 
 from configs import segmentation
-from nonlocal_jax import create_model
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.train import (
-    Checkpoints,
-    create_optimizer,
-    create_state,
-    load_variables,
-    make_mesh,
-)
+from nonlocal_jax.train import Checkpoints, create_experiment, create_state
 from nonlocal_jax.train.state import abstract_state
+from tests.helpers import one_device
 
 
 def _config():
     config = segmentation.get_config("demo_nonlocal")
     config.model.update(width=4, head_channels=8, auxiliary_channels=8)
+    config.data.crop = (16, 16)
     return config
-
-
-def _options(config):
-    return {"mesh": make_mesh(), "seed": config.seed, "image_size": (16, 16)}
 
 
 @pytest.fixture(scope="module")
 def state():
-    config = _config()
-    tx, _ = create_optimizer(config)
-    return create_state(create_model(config.model), tx, **_options(config))
+    return create_state(create_experiment(_config()), one_device())
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +34,7 @@ def workdir(state, tmp_path_factory):
 
 
 def _restore(workdir, config, fingerprint="fingerprint"):
-    tx, _ = create_optimizer(config)
-    target = abstract_state(create_model(config.model), tx, **_options(config))
+    target = abstract_state(create_experiment(config), one_device())
     with Checkpoints(workdir, config, fingerprint) as checkpoints:
         return checkpoints.restore(target)
 
