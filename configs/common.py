@@ -53,8 +53,8 @@ def base_config(
             "mesh": {"context": 1},
             "train": {
                 "log_every": 50,
-                "checkpoint_every": steps // 10,
-                "evaluate_every": steps // 10,
+                "checkpoint_every": max(steps // 10, 1),
+                "evaluate_every": max(steps // 10, 1),
             },
             # The reported metrics of the same experiment, if there are any.
             "published": {},

@@ -164,6 +164,7 @@ LEAVES: Mapping[str, Leaf] = {
     "task": text(),
     "seed": integer(0, 2**32 - 1),
     "steps": integer(1),
+    "data.batch_size": integer(1),
     "model": mapping(),
     "optimizer.learning_rate": number(above=0),
     "optimizer.momentum": number(0, below=1),

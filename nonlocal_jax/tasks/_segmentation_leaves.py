@@ -6,7 +6,6 @@ from nonlocal_jax.config import Leaf, boolean, choice, integer, number, sequence
 
 SEGMENTATION_LEAVES: Mapping[str, Leaf] = {
     "data.name": text(),
-    "data.batch_size": integer(1),
     "data.base_size": sequence(integer(1), 2),
     "data.crop": sequence(integer(1), 2),
     "data.scale_range": sequence(number(above=0), 2, ascending=True),
