@@ -1,6 +1,6 @@
-"""Checks of an experiment's config, before anything is built from it.
+"""Checks and compares the configs of experiments.
 
-A table maps the names of leaves, such as "data.scale_range", to the values that they may have::
+For a check, a table maps the names of leaves to the values that they may have::
 
     check(config, {"data.scale_range": sequence(number(above=0), 2, ascending=True)})
 """
@@ -11,10 +11,8 @@ import math
 import numbers
 import operator
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
-
-from ml_collections import ConfigDict
 
 from nonlocal_jax.errors import InputError
 
@@ -156,7 +154,7 @@ def optional(leaf: Leaf) -> Leaf:
 
 def mapping() -> Leaf:
     """A mapping, whose own leaves are not checked."""
-    return Leaf("a mapping", "mappings", lambda value: isinstance(value, (Mapping, ConfigDict)))
+    return Leaf("a mapping", "mappings", lambda value: hasattr(value, "items"))
 
 
 LEAVES: Mapping[str, Leaf] = {
@@ -202,7 +200,7 @@ def check(config: Mapping[str, Any], leaves: Mapping[str, Leaf]) -> None:
         lists all problems.
     """
     leaves = {**LEAVES, **leaves}
-    values = dict(_flatten(config, leaves))
+    values = _flatten(config, leaves)
     problems = []
     for name, value in values.items():
         if name not in leaves:
@@ -221,13 +219,55 @@ def check(config: Mapping[str, Any], leaves: Mapping[str, Leaf]) -> None:
         raise InputError("\n  ".join([f"the config has {len(problems)} problems:", *problems]))
 
 
-def _flatten(
-    config: Mapping[str, Any], leaves: Mapping[str, Leaf], prefix: str = ""
-) -> Iterator[tuple[str, Any]]:
-    """Names and values, without descending into a mapping that is a leaf itself."""
+def differences(
+    theirs: Mapping[str, Any], ours: Mapping[str, Any], ignored: Collection[str] = ()
+) -> list[str]:
+    """Lists the leaves in which two configs differ.
+
+    Lists and tuples with the same items are equal, so a config equals its copy read from JSON.
+
+    Args:
+      theirs: A config, flat or nested, that was saved with a checkpoint.
+      ours: The config to compare it with.
+      ignored: Leaves and sections that may differ, with their full names ("train", "data.flip").
+
+    Returns:
+      One line for each leaf, sorted by name, such as
+      ``"data.batch_size is 8 in the checkpoint, 16 in the config"``.
+    """
+    theirs, ours = (
+        {
+            name: _tuples(value)
+            for name, value in _flatten(config, ignored).items()
+            if name not in ignored
+        }
+        for config in (theirs, ours)
+    )
+    return [
+        f"{name} is {_show(theirs, name)} in the checkpoint, {_show(ours, name)} in the config"
+        for name in sorted(theirs.keys() | ours.keys())
+        if name not in theirs or name not in ours or theirs[name] != ours[name]
+    ]
+
+
+def _flatten(config: Any, whole: Collection[str], prefix: str = "") -> dict[str, Any]:
+    """Leaves by their full names. A mapping whose name is in ``whole`` counts as a leaf.
+
+    A ConfigDict is no Mapping, but it has ``items``.
+    """
+    leaves = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
-        if isinstance(value, (Mapping, ConfigDict)) and name not in leaves:
-            yield from _flatten(value, leaves, f"{name}.")
+        if hasattr(value, "items") and name not in whole:
+            leaves |= _flatten(value, whole, f"{name}.")
         else:
-            yield name, value
+            leaves[name] = value
+    return leaves
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+def _show(leaves: Mapping[str, Any], name: str) -> str:
+    return repr(leaves[name]) if name in leaves else "missing"
