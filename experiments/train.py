@@ -17,7 +17,7 @@ _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of this run alone", required=True)
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "where prepared datasets lie")
 _INIT = flags.DEFINE_string(
-    "init", None, "checkpoint to start from: a .safetensors, a work directory or a step in one"
+    "init", None, "checkpoint to start from: work directory, saved step, .safetensors or .pth file"
 )
 
 

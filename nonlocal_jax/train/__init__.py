@@ -10,7 +10,7 @@ from nonlocal_jax.train.state import TrainState, create_state
 from nonlocal_jax.train.step import make_train_step
 
 if TYPE_CHECKING:
-    from nonlocal_jax.train.checkpoint import Checkpoints, load_variables
+    from nonlocal_jax.train.checkpoint import Checkpoints
     from nonlocal_jax.train.log import NonFiniteError
     from nonlocal_jax.train.loop import Result, train
 
@@ -21,7 +21,6 @@ __all__ = [
     "TrainState",
     "create_optimizer",
     "create_state",
-    "load_variables",
     "loss_fn",
     "make_mesh",
     "make_train_step",
@@ -33,7 +32,7 @@ __all__ = [
 __getattr__, __dir__ = lazy.names(
     __name__,
     {
-        "checkpoint": ("Checkpoints", "load_variables"),
+        "checkpoint": ("Checkpoints",),
         "log": ("NonFiniteError",),
         "loop": ("Result", "train"),
     },

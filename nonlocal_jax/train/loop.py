@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
+from nonlocal_jax import convert
 from nonlocal_jax._files import PathLike, make_directory, write_file
 from nonlocal_jax.data import fingerprint, train_batches
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.models import create_model
 from nonlocal_jax.sharding import check_batch_size, data_shard, make_mesh, to_global
-from nonlocal_jax.train.checkpoint import Checkpoints, load_variables
+from nonlocal_jax.train.checkpoint import Checkpoints
 from nonlocal_jax.train.log import Monitor, RunLog
 from nonlocal_jax.train.optimizer import create_optimizer
 from nonlocal_jax.train.shutdown import ShutdownRequest
@@ -79,7 +80,7 @@ def train(
       evaluate: maps ``{"params", "batch_stats"}``, as numpy arrays, to metrics, ``miou`` among
         them, of which the floats are logged; called every ``train.evaluate_every`` steps and after
         the last one.
-      init: checkpoint to start from, see ``load_variables``; the optimizer and the step start anew.
+      init: checkpoint to start from, see ``convert.load``; the optimizer and the step start anew.
         Once the run has a checkpoint of its own, that one counts.
 
     Raises:
@@ -102,7 +103,7 @@ def train(
     ):
         state = checkpoints.restore(target)
         if state is None:
-            variables = None if init is None else load_variables(init, config.model)
+            variables = None if init is None else convert.load(init, config.model)
             state = create_state(model, tx, variables, **options)
             # So that a run has a good state even if it never reaches its first checkpoint.
             checkpoints.save(state)

@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 
+from nonlocal_jax import convert
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.train import NonFiniteError, load_variables, loop, train
+from nonlocal_jax.train import NonFiniteError, loop, train
 from tests.helpers import read_metrics
 
 
@@ -90,7 +91,7 @@ def test_init_starts_from_a_checkpoint_and_resume_goes_before_it(config, source,
     first = train(config, tmp_path / "first", source)
     config.seed = 1
     train(config, tmp_path / "second", source, init=tmp_path / "first")
-    start = load_variables(tmp_path / "second" / "checkpoints" / "0", config.model)
+    start = convert.load(tmp_path / "second" / "checkpoints" / "0", config.model)
     jax.tree.map(np.testing.assert_array_equal, start, jax.device_get(first.state.variables))
     train(config, tmp_path / "second", source, init=tmp_path / "gone")
 
