@@ -11,7 +11,7 @@ import math
 import numbers
 import operator
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -221,8 +221,43 @@ def check(config: Mapping[str, Any], leaves: Mapping[str, Leaf]) -> None:
         raise InputError("\n  ".join([f"the config has {len(problems)} problems:", *problems]))
 
 
+def differences(
+    theirs: Mapping[str, Any], ours: Mapping[str, Any], ignored: Collection[str] = ()
+) -> list[str]:
+    """Lists the leaves in which two configs differ.
+
+    Lists and tuples with the same items are equal, so a config equals its copy read from JSON.
+
+    Args:
+      theirs: A config, flat or nested, that was saved with a checkpoint.
+      ours: The config to compare it with.
+      ignored: Leaves and sections that may differ, with their full names ("train", "data.flip").
+
+    Returns:
+      One line for each leaf, sorted by name, such as
+      ``"data.batch_size is 8 in the checkpoint, 16 in the config"``.
+    """
+    theirs, ours = (
+        {name: _tuples(value) for name, value in _flatten(config, ignored) if name not in ignored}
+        for config in (theirs, ours)
+    )
+    return [
+        f"{name} is {_show(theirs, name)} in the checkpoint, {_show(ours, name)} in the config"
+        for name in sorted(theirs.keys() | ours.keys())
+        if name not in theirs or name not in ours or theirs[name] != ours[name]
+    ]
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+def _show(leaves: Mapping[str, Any], name: str) -> str:
+    return repr(leaves[name]) if name in leaves else "missing"
+
+
 def _flatten(
-    config: Mapping[str, Any], leaves: Mapping[str, Leaf], prefix: str = ""
+    config: Mapping[str, Any], leaves: Collection[str], prefix: str = ""
 ) -> Iterator[tuple[str, Any]]:
     """Names and values, without descending into a mapping that is a leaf itself."""
     for key, value in config.items():
