@@ -3,11 +3,11 @@
     python -m experiments.evaluate --checkpoint=PATH --output=DIR \\
         --config=configs/segmentation.py:nonlocal_r50-d8_512x1024_40k_cityscapes
 
-PATH is a training work directory, one saved step in it, or a .safetensors file. The table goes to
-stdout, in percent; DIR/metrics.json holds the same numbers as fractions of one, null where a class
-does not occur. --multi_scale is the protocol of the "ms+flip" columns: six scales, each with and
-without a flip. The network is compiled once for every size of image; where sizes differ, set
-JAX_COMPILATION_CACHE_DIR to a directory and later runs find the programs there.
+PATH is a training work directory, one saved step in it, a .safetensors or a .pth file. The table
+goes to stdout, in percent; DIR/metrics.json holds the same numbers as fractions of one, null where
+a class does not occur. --multi_scale is the protocol of the "ms+flip" columns: six scales, each
+with and without a flip. The network is compiled once for every size of image; where sizes differ,
+set JAX_COMPILATION_CACHE_DIR to a directory and later runs find the programs there.
 """
 
 import math
@@ -16,13 +16,12 @@ import jax
 from absl import flags
 
 from experiments import cli
-from nonlocal_jax import data, evaluation
+from nonlocal_jax import convert, data, evaluation
 from nonlocal_jax._files import make_directory, write_json
-from nonlocal_jax.train.checkpoint import load_variables
 
 _CONFIG = cli.define_config()
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "work directory, saved step or .safetensors file", required=True
+    "checkpoint", None, "work directory, saved step, .safetensors or .pth file", required=True
 )
 _OUTPUT = flags.DEFINE_string("output", None, "directory for metrics.json", required=True)
 _MULTI_SCALE = flags.DEFINE_bool("multi_scale", False, "average over scales and flips")
@@ -36,7 +35,7 @@ def main(_: list[str]) -> None:
     info = data.get_info(config.data.name)
     info.check_num_classes(config.model.num_classes)
     source = data.load_source(config.data.name, _SPLIT.value, _DATA_DIR.value)
-    variables = load_variables(_CHECKPOINT.value, config.model)
+    variables = convert.load(_CHECKPOINT.value, config.model)
     evaluate = evaluation.evaluator(config, source, multi_scale=_MULTI_SCALE.value)
     summary = evaluate(variables)
     if jax.process_index() > 0:

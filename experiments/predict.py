@@ -3,8 +3,8 @@
     python -m experiments.predict --checkpoint=PATH --output=DIR IMAGE... \\
         --config=configs/segmentation.py:nonlocal_r50-d8_512x1024_40k_cityscapes
 
-PATH is a training work directory, one saved step in it, or a .safetensors file. IMAGE is a PNG or
-JPEG of any size, or a directory of them. For street.jpg DIR gets
+PATH is a training work directory, one saved step in it, a .safetensors or a .pth file. IMAGE is
+a PNG or JPEG of any size, or a directory of them. For street.jpg DIR gets
 
     street_labels.png    8-bit gray at the size of the image: the value of a pixel is the index of
                          its class, from 0, in the order of the dataset's classes
@@ -24,15 +24,14 @@ import numpy as np
 from absl import flags
 
 from experiments import cli
-from nonlocal_jax import create_model, data, evaluation, visualize
+from nonlocal_jax import convert, create_model, data, evaluation, visualize
 from nonlocal_jax._files import make_directory
 from nonlocal_jax._progress import progress
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.train.checkpoint import load_variables
 
 _CONFIG = cli.define_config()
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "work directory, saved step or .safetensors file", required=True
+    "checkpoint", None, "work directory, saved step, .safetensors or .pth file", required=True
 )
 _OUTPUT = flags.DEFINE_string("output", None, "directory for the pictures", required=True)
 _MULTI_SCALE = flags.DEFINE_bool("multi_scale", False, "average over scales and flips")
@@ -47,7 +46,7 @@ def main(arguments: list[str]) -> None:
     info = data.get_info(config.data.name)
     info.check_num_classes(config.model.num_classes)
     directory = make_directory(_OUTPUT.value)
-    variables = load_variables(_CHECKPOINT.value, config.model)
+    variables = convert.load(_CHECKPOINT.value, config.model)
     mesh = evaluation.inference_mesh(config)
     apply_fn = evaluation.inference_fn(create_model(config.model), variables, mesh)
     protocol = evaluation.inference_protocol(config, multi_scale=_MULTI_SCALE.value)

@@ -1,6 +1,6 @@
-"""Checks and compares the configs of experiments.
+"""Checks of an experiment's config, before anything is built from it.
 
-For a check, a table maps the names of leaves to the values that they may have::
+A table maps the names of leaves, such as "data.scale_range", to the values that they may have::
 
     check(config, {"data.scale_range": sequence(number(above=0), 2, ascending=True)})
 """
@@ -11,8 +11,10 @@ import math
 import numbers
 import operator
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
+
+from ml_collections import ConfigDict
 
 from nonlocal_jax.errors import InputError
 
@@ -154,7 +156,7 @@ def optional(leaf: Leaf) -> Leaf:
 
 def mapping() -> Leaf:
     """A mapping, whose own leaves are not checked."""
-    return Leaf("a mapping", "mappings", lambda value: hasattr(value, "items"))
+    return Leaf("a mapping", "mappings", lambda value: isinstance(value, (Mapping, ConfigDict)))
 
 
 LEAVES: Mapping[str, Leaf] = {
@@ -200,7 +202,7 @@ def check(config: Mapping[str, Any], leaves: Mapping[str, Leaf]) -> None:
         lists all problems.
     """
     leaves = {**LEAVES, **leaves}
-    values = _flatten(config, leaves)
+    values = dict(_flatten(config, leaves))
     problems = []
     for name, value in values.items():
         if name not in leaves:
@@ -236,11 +238,7 @@ def differences(
       ``"data.batch_size is 8 in the checkpoint, 16 in the config"``.
     """
     theirs, ours = (
-        {
-            name: _tuples(value)
-            for name, value in _flatten(config, ignored).items()
-            if name not in ignored
-        }
+        {name: _tuples(value) for name, value in _flatten(config, ignored) if name not in ignored}
         for config in (theirs, ours)
     )
     return [
@@ -250,24 +248,21 @@ def differences(
     ]
 
 
-def _flatten(config: Any, whole: Collection[str], prefix: str = "") -> dict[str, Any]:
-    """Leaves by their full names. A mapping whose name is in ``whole`` counts as a leaf.
-
-    A ConfigDict is no Mapping, but it has ``items``.
-    """
-    leaves = {}
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        if hasattr(value, "items") and name not in whole:
-            leaves |= _flatten(value, whole, f"{name}.")
-        else:
-            leaves[name] = value
-    return leaves
-
-
 def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def _show(leaves: Mapping[str, Any], name: str) -> str:
     return repr(leaves[name]) if name in leaves else "missing"
+
+
+def _flatten(
+    config: Mapping[str, Any], leaves: Collection[str], prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """Names and values, without descending into a mapping that is a leaf itself."""
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, (Mapping, ConfigDict)) and name not in leaves:
+            yield from _flatten(value, leaves, f"{name}.")
+        else:
+            yield name, value

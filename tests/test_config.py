@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import pytest
+from nonlocal_jax.tasks._segmentation_leaves import SEGMENTATION_LEAVES
 
 from configs import segmentation
 from nonlocal_jax.config import (
@@ -19,7 +20,6 @@ from nonlocal_jax.config import (
     text,
 )
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.tasks._segmentation_leaves import SEGMENTATION_LEAVES
 
 
 def message(config):

@@ -6,6 +6,7 @@ library does the same from outside with ``nonlocal_jax.tasks.TASKS["name"] = Tas
 
 from ml_collections import ConfigDict
 
+from nonlocal_jax.config import check
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.tasks import segmentation
 from nonlocal_jax.tasks.task import Task
@@ -16,11 +17,13 @@ TASKS: dict[str, Task] = {"segmentation": segmentation.TASK}
 
 
 def get_task(config: ConfigDict) -> Task:
-    """The task of an experiment.
+    """The task of an experiment. Checks every leaf of the config first.
 
     Raises:
-      InputError: ``config.task`` is not in ``TASKS``.
+      InputError: ``config.task`` is not in ``TASKS``, or a leaf is unknown, missing or wrong.
     """
-    if config.task not in TASKS:
-        raise InputError(f"task must be one of {', '.join(TASKS)}; got {config.task!r}")
-    return TASKS[config.task]
+    name = config.get("task")
+    if name not in TASKS:
+        raise InputError(f"task must be one of {', '.join(TASKS)}; got {name!r}")
+    check(config, TASKS[name].leaves)
+    return TASKS[name]

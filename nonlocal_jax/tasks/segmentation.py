@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from nonlocal_jax.config import boolean, choice, integer, number, sequence, text
 from nonlocal_jax.data import IGNORE_INDEX, normalize
 from nonlocal_jax.ops import upsampled_cross_entropy
 from nonlocal_jax.sharding import split_positions
@@ -15,6 +16,27 @@ from nonlocal_jax.tasks.task import Batch, Example, Task
 
 # mmsegmentation adds the float32 epsilon to the number of pixels it divides by.
 _EPSILON = float(jnp.finfo(jnp.float32).eps)
+
+_LEAVES = {
+    "data.name": text(),
+    "data.base_size": sequence(integer(1), 2),
+    "data.crop": sequence(integer(1), 2),
+    "data.scale_range": sequence(number(above=0), 2, ascending=True),
+    "data.category_max_ratio": number(above=0, high=1),
+    "data.flip": number(0, 1),
+    "data.photometric": boolean(),
+    "data.mean": sequence(number(), 3),
+    "data.std": sequence(number(above=0), 3),
+    "loss.auxiliary_weight": number(0),
+    "loss.avg_non_ignore": boolean(),
+    "loss.align_corners": boolean(),
+    "evaluation.mode": choice("whole", "slide"),
+    "evaluation.base_size": sequence(integer(1), 2),
+    "evaluation.crop": sequence(integer(1), 2),
+    "evaluation.stride": sequence(integer(1), 2),
+    "evaluation.ratios": sequence(number(above=0), empty=False),
+    "evaluation.flip": boolean(),
+}
 
 
 def _batch(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
@@ -119,7 +141,7 @@ def _report(summary: Mapping[str, Any], config: ConfigDict) -> tuple[str, dict[s
 
 TASK = Task(
     headline="miou",
-    leaves={},
+    leaves=_LEAVES,
     batch=_batch,
     inputs=_inputs,
     loss=_loss,

@@ -8,6 +8,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from nonlocal_jax.config import Leaf
+
 Batch = Mapping[str, jax.Array]
 Example = Mapping[str, Any]
 Variables = Mapping[str, Any]
@@ -44,7 +46,7 @@ class Task:
     """
 
     headline: str
-    leaves: Mapping[str, Any]
+    leaves: Mapping[str, Leaf]
     batch: Callable[[ConfigDict], dict[str, jax.ShapeDtypeStruct]]
     inputs: Callable[[Batch, ConfigDict], Any]
     loss: Callable[[Any, Batch, ConfigDict], tuple[jax.Array, dict[str, jax.Array]]]

@@ -33,7 +33,10 @@ class ShutdownRequest:
         self._restore()
 
     def requested(self, step: int) -> bool:
-        """Whether to stop now. All processes must call it with the same step and get the same answer."""
+        """Whether to stop now.
+
+        All processes must call it with the same step. They get the same answer.
+        """
         if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
             self.signal = signal.SIGTERM
         return self.signal is not None

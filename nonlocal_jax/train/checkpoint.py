@@ -10,10 +10,10 @@ from ml_collections import ConfigDict
 
 from nonlocal_jax._files import PathLike, as_path
 from nonlocal_jax.config import differences
-from nonlocal_jax.errors import InputError, first_line
+from nonlocal_jax.convert._orbax import DIRECTORY
+from nonlocal_jax.errors import InputError, first_line, listing
 from nonlocal_jax.train.state import TrainState
 
-_DIRECTORY = "checkpoints"
 _KEEP = 3
 # Sections of a config that may change when a run is resumed.
 _FREE_SECTIONS = ("train", "evaluation", "mesh", "published")
@@ -32,7 +32,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: PathLike, config: ConfigDict, fingerprint: str):
-        self.directory = as_path(workdir).absolute() / _DIRECTORY
+        self.directory = as_path(workdir).absolute() / DIRECTORY
         # JSON turns tuples into lists, as they will be when they are read again.
         self._run = {"config": json.loads(config.to_json()), "dataset_fingerprint": fingerprint}
         # Removes interrupted saves. The manager would do so in a thread that outlives its closing.
@@ -106,13 +106,11 @@ class Checkpoints:
             ) from error
 
     def _check_run(self, metadata: Mapping[str, Any]) -> None:
-        def fixed(run):
-            config = {k: v for k, v in run["config"].items() if k not in _FREE_SECTIONS}
-            return {**config, "dataset_fingerprint": run["dataset_fingerprint"]}
-
-        if lines := differences(fixed(metadata), fixed(self._run)):
-            listing = "".join(f"\n  {line}" for line in lines)
+        different = differences(metadata["config"], self._run["config"], _FREE_SECTIONS)
+        if metadata["dataset_fingerprint"] != self._run["dataset_fingerprint"]:
+            different.append("the training data are not those of the checkpoint")
+        if different:
             raise InputError(
-                f"{self.directory.parent} belongs to another run; use a new --workdir, or change "
-                f"the config back:{listing}"
+                f"{self.directory.parent} belongs to another run; use a new --workdir, or undo "
+                f"these changes:{listing(different)}"
             )

@@ -84,7 +84,7 @@ def compile_train_step(config: ConfigDict, topology: str) -> dict[str, Any]:
         "batch": {
             name: f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for name, leaf in batch.items()
         },
-        "dtype": config.model.dtype,
+        "dtype": config.model.get("dtype"),
         "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params)),
         "bytes_per_chip": {
             "arguments": cores * memory.argument_size_in_bytes,

@@ -44,10 +44,10 @@ class Experiment(NamedTuple):
 
 
 def create_experiment(config: ConfigDict) -> Experiment:
-    """Builds the model and the optimizer of a config.
+    """Checks a config and builds its model and optimizer.
 
     Raises:
-      InputError: The task or an option of the model or the optimizer is unknown.
+      InputError: A leaf of the config is unknown, missing or wrong.
     """
-    tx, schedule = create_optimizer(config)
-    return Experiment(config, get_task(config), create_model(config.model), tx, schedule)
+    task = get_task(config)
+    return Experiment(config, task, create_model(config.model), *create_optimizer(config))

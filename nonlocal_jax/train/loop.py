@@ -11,10 +11,10 @@ from nonlocal_jax import convert
 from nonlocal_jax._files import PathLike, make_directory, write_file
 from nonlocal_jax.data import fingerprint, train_batches
 from nonlocal_jax.sharding import Shardings, check_batch_size, make_mesh, process_part, to_global
+from nonlocal_jax.train._shutdown import ShutdownRequest
 from nonlocal_jax.train.checkpoint import Checkpoints
 from nonlocal_jax.train.experiment import Experiment, create_experiment
 from nonlocal_jax.train.log import Monitor, RunLog
-from nonlocal_jax.train._shutdown import ShutdownRequest
 from nonlocal_jax.train.state import TrainState, abstract_state, create_state
 from nonlocal_jax.train.step import make_train_step
 
@@ -145,4 +145,3 @@ def train(
         checkpoints.save(state)
         log.draw()
     return Result(state, log.latest(), shutdown.signal)
-

@@ -1,4 +1,4 @@
-"""A run slow enough to be stopped in the middle: slow_run.py ARGUMENTS WORKDIR [ADDRESS PROCESS]."""
+"""A run that is slow enough to be stopped: slow_run.py ARGUMENTS WORKDIR [ADDRESS PROCESS]."""
 
 import importlib
 import pickle

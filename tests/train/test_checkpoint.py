@@ -46,13 +46,6 @@ def _assert_equal(a, b):
         np.testing.assert_array_equal(x, y)
 
 
-def test_a_left_over_parameter_is_refused(workdir):
-    without_block = segmentation.get_config("demo_fcn").model
-    without_block.update(width=4, head_channels=8, auxiliary_channels=8)
-    with pytest.raises(InputError, match=r"(?s)does not fit.*not in the model:.*decode_head/block"):
-        load_variables(workdir, without_block)
-
-
 def test_the_last_states_come_back_bit_for_bit(workdir, state):
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["2", "3", "4"]
     restored = _restore(workdir, _config())
@@ -65,12 +58,11 @@ def test_nothing_to_restore(tmp_path):
     assert _restore(tmp_path, _config()) is None
 
 
-def test_an_uncommitted_save_does_not_count(workdir, state, tmp_path):
+def test_an_uncommitted_save_does_not_count(workdir, tmp_path):
     checkpoints = tmp_path / "run" / "checkpoints"
     shutil.copytree(workdir / "checkpoints", checkpoints)
     (checkpoints / "4").rename(checkpoints / "4.orbax-checkpoint-tmp")
     (checkpoints / "3").rename(checkpoints / "elsewhere")
-    _assert_equal(load_variables(tmp_path / "run", _config().model), state.variables)
     assert int(_restore(tmp_path / "run", _config()).step) == 2
     assert not (checkpoints / "4.orbax-checkpoint-tmp").exists()
 
@@ -78,23 +70,26 @@ def test_an_uncommitted_save_does_not_count(workdir, state, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"seed": 7}, "seed is 0 there and 7 here"),
-        ({"steps": 500}, "steps is 600 there and 500 here"),
-        ({"name": "other"}, "name is 'demo_nonlocal' there and 'other' here"),
-        ({"model.width": 8}, "model.width is 4 there and 8 here"),
-        ({"data.batch_size": 8}, "data.batch_size is 32 there and 8 here"),
-        ({"optimizer.learning_rate": 0.1}, "learning_rate is 0.4 there and 0.1 here"),
+        ({"seed": 7}, "seed is 0 in the checkpoint, 7 in the config"),
+        ({"steps": 500}, "steps is 600 in the checkpoint, 500 in the config"),
+        ({"name": "other"}, "name is 'demo_nonlocal' in the checkpoint, 'other' in the config"),
+        ({"model.width": 8}, "model.width is 4 in the checkpoint, 8 in the config"),
+        ({"data.batch_size": 8}, "data.batch_size is 32 in the checkpoint, 8 in the config"),
+        (
+            {"optimizer.learning_rate": 0.1},
+            "learning_rate is 0.4 in the checkpoint, 0.1 in the config",
+        ),
     ],
 )
 def test_another_run_is_refused(workdir, change, message):
     config = _config()
     config.update_from_flattened_dict(change)
-    with pytest.raises(InputError, match=f"holds another run.*\n  .*{message}"):
+    with pytest.raises(InputError, match=f"belongs to another run.*\n  .*{message}"):
         _restore(workdir, config)
 
 
 def test_other_data_are_refused(workdir):
-    with pytest.raises(InputError, match="dataset_fingerprint is 'fingerprint' there and 'x' here"):
+    with pytest.raises(InputError, match="the training data are not those of the checkpoint"):
         _restore(workdir, _config(), "x")
 
 
@@ -105,60 +100,13 @@ def test_what_leaves_the_parameters_alone_may_change(workdir):
     assert int(_restore(workdir, config).step) == 4
 
 
-@pytest.mark.parametrize("place", [".", "checkpoints/4"])
-def test_load_variables(workdir, state, place):
-    variables = load_variables(workdir / place, _config().model)
-    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(variables))
-    assert jax.tree.structure(variables) == jax.tree.structure(state.variables)
-    _assert_equal(variables, state.variables)
-
-
-@pytest.mark.parametrize(
-    ("path", "message"),
-    [
-        ("missing", "no such file or directory"),
-        ("empty", "no checkpoint in"),
-        ("foreign", "no checkpoint in"),
-        ("foreign/notes.txt", "neither a directory"),
-    ],
-)
-def test_no_checkpoint_is_refused(tmp_path, path, message):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "foreign" / "checkpoints" / "5").mkdir(parents=True)
-    (tmp_path / "foreign" / "notes.txt").write_text("hello")
-    with pytest.raises(InputError, match=message):
-        load_variables(tmp_path / path, _config().model)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"width": 8}, r"(?s)does not fit.*of another shape.*is \(4,\), \(8,\) in the model"),
-        ({"stage_sizes": (1, 2)}, r"(?s)does not fit.*missing:.*layer2_1"),
-        ({"head_kernel_size": 3}, r"(?s)does not fit.*convs_0/conv/kernel is \(1, 1"),
-        ({"use_scale": False}, r"(?s)is of another model.*use_scale is True .* False"),
-    ],
-)
-def test_a_checkpoint_of_another_model_is_refused(workdir, change, message):
-    model_config = _config().model
-    model_config.update(change)
-    with pytest.raises(InputError, match=message):
-        load_variables(workdir, model_config)
-
-
-@pytest.mark.parametrize(("name", "file"), [("variables", "_METADATA"), ("metadata", "metadata")])
-def test_a_damaged_checkpoint_is_refused(workdir, tmp_path, name, file):
-    shutil.copytree(workdir / "checkpoints" / "4", tmp_path / "4")
-    (tmp_path / "4" / name / file).write_text("{")
-    with pytest.raises(InputError, match="is damaged"):
-        load_variables(tmp_path / "4", _config().model)
-
-
 def test_a_run_goes_on_before_a_damaged_state(workdir, tmp_path):
     shutil.copytree(workdir, tmp_path / "run")
     step = tmp_path / "run" / "checkpoints" / "4"
     (step / "variables" / "_METADATA").write_text("{")
-    message = f"cannot read the checkpoint {step}: .*move it away and the run goes on from the one"
+    message = (
+        f"cannot read the checkpoint {step}: .*move it away; the run then resumes from the one"
+    )
     with pytest.raises(InputError, match=message):
         _restore(tmp_path / "run", _config())
     shutil.move(step, tmp_path / "aside")

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from nonlocal_jax.errors import InputError
 from nonlocal_jax import convert
+from nonlocal_jax.errors import InputError
 from nonlocal_jax.train import NonFiniteError, loop
 from tests.helpers import read_metrics, train
 

@@ -10,9 +10,8 @@ import sys
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
-from configs import segmentation
+from configs.common import base_config
 from nonlocal_jax import convert, tasks
 from tests.helpers import child_environment, read_metrics, train, wait_for_step
 from tests.train import toy_task
@@ -20,12 +19,9 @@ from tests.train import toy_task
 
 @pytest.fixture
 def config():
-    shared = segmentation.get_config("demo_nonlocal")
-    config = {"name": "toy", "task": "toy", "model": {"network": "toy"}, "data": {"batch_size": 8}}
-    for name in ("seed", "optimizer", "schedule", "mesh", "train"):
-        config[name] = shared[name]
-    config = ConfigDict(config)
-    config.steps = 40
+    config = base_config("toy", task="toy", steps=40, learning_rate=0.1, weight_decay=0.0)
+    config.model = {"network": "toy"}
+    config.data = {"batch_size": 8}
     config.train.update(log_every=1, checkpoint_every=5, evaluate_every=20)
     return config
 
