@@ -1,6 +1,6 @@
-"""Checks of an experiment's config, before anything is built from it.
+"""Checks and compares the configs of experiments.
 
-A table maps the names of leaves, such as "data.scale_range", to the values that they may have::
+For a check, a table maps the names of leaves to the values that they may have::
 
     check(config, {"data.scale_range": sequence(number(above=0), 2, ascending=True)})
 """
@@ -259,7 +259,7 @@ def _show(leaves: Mapping[str, Any], name: str) -> str:
 def _flatten(
     config: Mapping[str, Any], leaves: Collection[str], prefix: str = ""
 ) -> Iterator[tuple[str, Any]]:
-    """Names and values, without descending into a mapping that is a leaf itself."""
+    """Names and values, without descending into mappings whose names are in ``leaves``."""
     for key, value in config.items():
         name = f"{prefix}{key}"
         if isinstance(value, (Mapping, ConfigDict)) and name not in leaves:

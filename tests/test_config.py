@@ -3,7 +3,6 @@ import subprocess
 import sys
 
 import pytest
-from nonlocal_jax.tasks._segmentation_leaves import SEGMENTATION_LEAVES
 
 from configs import segmentation
 from nonlocal_jax.config import (
@@ -20,6 +19,9 @@ from nonlocal_jax.config import (
     text,
 )
 from nonlocal_jax.errors import InputError
+from nonlocal_jax.tasks import TASKS
+
+SEGMENTATION_LEAVES = TASKS["segmentation"].leaves
 
 
 def message(config):
