@@ -16,8 +16,9 @@ import jax
 from absl import flags
 
 from experiments import cli
-from nonlocal_jax import convert, data, evaluation
+from nonlocal_jax import convert
 from nonlocal_jax._files import make_directory, write_json
+from nonlocal_jax.tasks import get_task
 
 _CONFIG = cli.define_config()
 _CHECKPOINT = flags.DEFINE_string(
@@ -32,13 +33,13 @@ _SPLIT = flags.DEFINE_string("split", "val", "split of the dataset")
 def main(_: list[str]) -> None:
     config = _CONFIG.value
     directory = make_directory(_OUTPUT.value)
-    data.get_dataset(config.data.name).check_num_classes(config.model.num_classes)
-    source = data.load_source(config.data.name, _SPLIT.value, _DATA_DIR.value)
-    evaluate = evaluation.evaluator(config, source, multi_scale=_MULTI_SCALE.value)
+    task = get_task(config)
+    source = task.open_source(config, _SPLIT.value, _DATA_DIR.value)
+    evaluate = task.evaluator(config, source, multi_scale=_MULTI_SCALE.value)
     summary = evaluate(convert.load(_CHECKPOINT.value, config.model))
     if jax.process_index() > 0:
         return
-    table, values = evaluation.report(summary, config)
+    table, values = task.report(summary, config)
     values |= {
         "experiment": config.name,
         "checkpoint": _CHECKPOINT.value,

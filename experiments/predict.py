@@ -27,6 +27,7 @@ from nonlocal_jax import convert, data, evaluation, visualize
 from nonlocal_jax._files import make_directory
 from nonlocal_jax._progress import progress
 from nonlocal_jax.errors import InputError
+from nonlocal_jax.tasks import get_task
 
 _CONFIG = cli.define_config()
 _CHECKPOINT = flags.DEFINE_string(
@@ -41,6 +42,7 @@ _READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 
 def main(arguments: list[str]) -> None:
     config = _CONFIG.value
+    get_task(config)  # checks the config
     if not arguments[1:]:
         raise InputError("there are no images; give at least one image or directory of images")
     files = list(dict.fromkeys(data.list_images(arguments[1:])))

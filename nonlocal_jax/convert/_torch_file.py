@@ -1,4 +1,7 @@
-"""Writes files that ``torch.load`` reads, its ``weights_only`` mode included, without PyTorch."""
+"""Reads and writes PyTorch's files without PyTorch.
+
+``torch.load(path, weights_only=True)`` reads what ``write`` writes.
+"""
 
 import io
 import math
@@ -10,9 +13,48 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from nonlocal_jax._files import PathLike
-from nonlocal_jax.convert._unpickle import STORAGE_DTYPES
+from nonlocal_jax.convert import _unpickle as unpickle
+from nonlocal_jax.errors import InputError, listing
 
-_STORAGE_NAMES = {dtype: name for name, dtype in STORAGE_DTYPES.items()}
+_STORAGE_NAMES = {dtype: name for name, dtype in unpickle.STORAGE_DTYPES.items()}
+
+
+def read_state_dict(path: PathLike) -> dict[str, np.ndarray]:
+    """Reads the state dict in a file of PyTorch.
+
+    It is the whole content of the file, or the entry "state_dict" or "model". Other entries of the
+    file are not used.
+
+    Raises:
+      InputError: The file cannot be read, is damaged, or its state dict contains anything but
+        tensors.
+    """
+    content = unpickle.read(path)
+    if isinstance(content, dict):
+        nested = (content.get(key) for key in ("state_dict", "model"))
+        content = next((value for value in nested if isinstance(value, dict)), content)
+    if not isinstance(content, dict):
+        raise InputError(
+            f"{path} contains {_describe(content)} instead of a state dict; "
+            "in PyTorch, save model.state_dict()"
+        )
+    refused = [
+        f"{key!r}: {_describe(value)}"
+        for key, value in content.items()
+        if not (isinstance(key, str) and isinstance(value, np.ndarray))
+    ]
+    if refused:
+        raise InputError(
+            f"the state dict in {path} contains more than tensors:{listing(refused)}\n"
+            "in PyTorch, save model.state_dict()"
+        )
+    return content
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, unpickle.Placeholder):
+        return f"an object of {value.name}, which is not imported"
+    return f"an object of type {type(value).__name__}"
 
 
 class _Global(NamedTuple):

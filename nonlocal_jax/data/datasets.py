@@ -11,7 +11,7 @@ import os
 import pathlib
 from collections.abc import Callable
 
-from nonlocal_jax._files import PathLike
+from nonlocal_jax._files import PathLike, as_path
 from nonlocal_jax.data.source import Source
 from nonlocal_jax.errors import InputError
 
@@ -119,4 +119,4 @@ def load_source(name: str, split: str, data_dir: PathLike | None = None) -> Sour
         )
     if split not in dataset.splits:
         raise InputError(f"{name} has no split {split!r}; use {' or '.join(dataset.splits)}")
-    return dataset.open_split(split, pathlib.Path(data_dir or default_data_dir()))
+    return dataset.open_split(split, as_path(data_dir or default_data_dir()))

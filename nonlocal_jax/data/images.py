@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import cv2
 import numpy as np
 
-from nonlocal_jax._files import PathLike, write_file
+from nonlocal_jax._files import PathLike, as_path, write_file
 from nonlocal_jax.errors import InputError
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
@@ -55,7 +55,7 @@ def read_image(path: PathLike) -> np.ndarray:
       InputError: The file cannot be read, or it is damaged.
     """
     try:
-        data = pathlib.Path(path).read_bytes()
+        data = as_path(path).read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     return decode_image(data, path)
@@ -68,7 +68,7 @@ def list_images(paths: Iterable[PathLike]) -> list[pathlib.Path]:
       InputError: A path does not exist, or a directory contains no PNG or JPEG file.
     """
     files = []
-    for path in map(pathlib.Path, paths):
+    for path in map(as_path, paths):
         if path.is_dir():
             found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
             if not found:

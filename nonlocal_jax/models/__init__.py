@@ -1,6 +1,6 @@
 """Whole networks, built from a flat mapping of plain values."""
 
-from nonlocal_jax.models.build import create_model
+from nonlocal_jax.models.build import NETWORKS, create_model, example_input
 from nonlocal_jax.models.segmentation import SegmentationNet
 
-__all__ = ["SegmentationNet", "create_model"]
+__all__ = ["NETWORKS", "SegmentationNet", "create_model", "example_input"]

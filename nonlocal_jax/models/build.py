@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from nonlocal_jax import blocks
@@ -159,3 +160,10 @@ def create_model(config: Mapping[str, Any]) -> nn.Module:
     if missing:
         raise InputError(f"the model config lacks {', '.join(missing)}")
     return build(**options)
+
+
+def example_input(config: Mapping[str, Any]) -> jax.ShapeDtypeStruct | None:
+    """The shape and type of an input of the network, or None if none is known."""
+    if config.get("network", "segmentation") == "segmentation":
+        return jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    return None

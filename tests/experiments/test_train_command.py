@@ -60,7 +60,7 @@ def test_stop_go_on_and_refuse(tmp_path, start):
     out, err = other.communicate()
     assert other.returncode == 2
     assert err.startswith("error: ")
-    assert "seed is 0 there and 1 here" in err
+    assert "seed is 0 in the checkpoint, 1 in the config" in err
     assert "Traceback" not in err
 
 

@@ -1,0 +1,108 @@
+"""--init and --checkpoint take every kind of checkpoint, --config another network is refused."""
+
+import json
+
+import cv2
+import jax
+import numpy as np
+import pytest
+
+from configs import segmentation
+from nonlocal_jax import convert
+from nonlocal_jax.convert import _torch_file as torch_file
+from tests.helpers import random_variables
+
+CHANGES = {"width": 4, "head_channels": 8, "auxiliary_channels": 4}
+OPTIONS = [
+    "--config=configs/segmentation.py:demo_nonlocal",
+    *(f"--config.model.{name}={value}" for name, value in CHANGES.items()),
+]
+TRAIN = [*OPTIONS, "--config.data.batch_size=2", "--config.steps=1"]
+
+
+def small(experiment):
+    return {**segmentation.get_config(experiment).model, **CHANGES}
+
+
+MODEL = small("demo_nonlocal")
+
+
+@pytest.fixture(scope="module")
+def pth(tmp_path_factory):
+    path = tmp_path_factory.mktemp("checkpoint") / "nonlocal.pth"
+    convert.export_torch(path, random_variables(MODEL), MODEL)
+    return path
+
+
+@pytest.fixture(scope="module")
+def of_another_network(tmp_path_factory):
+    config = small("demo_dnl") | {"num_classes": 4}
+    path = tmp_path_factory.mktemp("checkpoint") / "dnl.pth"
+    convert.export_torch(path, random_variables(config), config)
+    return path
+
+
+@pytest.fixture
+def image(tmp_path):
+    path = tmp_path / "image.png"
+    assert cv2.imwrite(str(path), np.full((64, 64, 3), 90, np.uint8))
+    return path
+
+
+def test_train_from_a_classifier_then_predict_from_the_run(command, tmp_path, image):
+    variables = random_variables(MODEL)
+    arrays = convert.to_torch(variables, MODEL)
+    backbone = {n.removeprefix("backbone."): a for n, a in arrays.items() if "backbone." in n}
+    classifier = {"state_dict": backbone | {"fc.weight": np.zeros((10, 32), np.float32)}}
+    torch_file.write(tmp_path / "resnet50_v1c.pth", classifier)
+    run = tmp_path / "run"
+    init = f"--init={tmp_path / 'resnet50_v1c.pth'}"
+    status, out, err = command("train", *TRAIN, f"--workdir={run}", init)
+    assert status == 0, err
+    assert "done: step 1" in out
+    start = convert.load(run / "checkpoints" / "0", MODEL)
+    jax.tree.map(
+        np.testing.assert_array_equal, start["params"]["backbone"], variables["params"]["backbone"]
+    )
+
+    labels = []
+    for i, checkpoint in enumerate((run, run / "checkpoints" / "1")):
+        output = tmp_path / f"out{i}"
+        arguments = (f"--checkpoint={checkpoint}", f"--output={output}", image)
+        status, _, err = command("predict", *OPTIONS, *arguments)
+        assert status == 0, err
+        labels.append((output / "image_labels.png").read_bytes())
+    assert labels[0] == labels[1]
+
+
+def test_evaluate_a_pytorch_checkpoint(command, tmp_path, pth):
+    arguments = (f"--checkpoint={pth}", f"--output={tmp_path}")
+    status, _, err = command("evaluate", *OPTIONS, *arguments)
+    assert status == 0, err
+    assert json.loads((tmp_path / "metrics.json").read_text())["checkpoint"] == str(pth)
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "predict", "convert"])
+def test_a_pytorch_checkpoint_of_another_network_is_refused(
+    command, tmp_path, image, of_another_network, name
+):
+    path, output = of_another_network, tmp_path / "out"
+    arguments = {
+        "train": [*TRAIN, f"--init={path}", f"--workdir={output}"],
+        "evaluate": [*OPTIONS, f"--checkpoint={path}", f"--output={output}"],
+        "predict": [*OPTIONS, f"--checkpoint={path}", f"--output={output}", image],
+        "convert": [*OPTIONS, f"--source={path}", f"--output={output}.safetensors"],
+    }
+    status, _, err = command(name, *arguments[name])
+    assert status == 2
+    assert "Traceback" not in err
+    for message in (
+        f"error: {path} does not fit the model config\n",
+        "block is 'disentangled_nonlocal' in the checkpoint, 'nonlocal' in the config\n",
+        "num_classes is 4 in the checkpoint, 3 in the config\n",
+        " missing:\n  decode_head.nl_block.",
+        " not in the model:\n  decode_head.dnl_block.",
+        "4 of another shape:\n",
+        "use the model config that it was made with",
+    ):
+        assert message in err
