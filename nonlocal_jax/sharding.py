@@ -21,6 +21,7 @@ from nonlocal_jax.errors import InputError
 
 DATA = "data"
 CONTEXT = "context"
+_BATCH = PartitionSpec(DATA)
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None, *, context: int = 1) -> Mesh:
@@ -68,7 +69,7 @@ class Shardings:
 
     mesh: Mesh
     rules: tuple[tuple[str, PartitionSpec], ...] = ()
-    batch_spec: PartitionSpec = PartitionSpec(DATA)
+    batch_spec: PartitionSpec = _BATCH
 
     @property
     def batch(self) -> NamedSharding:

@@ -6,7 +6,7 @@ from configs import segmentation
 from nonlocal_jax import create_model, evaluation
 
 config = segmentation.get_config("demo_nonlocal")
-config.model.update(width=4, head_channels=8, auxiliary_channels=8, implementation="ring")
+config.model.update(width=4, head_channels=8, auxiliary_channels=8, block_implementation="ring")
 model = create_model(config.model)
 rng = np.random.default_rng(0)
 images = rng.standard_normal((1, 41, 30, 3))  # rows do not divide

@@ -5,32 +5,22 @@ import numpy as np
 import pytest
 
 from configs import segmentation
-from nonlocal_jax import create_model
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.train import (
-    Checkpoints,
-    create_optimizer,
-    create_state,
-    make_mesh,
-)
+from nonlocal_jax.train import Checkpoints, create_experiment, create_state
 from nonlocal_jax.train.state import abstract_state
+from tests.helpers import one_device
 
 
 def _config():
     config = segmentation.get_config("demo_nonlocal")
     config.model.update(width=4, head_channels=8, auxiliary_channels=8)
+    config.data.crop = (16, 16)
     return config
-
-
-def _options(config):
-    return {"mesh": make_mesh(), "seed": config.seed, "image_size": (16, 16)}
 
 
 @pytest.fixture(scope="module")
 def state():
-    config = _config()
-    tx, _ = create_optimizer(config)
-    return create_state(create_model(config.model), tx, **_options(config))
+    return create_state(create_experiment(_config()), one_device())
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +34,7 @@ def workdir(state, tmp_path_factory):
 
 
 def _restore(workdir, config, fingerprint="fingerprint"):
-    tx, _ = create_optimizer(config)
-    target = abstract_state(create_model(config.model), tx, **_options(config))
+    target = abstract_state(create_experiment(config), one_device())
     with Checkpoints(workdir, config, fingerprint) as checkpoints:
         return checkpoints.restore(target)
 
@@ -115,7 +104,9 @@ def test_a_run_goes_on_before_a_damaged_state(workdir, tmp_path):
     shutil.copytree(workdir, tmp_path / "run")
     step = tmp_path / "run" / "checkpoints" / "4"
     (step / "variables" / "_METADATA").write_text("{")
-    message = f"cannot read the checkpoint {step}: .*move it away and the run goes on from the one"
+    message = (
+        f"cannot read the checkpoint {step}: .*move it away; the run then resumes from the one"
+    )
     with pytest.raises(InputError, match=message):
         _restore(tmp_path / "run", _config())
     shutil.move(step, tmp_path / "aside")

@@ -6,8 +6,8 @@ import pytest
 
 from nonlocal_jax import convert
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.train import NonFiniteError, loop, train
-from tests.helpers import read_metrics
+from nonlocal_jax.train import NonFiniteError, loop
+from tests.helpers import read_metrics, train
 
 
 class Evaluate:
@@ -17,7 +17,7 @@ class Evaluate:
         self.calls = 0
 
     def __call__(self, variables):
-        assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(variables))
+        assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(variables))
         self.calls += 1
         return {"miou": 0.1 * self.calls}
 
@@ -31,10 +31,10 @@ def test_a_run_and_what_it_leaves(config, source, tmp_path, capsys):
     result = train(config, tmp_path / "run", source, evaluate=evaluate)
     assert result.signal is None
     assert int(result.state.step) == 6
-    assert result.metrics["miou"] == 0.2
+    assert result.metrics["val/miou"] == 0.2
     records = read_metrics(tmp_path / "run")
-    assert [r["step"] for r in records if "loss" in r] == [1, 2, 3, 4, 5, 6]
-    assert [r["step"] for r in records if "miou" in r] == [3, 6]
+    assert [r["step"] for r in records if "train/loss" in r] == [1, 2, 3, 4, 5, 6]
+    assert [r["step"] for r in records if "val/miou" in r] == [3, 6]
     assert _saved(tmp_path / "run") == [2, 4, 6]
     saved_config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert saved_config == json.loads(config.to_json())

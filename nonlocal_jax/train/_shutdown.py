@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C end a run between two steps."""
+"""Stops a run between two steps after SIGTERM or Ctrl-C."""
 
 import signal
 import threading
@@ -9,14 +9,14 @@ from jax.experimental import multihost_utils
 
 
 class ShutdownRequest:
-    """Notes the first SIGTERM or SIGINT in place of obeying it; the second one ends the process.
+    """Catches the first SIGTERM or SIGINT. The second one ends the process as usual.
 
-    A context manager, for the main thread: Python gives signals to no other, and there it does
-    nothing. Several processes have to stop at the same step, so there JAX's preemption service
-    notes SIGTERM and agrees on one.
+    A context manager. Python delivers signals to the main thread only; in another thread it does
+    nothing. Several processes must stop at the same step. There, JAX's preemption service catches
+    SIGTERM, and the processes agree on a step.
 
     Attributes:
-      signal: what came, or None.
+      signal: The signal that was caught, or None.
     """
 
     def __init__(self) -> None:
@@ -26,19 +26,22 @@ class ShutdownRequest:
     def __enter__(self) -> "ShutdownRequest":
         if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._note)
+                self._previous[number] = signal.signal(number, self._catch)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._restore()
 
     def requested(self, step: int) -> bool:
-        """Whether to stop now; all processes ask with the same step and get the same answer."""
+        """Whether to stop now.
+
+        All processes must call it with the same step. They get the same answer.
+        """
         if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
             self.signal = signal.SIGTERM
         return self.signal is not None
 
-    def _note(self, number: int, _: FrameType | None) -> None:
+    def _catch(self, number: int, _: FrameType | None) -> None:
         self.signal = signal.Signals(number)
         self._restore()
 
