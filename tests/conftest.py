@@ -14,12 +14,17 @@ import pytest
 
 from tests.helpers import child_environment
 
+jax.config.update("jax_num_cpu_devices", 8)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _data_dir(tmp_path_factory):
-    """Embedded data is built once, and not in the user's own data directory."""
+    """The embedded data is built once for all workers, not in the user's own data directory."""
+    directory = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        directory = directory.parent
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NONLOCAL_JAX_DATA", str(tmp_path_factory.mktemp("data")))
+        patch.setenv("NONLOCAL_JAX_DATA", str(directory / "data"))
         yield
 
 

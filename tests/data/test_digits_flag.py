@@ -45,9 +45,9 @@ def test_labels_are_the_same_everywhere(examples):
 
 def test_metadata_tells_what_the_labels_mean(data_dir):
     metadata = json.loads(next(data_dir.glob("digits_flag/*/metadata.json")).read_text())
-    info = data.get_info("digits_flag")
-    assert tuple(metadata["classes"]) == info.classes
-    assert tuple(map(tuple, metadata["palette"])) == info.palette
+    dataset = data.get_dataset("digits_flag")
+    assert tuple(metadata["classes"]) == dataset.classes
+    assert tuple(map(tuple, metadata["palette"])) == dataset.palette
     assert metadata["ignore_index"] == 255
 
 

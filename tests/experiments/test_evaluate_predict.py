@@ -69,7 +69,7 @@ def test_evaluate_prints_the_table_and_writes_the_numbers(command, checkpoint, d
     assert (metrics["dataset"], metrics["split"], metrics["images"]) == ("digits_flag", "val", 256)
     assert metrics["protocol"]["ratios"] == [1.0]
     assert metrics["protocol"]["flip"] is False
-    names = nlj.data.get_info("digits_flag").classes
+    names = nlj.data.get_dataset("digits_flag").classes
     assert [row["name"] for row in metrics["classes"]] == list(names)
     ious = [row["iou"] for row in metrics["classes"] if row["iou"] is not None]
     assert metrics["miou"] == pytest.approx(np.mean(ious))
