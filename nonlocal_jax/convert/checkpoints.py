@@ -65,6 +65,11 @@ def load(
         describes another function.
     """
     path = as_path(path)
+    if not path.exists():
+        raise InputError(
+            f"there is no checkpoint at {path}; give a work directory, a saved step, or a "
+            ".safetensors or .pth file"
+        )
     options = {"reinit_head": reinit_head, "seed": seed}
     if path.is_dir():
         arrays, config = orbax.read(path)

@@ -75,9 +75,9 @@ def test_the_hash_in_a_name_is_compared(command, tmp_path, pth):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"source": "none.pth"}, "none.pth: No such file or directory"),
+        ({"source": "none.pth"}, "none.pth; give a work directory"),
         ({"source": "."}, "no checkpoint in the directory"),
-        ({"source": "truncated.pth"}, "truncated.pth is damaged or no PyTorch checkpoint"),
+        ({"source": "truncated.pth"}, "truncated.pth is damaged or not a PyTorch checkpoint"),
         ({"output": "none/out.safetensors"}, "cannot write"),
         ({"output": "out.pth"}, "--output must end in .safetensors"),
         ({"output": "out.safetensors", "reverse": True}, "--output must end in .pth"),
