@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from configs import segmentation
 from experiments.benchmark._cases import BLOCKS, NETWORKS, OPERATIONS, Case, Program
 from nonlocal_jax import create_model
-from nonlocal_jax.models.build import BLOCKS as MODULES
+from nonlocal_jax.models import BLOCKS as MODULES
 from nonlocal_jax.train import create_optimizer, create_state, make_mesh, make_train_step, to_global
 
 
@@ -87,7 +87,7 @@ def _block(case: Case, options: Mapping[str, str]) -> Program:
 
 def _network(case: Case, options: Mapping[str, str]) -> Program:
     config = network_config(case)
-    config.model.update(options)
+    config.model.update({f"block_{name}": value for name, value in options.items()})
     model = create_model(config.model)
     tx, _ = create_optimizer(config)
     mesh = make_mesh(jax.devices()[:1])
