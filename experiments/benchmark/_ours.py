@@ -11,9 +11,9 @@ from ml_collections import ConfigDict
 
 from configs import segmentation
 from experiments.benchmark._cases import BLOCKS, NETWORKS, OPERATIONS, Case, Program
-from nonlocal_jax import create_model
 from nonlocal_jax.models import BLOCKS as MODULES
-from nonlocal_jax.train import create_optimizer, create_state, make_mesh, make_train_step, to_global
+from nonlocal_jax.sharding import Shardings, make_mesh, to_global
+from nonlocal_jax.train import create_experiment, create_state, make_train_step
 
 
 def network_config(case: Case) -> ConfigDict:
@@ -88,23 +88,20 @@ def _block(case: Case, options: Mapping[str, str]) -> Program:
 def _network(case: Case, options: Mapping[str, str]) -> Program:
     config = network_config(case)
     config.model.update({f"block_{name}": value for name, value in options.items()})
-    model = create_model(config.model)
-    tx, _ = create_optimizer(config)
-    mesh = make_mesh(jax.devices()[:1])
-    # The parameters do not depend on the size of the images.
-    state = create_state(model, tx, mesh=mesh, seed=0, image_size=(65, 65))
+    experiment, shardings = create_experiment(config), Shardings(make_mesh(jax.devices()[:1]))
+    state = create_state(experiment, shardings)
     shape = (case.batch_size, *case.size)
     generator = np.random.default_rng(0)
     if not case.backward:
         images = generator.standard_normal((*shape, 3), np.float32)
-        return _program(model.apply, state.variables, jnp.asarray(images))
+        return _program(experiment.model.apply, state.variables, jnp.asarray(images))
 
     batch = {
         "image": generator.integers(256, size=(*shape, 3), dtype=np.uint8),
         "label": generator.integers(config.model.num_classes, size=shape, dtype=np.uint8),
     }
-    batch = to_global(batch, mesh)
-    compiled = make_train_step(model, config, mesh).lower(state, batch).compile()
+    batch = to_global(batch, shardings)
+    compiled = make_train_step(experiment, shardings).lower(state, batch).compile()
 
     def run():
         nonlocal state  # the step donates the old state
