@@ -47,7 +47,6 @@ def inference_fn(
       A function that maps variables to ``apply_fn``.
     """
     shardings = shardings or Shardings(make_mesh(jax.local_devices()[:1]))
-
     spans_processes = shardings.mesh.is_multi_process
 
     @functools.partial(jax.jit, out_shardings=shardings.replicated if spans_processes else None)
@@ -59,9 +58,7 @@ def inference_fn(
         variables = shardings.place(variables)
 
         def apply_fn(images: jax.Array) -> jax.Array:
-            if (
-                spans_processes
-            ):  # each passes its copy of the images and reads its copy of the logits
+            if spans_processes:  # each has its own copy of the images and of the logits
                 images = jax.device_put(np.asarray(images), shardings.replicated)
                 return apply(variables, images).addressable_data(0)
             return apply(variables, jax.device_put(images, shardings.replicated))

@@ -1,12 +1,13 @@
 """Batch normalization with PyTorch's numbers, and how a norm is injected into a block."""
 
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from nonlocal_jax.ops._numerics import at_least_float32
+from nonlocal_jax.ops._numerics import at_least_float32, promoted_dtype
 
 # Called as ``norm(name=..., dtype=..., scale_init=...)``: BatchNorm below, or a partial of
 # nn.BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm.
@@ -51,23 +52,25 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
-        dtype = self.dtype or jnp.result_type(x, scale)
+        dtype = self.dtype or promoted_dtype(x, scale)
 
         x = at_least_float32(x)
+        axes = tuple(range(x.ndim - 1))
+        expand = functools.partial(jnp.expand_dims, axis=axes)
         if use_running_average:
             mean, var = running_mean.value, running_var.value
         else:
-            axes = tuple(range(x.ndim - 1))
             n = x.size // x.shape[-1] if mask is None else jnp.sum(mask, axes, dtype=x.dtype)
             n = jnp.maximum(n, 1)  # nothing but padding has mean and variance 0
             mean = jnp.sum(x, axes, where=mask) / n
-            var = jnp.sum(jnp.square(x - mean), axes, where=mask) / n
+            var = jnp.sum(jnp.square(x - expand(mean)), axes, where=mask) / n
             if not self.is_initializing():
                 unbiased = var * (n / jnp.maximum(n - 1, 1))
                 for running, new in ((running_mean, mean), (running_var, unbiased)):
                     update = self.momentum * running.value + (1 - self.momentum) * new
                     running.value = update.astype(running.value.dtype)
-        y = (x - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
+        factor = expand(jax.lax.rsqrt(var + self.epsilon) * scale)
+        y = (x - expand(mean)) * factor + expand(bias)
         return y.astype(dtype)
 
 
@@ -84,4 +87,5 @@ def apply_norm(
         options["use_running_average"] = not train
     if mask is not None and (options or isinstance(module, nn.GroupNorm | nn.InstanceNorm)):
         options["mask"] = jnp.broadcast_to(mask[..., None], x.shape)  # GroupNorm asks for it
-    return module(x, **options)
+    with jax.numpy_dtype_promotion("standard"):  # Flax promotes the types of its statistics
+        return module(x, **options)

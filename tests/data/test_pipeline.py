@@ -133,7 +133,7 @@ def test_the_order_and_the_draws_of_a_seed_are_frozen():
 
 
 def test_a_batch_that_cannot_be_split_evenly_is_refused():
-    with pytest.raises(InputError, match="batch_size=8 .* 3 equal parts; use a .* multiple of 3"):
+    with pytest.raises(InputError, match=r"batch_size=8 .* 3 equal parts; use a .* multiple of 3"):
         take(1, shard_count=3)
     with pytest.raises(InputError, match="batch_size=0"):
         take(1, batch_size=0)

@@ -98,7 +98,7 @@ def test_half_precision_logits_are_summed_in_float32():
 
 @pytest.mark.parametrize("stride", [(9, 8), (8, 0)])
 def test_windows_that_do_not_cover_the_image_are_refused(stride):
-    with pytest.raises(InputError, match="does not cover the image .* at most the crop"):
+    with pytest.raises(InputError, match=r"does not cover the image .* at most the crop"):
         inference.slide_inference(lambda x: x, np.zeros((1, 32, 32, 3)), (8, 8), stride)
 
 

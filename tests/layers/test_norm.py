@@ -11,7 +11,7 @@ from nonlocal_jax.blocks import BatchNorm
 def test_train_and_eval(x64):
     x = jnp.asarray(np.random.default_rng(0).standard_normal((3, 4, 5, 2)) * 3 + 1)
     bn = BatchNorm()
-    variables = bn.init(jax.random.key(0), x, use_running_average=False)
+    variables = bn.init(jax.random.key(0), x.astype(jnp.float32), use_running_average=False)
     variables = jax.tree.map(lambda a: a.astype(jnp.float64), variables)
     y, updates = bn.apply(variables, x, use_running_average=False, mutable=["batch_stats"])
     flat = np.asarray(x).reshape(-1, 2)
@@ -19,7 +19,7 @@ def test_train_and_eval(x64):
         y.reshape(-1, 2), (flat - flat.mean(0)) / np.sqrt(flat.var(0) + 1e-5), rtol=1e-10
     )
     # The running variance is the unbiased one, n / (n - 1) of what normalizes.
-    stats = updates["batch_stats"]
+    stats = jax.device_get(updates["batch_stats"])
     np.testing.assert_allclose(stats["mean"], 0.1 * flat.mean(0), rtol=1e-10)
     np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * flat.var(0, ddof=1), rtol=1e-10)
 

@@ -1,14 +1,11 @@
 import json
 import math
 
-import cv2
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from nonlocal_jax.train import NonFiniteError
 from nonlocal_jax.train.log import Monitor, RunLog
-from nonlocal_jax.visualize.curves import curves_png
 from tests.helpers import read_metrics
 
 
@@ -64,13 +61,3 @@ def test_records_beyond_the_restored_step_are_dropped(tmp_path):
     log.add(4, "train", {"loss": 1.0})
     assert read_metrics(tmp_path)[-1] == {"step": 4, "train/loss": 1.0}
     assert log.latest() == {"step": 4, "train/loss": 1.0, "val/miou": 0.5}
-
-
-@pytest.mark.parametrize("evaluated", [False, True])
-def test_curves(evaluated):
-    records = [{"step": step, "train/loss": 1 / step} for step in range(1, 300)]
-    if evaluated:
-        records += [{"step": step, "val/miou": step / 300} for step in (100, 200, 300)]
-    image = cv2.imdecode(np.frombuffer(curves_png(records, "miou"), np.uint8), cv2.IMREAD_COLOR)
-    assert image.shape[1] > image.shape[0] * (2 if evaluated else 1)
-    assert np.unique(image.reshape(-1, 3), axis=0).shape[0] > 20
