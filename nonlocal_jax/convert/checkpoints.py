@@ -208,8 +208,8 @@ def _from_torch(
     if not any(re.match(source.head, found) for found in arrays):
         if not allow_missing_heads:
             raise InputError(
-                f"{name} has no heads, only a backbone; train with --init={name} first, and use the "
-                "work directory of that training"
+                f"{name} has no heads, only a backbone; train with --init={name} first, and use "
+                "the work directory of that training"
             )
         arrays = {n: array for n, array in arrays.items() if re.match(source.backbone, n)}
         has_blocks = any(re.match(source.block, found) for found in arrays)
