@@ -17,7 +17,7 @@ OPTIONS = [
     "--config=configs/segmentation.py:demo_nonlocal",
     *(f"--config.model.{name}={value}" for name, value in CHANGES.items()),
 ]
-TRAIN = [*OPTIONS, "--config.data.batch_size=2", "--config.steps=1"]
+TRAIN = [*OPTIONS, "--config.data.batch_size=8", "--config.steps=1"]
 
 
 def small(experiment):
