@@ -31,6 +31,10 @@ from nonlocal_jax._files import make_directory, write_file, write_json
 _OUTPUT = flags.DEFINE_string("output", "demo", "directory for all results")
 _SEEDS = flags.DEFINE_list("seeds", [], "train all four networks once with each of these seeds")
 
+flags.register_validator(
+    "seeds", lambda seeds: all(map(str.isdecimal, seeds)), "use integers, such as 0,1,2"
+)
+
 _TITLES = {
     "demo_fcn": "no block",
     "demo_gc": "GC",

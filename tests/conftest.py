@@ -1,4 +1,4 @@
-"""Settings of the whole suite: CPU, and float64 where a test asks for it."""
+"""Settings of the whole suite: eight CPU devices, strict types and shapes, float64 on request."""
 
 import importlib.util
 import os
@@ -14,7 +14,11 @@ import pytest
 
 from tests.helpers import child_environment
 
+# Before the first use of a device.
 jax.config.update("jax_num_cpu_devices", 8)
+# Arrays of different types or ranks are not combined silently.
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 @pytest.fixture(scope="session", autouse=True)

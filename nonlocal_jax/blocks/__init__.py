@@ -1,7 +1,8 @@
 """Flax Linen blocks ``block(x, *, train=False)`` on ``[B, *S, C]``, for images and clips alike."""
 
+from nonlocal_jax.blocks.disentangled import DisentangledNonLocalBlock
 from nonlocal_jax.blocks.global_context import GlobalContextBlock
-from nonlocal_jax.blocks.non_local import DisentangledNonLocalBlock, NonLocalBlock
+from nonlocal_jax.blocks.non_local import NonLocalBlock
 from nonlocal_jax.layers.norm import BatchNorm
 
 __all__ = ["BatchNorm", "DisentangledNonLocalBlock", "GlobalContextBlock", "NonLocalBlock"]

@@ -1,78 +1,236 @@
-"""From feature maps ``[B, *S, C]`` to flat positions ``[..., N, C]`` and back.
+"""Applies the operations of ``nonlocal_jax.ops`` to feature maps ``[B, *S, C]``.
 
-One code path for sequences, images and clips: which axes a block relates is only a reshape.
+The operations take flat positions ``[..., N, C]``. The functions here flatten feature maps to
+positions, shard the operation over the device mesh, and restore the feature map. Sequences, images
+and clips share one code path: which axes a block relates is only a reshape.
 """
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType, PartitionSpec
 
+from nonlocal_jax import ops
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.ops._numerics import check_mask
+from nonlocal_jax.ops._numerics import check_mask, zero_padding
+from nonlocal_jax.sharding import CONTEXT, DATA
 
 AXES = ("spacetime", "space", "time")
 
 
-def check_feature_map(x: jax.Array, axes: str, mask: jax.Array | None = None) -> None:
-    """Requires ``[B, *S, C]`` with one to three axes S, three where space and time part.
+def relate(
+    operation: Callable[..., jax.Array],
+    queries: jax.Array,
+    *keys: jax.Array,
+    axes: str,
+    mask: jax.Array | None = None,
+    mask_queries: bool = False,
+) -> jax.Array:
+    """``operation(queries, *keys)`` on feature maps, sharded over the current device mesh.
+
+    Args:
+      operation: function of ``nonlocal_jax.ops`` on positions, with ``mask`` and ``axis_name``.
+      queries: feature map ``[B, *S, C]``, or scores ``[B, *S]``.
+      keys: keys, values and what else belongs to the keys, ``[B, *S', C]`` or ``[B, *S']``. Their
+        size S' is S, or S after ``max_pool_space``.
+      axes: the axes of S that the operation relates: "spacetime", "space" or "time".
+      mask: ``[B, *S]``, False where the feature map is padding. The operation gets the mask of the
+        keys as ``mask``.
+      mask_queries: also pass the mask of the queries, as ``query_mask``.
+
+    Returns:
+      Feature map ``[B, *S, D]``. With Explicit mesh axes it is sharded like ``queries``.
+    """
+    rank = max(x.ndim for x in (queries, *keys)) - 2  # the number of axes S
+    size, key_size = (x.shape[1 : rank + 1] for x in (queries, (*keys, queries)[0]))
+    masks = {"mask": mask if mask is None or mask.shape[1:] == key_size else _max_pool_mask(mask)}
+    if mask_queries:
+        masks["query_mask"] = mask
+    sharding = jax.typeof(queries).sharding.spec[: rank + 1]
+    maps = queries, keys, masks
+    positions = jax.tree.map(lambda x: _flatten(_gather(x, sharding), axes, rank), maps)
+    y = _over_mesh(operation, *positions)
+    return _reshard(_restore(y, size, axes), PartitionSpec(*sharding))
+
+
+def context_vector(
+    x: jax.Array, score: jax.Array | None, *, axes: str, mask: jax.Array | None = None
+) -> jax.Array:
+    """``ops.context_pool`` over the related positions of a feature map.
+
+    Args:
+      x: feature map ``[B, *S, C]``.
+      score: ``[B, *S]``; None takes the mean.
+      axes: the axes of S to pool over.
+      mask: ``[B, *S]``, False where x is padding.
+
+    Returns:
+      ``[B, *S, C]`` with length one on the axes that were pooled.
+    """
+    rank, size = x.ndim - 2, x.shape[1:-1]
+    sharding = jax.typeof(x).sharding.spec
+    positions = jax.tree.map(lambda x: _flatten(_gather(x, sharding), axes, rank), (x, score, mask))
+    context = ops.context_pool(*positions[:2], mask=positions[2])
+    pooled = range(1) if axes == "time" else range(len(_frames(size, axes)), rank)
+    return _restore(context, [1 if i in pooled else n for i, n in enumerate(size)], axes)
+
+
+def read_feature_map(
+    x: jax.Array, axes: str, mask: jax.Array | None
+) -> tuple[jax.Array, jax.Array | None]:
+    """Checks a block's input and sets its padding to zero.
+
+    Without the zeros, NaN in the padding would give NaN gradients of the weights.
+
+    Args:
+      x: ``[B, *S, C]`` with one to three axes S.
+      axes: "spacetime"; "space", which needs two or three axes S; or "time", which needs three.
+      mask: ``[B, *S]``, False where x is padding.
+
+    Returns:
+      The feature map and its mask. With Explicit mesh axes the mask is sharded like ``x``.
 
     Raises:
-      InputError: quoting the shape, or that of a mask which is not ``[B, *S]``.
+      InputError: ``axes`` is unknown, or a shape is wrong.
     """
     check_mask(mask, x.shape[:-1])
     if axes not in AXES:
-        raise InputError(f"axes must be one of {', '.join(AXES)}; got {axes!r}")
+        raise InputError(f"axes is {axes!r}; use one of {', '.join(AXES)}")
     if not 3 <= x.ndim <= 5:
         raise InputError(
-            "need [B, L, C], [B, H, W, C] or [B, T, H, W, C], "
-            f"one to three axes between batch and channels; got {x.shape}"
+            f"x has shape {x.shape}, but a block needs one to three axes between batch and "
+            "channels; use [B, L, C], [B, H, W, C] or [B, T, H, W, C]"
         )
     if axes == "time" and x.ndim != 5:
-        raise InputError(f'axes="time" needs a clip [B, T, H, W, C]; got {x.shape}')
+        raise InputError(f'x has shape {x.shape}, but axes="time" needs a clip [B, T, H, W, C]')
     if axes == "space" and x.ndim < 4:
-        raise InputError(f'axes="space" needs [B, H, W, C] or [B, T, H, W, C]; got {x.shape}')
-
-
-def to_positions(x: jax.Array, axes: str) -> jax.Array:
-    """``[B, *S, C]`` to ``[..., N, C]``, N the positions that see each other.
-
-    "spacetime" relates all of S: ``[B, prod(S), C]``. "space" relates the positions of one frame:
-    ``[B, T, H*W, C]``. "time" relates one place over all frames: ``[B, H, W, T, C]``.
-    """
-    batch, *spatial, channels = x.shape
-    if axes == "time":
-        return jnp.moveaxis(x, 1, -2)
-    frames = spatial[:1] if axes == "space" and len(spatial) == 3 else []
-    positions = math.prod(spatial[len(frames) :])
-    return x.reshape(batch, *frames, positions, channels)
-
-
-def mask_positions(mask: jax.Array | None, axes: str) -> jax.Array | None:
-    """``to_positions`` of a mask ``[B, *S]``."""
-    return None if mask is None else to_positions(mask[..., None], axes)[..., 0]
-
-
-def from_positions(y: jax.Array, spatial: Sequence[int], axes: str) -> jax.Array:
-    """The inverse of ``to_positions`` for a map of size ``spatial``; channels may differ."""
-    if axes == "time":
-        return jnp.moveaxis(y, -2, 1)
-    return y.reshape(y.shape[0], *spatial, y.shape[-1])
+        raise InputError(
+            f'x has shape {x.shape}, but axes="space" needs [B, H, W, C] or [B, T, H, W, C]'
+        )
+    if mask is not None:
+        mask = _reshard(mask, PartitionSpec(*jax.typeof(x).sharding.spec[:-1]))
+    return zero_padding(mask, x), mask
 
 
 def max_pool_space(x: jax.Array) -> jax.Array:
-    """Max pooling by two along space, never along time; an odd rest is left out, as in PyTorch."""
+    """Max pooling by two along space, not along time. As in PyTorch, an odd last row is dropped."""
     window = (1, 2, 2) if x.ndim == 5 else (2,) * (x.ndim - 2)
+    x = _gather(x, jax.typeof(x).sharding.spec)
     return nn.max_pool(x, window, strides=window)
 
 
-def max_pool_mask(mask: jax.Array | None) -> jax.Array | None:
-    """The mask ``[B, *S]`` after ``max_pool_space``: what is pooled from padding too is padding.
-
-    A map with an odd edge loses its last row to the pooling; so does one that is padded there.
-    """
-    if mask is None:
-        return None
+def _max_pool_mask(mask: jax.Array) -> jax.Array:
+    """The mask ``[B, *S]`` after ``max_pool_space``: False where any pooled position is padding."""
     return max_pool_space((~mask)[..., None].astype(jnp.float32))[..., 0] == 0
+
+
+def _frames(size: Sequence[int], axes: str) -> Sequence[int]:
+    """The leading axes of S that "spacetime" and "space" do not relate."""
+    return size[:1] if axes == "space" and len(size) == 3 else ()
+
+
+def _flatten(x: jax.Array, axes: str, rank: int) -> jax.Array:
+    """``[B, *S, ...]``, with ``rank`` axes S, to ``[..., N, ...]``: N positions are related.
+
+    "spacetime" gives ``[B, prod(S), ...]``, "space" ``[B, T, H*W, ...]`` and "time"
+    ``[B, H, W, T, ...]``.
+    """
+    if axes == "time":
+        return jnp.moveaxis(x, 1, rank)
+    batch, size = x.shape[0], x.shape[1 : rank + 1]
+    frames = _frames(size, axes)
+    return x.reshape(batch, *frames, math.prod(size[len(frames) :]), *x.shape[rank + 1 :])
+
+
+def _restore(y: jax.Array, size: Sequence[int], axes: str) -> jax.Array:
+    """The inverse of ``_flatten``: ``[..., N, D]`` to ``[B, *size, D]``."""
+    if axes == "time":
+        return jnp.moveaxis(y, -2, 1)
+    return y.reshape(y.shape[0], *size, y.shape[-1])
+
+
+def _over_mesh(
+    operation: Callable[..., jax.Array],
+    queries: jax.Array,
+    keys: Sequence[jax.Array],
+    masks: dict[str, jax.Array | None],
+) -> jax.Array:
+    """``operation(queries, *keys, **masks, axis_name=...)`` on positions, over the current mesh.
+
+    XLA cannot partition a Pallas or cuDNN call, and would gather the keys that a ring passes on, so
+    the operation runs inside ``jax.shard_map``. The batch is split over "data" if its size divides.
+    Over "context" an axis of independent items is split if one divides (such as the frames of
+    ``axes="space"``), else the positions, which are padded until they divide.
+    """
+    leading = max((queries, *keys), key=jnp.ndim).shape[:-2]
+    axis = len(leading)  # of the positions
+    lengths = {"mask": (*keys, queries)[0].shape[axis], "query_mask": queries.shape[axis]}
+    batch, devices = _batch_axis_and_context(queries)
+    split = [batch] + [None] * axis
+    axis_name = None
+    if devices > 1:
+        independent = [i for i, n in enumerate(leading) if i > 0 and n % devices == 0]
+        split[independent[0] if independent else -1] = CONTEXT
+        if not independent:
+            axis_name = CONTEXT
+            if any(n % devices for n in lengths.values()):
+                pad = functools.partial(_pad, axis=axis, multiple=devices)
+                masks = {
+                    name: pad(jnp.ones((*leading, lengths[name]), bool) if mask is None else mask)
+                    for name, mask in masks.items()
+                }
+                queries, *keys = map(pad, (queries, *keys))
+
+    def on_device(queries, keys, masks):
+        return operation(queries, *keys, **masks, axis_name=axis_name)
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.size == 1 or not any(split):
+        return on_device(queries, keys, masks)
+    spec = PartitionSpec(*split)
+    sharded = jax.shard_map(
+        on_device,
+        in_specs=spec,
+        out_specs=spec,
+        axis_names=set(mesh.axis_names),  # a kernel needs all mesh axes to be manual
+        check_vma=False,  # kernels do not declare over which mesh axes their outputs vary
+    )
+    arguments = jax.tree.map(lambda x: _reshard(x, spec), (queries, tuple(keys), masks))
+    return jax.lax.slice_in_dim(sharded(*arguments), 0, lengths["query_mask"], axis=axis)
+
+
+def _batch_axis_and_context(x: jax.Array) -> tuple[str | tuple[str, ...] | None, int]:
+    """The mesh axes to split the batch of x over, and the number of devices to split an image over.
+
+    With Explicit mesh axes, keeps the batch split as it is, and the positions together. With Auto
+    axes, their names "data" and "context" decide. Inside ``jax.shard_map`` nothing is split again.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if AxisType.Manual in mesh.axis_types:
+        return None, 1
+    if _explicit():
+        return jax.typeof(x).sharding.spec[0], 1
+    divides = x.shape[0] % mesh.shape.get(DATA, 1) == 0
+    return DATA if DATA in mesh.shape and divides else None, mesh.shape.get(CONTEXT, 1)
+
+
+def _pad(x: jax.Array, axis: int, multiple: int) -> jax.Array:
+    return jnp.pad(x, [(0, -n % multiple if i == axis else 0) for i, n in enumerate(x.shape)])
+
+
+def _explicit() -> bool:
+    return AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types
+
+
+def _reshard(x: jax.Array, spec: PartitionSpec) -> jax.Array:
+    """Changes the sharding of x if mesh axes are Explicit."""
+    return jax.sharding.reshard(x, spec) if _explicit() else x
+
+
+def _gather(x: jax.Array, sharding: Sequence[str | tuple[str, ...] | None]) -> jax.Array:
+    """All-gathers the positions if mesh axes are Explicit: JAX refuses to contract split axes."""
+    return _reshard(x, PartitionSpec(*sharding[:1]))

@@ -6,19 +6,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from nonlocal_jax import ops
-from nonlocal_jax.blocks._mesh import block_input, split_like
-from nonlocal_jax.blocks._positions import (
-    check_feature_map,
-    from_positions,
-    mask_positions,
-    to_positions,
-)
+from nonlocal_jax.blocks._positions import context_vector, read_feature_map
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.layers import initializers
 from nonlocal_jax.layers.norm import NormFn, apply_norm
 
-# PyTorch's LayerNorm: epsilon 1e-5 (Flax has 1e-6), variance in two passes.
+# PyTorch's LayerNorm: epsilon is 1e-5 (Flax: 1e-6), and the variance is computed in two passes.
 LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-5, use_fast_variance=False)
 
 POOLINGS = ("attention", "average")
@@ -26,7 +19,7 @@ FUSIONS = ("add", "multiply")
 
 
 class _ChannelTransform(nn.Module):
-    """t(c) = W2 ReLU(norm(W1 c)), or one linear map without a ratio; the last map starts at 0."""
+    """t(c) = W2 ReLU(norm(W1 c)), or t(c) = W2 c without a ratio; W2 is initialized to zero."""
 
     ratio: float | None
     norm: NormFn | None
@@ -51,27 +44,37 @@ class _ChannelTransform(nn.Module):
 
 
 class GlobalContextBlock(nn.Module):
-    """z = x * sigmoid(t_mul(c)) + t_add(c), c one context vector for all positions.
+    """The global context block on feature maps ``[B, *S, C]``.
 
-      c = sum_j softmax_j(w . x_j) x_j          (pooling "attention"; "average" is the mean)
-      t(c) = W2 ReLU(norm(W1 c)),  W1: C -> C * ratio
+    ::
 
-    GCNet (arXiv:1904.11492) eq. 5, in the convention of mmcv's ``ContextBlock``: the context is
-    taken of x itself, the norm is over the channels of t, and with both fusions the multiplication
-    comes first. W2 starts at zero: with "add" alone the block starts as the identity, and a gate of
-    "multiply" starts at one half.
+        z_i = x_i * sigmoid(t_mul(c)) + t_add(c)
+        c   = sum_j softmax_j(w . x_j) x_j
+        t(c) = W2 ReLU(norm(W1 c))
 
-    The rest of the family of GCNet's section 3: ``ratio=None`` has one linear map in the place of t
-    (simplified non-local, eq. 4); ``pooling="average", fusion=("multiply",), norm=None`` is
+    The context c is one vector for all positions i. w is a 1x1 convolution from C to 1 channel
+    ("conv_mask"). W1 maps from C to C * ``ratio`` channels, W2 maps back to C. t_mul and t_add have
+    their own weights, and ``fusion`` says which of them are used. With ``pooling="average"`` c is
+    the mean of x.
+
+    W2 is initialized to zero. So with "add" only, the block starts as the identity; with
+    "multiply" the gate starts at one half.
+
+    Source: Cao et al., GCNet (arXiv:1904.11492), eq. 5. The convention is that of mmcv's
+    ``ContextBlock``: the context is computed from x itself, and the norm is over the channels.
+
+    Other blocks of section 3 of the paper: ``ratio=None`` uses one linear map, t(c) = W2 c
+    (simplified non-local block, eq. 4). ``pooling="average", fusion=("multiply",), norm=None`` is
     squeeze-and-excitation.
 
     Attributes:
-      ratio: width of the bottleneck over C; None for a single linear map.
+      ratio: channels of the bottleneck divided by C; None uses one linear map.
       pooling: "attention" or "average".
-      fusion: any of "add" and "multiply".
-      axes: the positions that share a context: "spacetime", "space" or "time".
-      norm: constructor of the norm inside t, or None. It acts on one vector per image, where
-        batch statistics mean little: keep to a layer norm.
+      fusion: "add", "multiply" or both.
+      axes: the positions that share a context: "spacetime" (all), "space" (those of a frame) or
+        "time" (one place in all frames).
+      norm: constructor of the norm inside t, or None. Its input is one vector per image, for which
+        batch statistics are unreliable; use a layer norm.
       dtype: of the computation; None promotes the input with the float32 parameters.
     """
 
@@ -86,35 +89,38 @@ class GlobalContextBlock(nn.Module):
     def __call__(
         self, x: jax.Array, *, train: bool = False, mask: jax.Array | None = None
     ) -> jax.Array:
-        """Maps ``[B, *S, C]`` to the same shape; ``train`` only matters to an injected norm.
+        """Applies the block.
 
-        ``mask``, ``[B, *S]``, is False where x is padding, which is no part of the context.
+        Args:
+          x: feature map ``[B, *S, C]``.
+          train: passed to the norm, if that keeps running statistics.
+          mask: ``[B, *S]``, False where x is padding, which does not contribute to the context.
+
+        Returns:
+          ``[B, *S, C]`` in the type of ``x``.
 
         Raises:
-          InputError: a shape or an attribute does not fit.
+          InputError: a shape or an attribute is wrong.
         """
-        check_feature_map(x, self.axes, mask)
         if self.pooling not in POOLINGS:
-            raise InputError(f"pooling must be one of {POOLINGS}; got {self.pooling!r}")
+            raise InputError(f"pooling is {self.pooling!r}; use one of {', '.join(POOLINGS)}")
         if not self.fusion or set(self.fusion) - set(FUSIONS):
-            raise InputError(f"fusion must name some of {FUSIONS}; got {self.fusion!r}")
+            raise InputError(f"fusion is {self.fusion!r}; use one or both of {', '.join(FUSIONS)}")
 
-        whole, mask = block_input(x, mask)
-        z = positions = to_positions(whole, self.axes)
+        z, mask = read_feature_map(x, self.axes, mask)
         score = None
         if self.pooling == "attention":
-            conv = nn.Dense(
+            w = nn.Dense(
                 1, dtype=self.dtype, kernel_init=initializers.kaiming_fan_in, name="conv_mask"
             )
-            score = conv(positions)[..., 0]
-        context = ops.context_pool(positions, score, mask=mask_positions(mask, self.axes))
+            score = w(z)[..., 0]
+        c = context_vector(z, score, axes=self.axes, mask=mask)
 
         transform = functools.partial(
             _ChannelTransform, ratio=self.ratio, norm=self.norm, dtype=self.dtype
         )
         if "multiply" in self.fusion:
-            z = z * jax.nn.sigmoid(transform(name="channel_mul_conv")(context, train=train))
+            z = z * jax.nn.sigmoid(transform(name="channel_mul_conv")(c, train=train))
         if "add" in self.fusion:
-            z = z + transform(name="channel_add_conv")(context, train=train)
-        z = from_positions(z.astype(x.dtype), x.shape[1:-1], self.axes)
-        return split_like(z, x)
+            z = z + transform(name="channel_add_conv")(c, train=train)
+        return z.astype(x.dtype)

@@ -11,7 +11,7 @@ import numpy as np
 from nonlocal_jax.config import differences
 from nonlocal_jax.convert.source import Shapes, Source
 from nonlocal_jax.errors import InputError, listing
-from nonlocal_jax.models.build import BLOCKS, NETWORKS, block_options
+from nonlocal_jax.models import NETWORKS, model_options
 
 # Options that change neither parameters nor outputs at inference.
 _NEUTRAL = ("dropout", "dtype", "norm", "block_implementation")
@@ -85,13 +85,9 @@ def config_differences(
 def _complete(config: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a model config with the defaults of those that are not given."""
     options = {"network": "segmentation", **config}
-    build = NETWORKS.get(options["network"])
-    if build is None:  # of a newer version
+    if options["network"] not in NETWORKS:  # of a newer version
         return options
-    defaults = {name: p.default for name, p in inspect.signature(build).parameters.items()}
-    block = BLOCKS.get(options.get("block", defaults.get("block")))
-    if block is not None:
-        defaults = block_options(block) | defaults
+    defaults = {name: option.default for name, option in model_options(options).items()}
     return {k: v for k, v in defaults.items() if v is not inspect.Parameter.empty} | options
 
 

@@ -4,11 +4,11 @@ Orbax is imported inside of the functions, so that files are read without it.
 """
 
 import json
-import pathlib
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from flax.traverse_util import flatten_dict
 
 from nonlocal_jax.errors import InputError, first_line
@@ -17,7 +17,7 @@ from nonlocal_jax.errors import InputError, first_line
 DIRECTORY = "checkpoints"
 
 
-def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def read(path: epath.Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Reads the variables by path, in the type they were saved in, and the model config.
 
     Args:
@@ -47,7 +47,7 @@ def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     return flatten_dict(variables, sep="/"), config
 
 
-def _step_directory(path: pathlib.Path) -> pathlib.Path:
+def _step_directory(path: epath.Path) -> epath.Path:
     import orbax.checkpoint as ocp
 
     steps = [path]

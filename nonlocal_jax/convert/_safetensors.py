@@ -32,7 +32,7 @@ def read(
         raise InputError(f"cannot read {path}: {error}") from error
     except Exception as error:  # a damaged file can raise anything
         raise InputError(
-            f"{path} is damaged or no .safetensors file ({first_line(error)}); "
+            f"{path} is damaged or not a .safetensors file ({first_line(error)}); "
             "download or save it again"
         ) from error
 

@@ -58,7 +58,7 @@ def _describe(value: Any) -> str:
 
 
 class _Global(NamedTuple):
-    """A function or class of a module that need not be installed."""
+    """The name of a function or class, whose module need not be installed."""
 
     module: str
     name: str
@@ -77,7 +77,7 @@ _REBUILD_TENSOR = _Global("torch._utils", "_rebuild_tensor_v2")
 
 
 class _Pickler(pickle._Pickler):
-    """Pickles arrays as PyTorch pickles tensors: views of storages kept outside the pickle."""
+    """Pickles arrays as PyTorch pickles tensors: as views of storages outside of the pickle."""
 
     def __init__(self, file: io.BytesIO):
         super().__init__(file, protocol=2)
@@ -95,7 +95,7 @@ class _Pickler(pickle._Pickler):
         storage = _Storage(str(len(self.arrays)), obj.dtype, obj.size)
         self.arrays.append(obj)
         strides = tuple(math.prod(obj.shape[i + 1 :]) for i in range(obj.ndim))
-        # the storage, offset, shape, strides, requires_grad, hooks of the backward pass
+        # storage, offset, shape, strides, requires_grad, backward hooks
         return _REBUILD_TENSOR, (storage, 0, obj.shape, strides, False, OrderedDict())
 
     def _save_global(self, obj: _Global) -> None:
@@ -107,7 +107,7 @@ class _Pickler(pickle._Pickler):
 def write(path: PathLike, content: Any) -> None:
     """Writes plain containers of numpy arrays in the format of PyTorch 1.6 and newer.
 
-    The same content gives the same bytes.
+    Equal contents give identical bytes.
     """
     stream = io.BytesIO()
     pickler = _Pickler(stream)

@@ -1,6 +1,5 @@
 """Checkpoints in and out: from files and work directories to the variables of a model, and back."""
 
-import pathlib
 import re
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
@@ -13,7 +12,7 @@ from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 import nonlocal_jax
-from nonlocal_jax._files import PathLike, replacing
+from nonlocal_jax._files import PathLike, as_path, replacing
 from nonlocal_jax.convert import _fit as fit
 from nonlocal_jax.convert import _orbax as orbax
 from nonlocal_jax.convert import _safetensors as safetensors
@@ -65,7 +64,12 @@ def load(
         A checkpoint of nonlocal_jax also does not fit if its model config has the same shapes and
         describes another function.
     """
-    path = pathlib.Path(path)
+    path = as_path(path)
+    if not path.exists():
+        raise InputError(
+            f"there is no checkpoint at {path}; give a work directory, a saved step, or a "
+            ".safetensors or .pth file"
+        )
     options = {"reinit_head": reinit_head, "seed": seed}
     if path.is_dir():
         arrays, config = orbax.read(path)

@@ -3,11 +3,11 @@
 import contextlib
 import io
 import os
-import pathlib
 import tempfile
 from typing import Any
 
 import tensorflow_datasets as tfds
+from etils import epath
 
 from nonlocal_jax.data.images import decode_image, decode_label
 from nonlocal_jax.data.source import Example
@@ -17,7 +17,7 @@ from nonlocal_jax.errors import InputError
 _DAMAGE = (OSError, RuntimeError, KeyError, TypeError, ValueError)
 
 
-def _damaged(directory: pathlib.Path, error: Exception) -> InputError:
+def _damaged(directory: epath.Path, error: Exception) -> InputError:
     return InputError(
         f"the data in {directory} are damaged ({type(error).__name__}: {error}). "
         "Delete this directory and run the command again to prepare them again"
@@ -31,7 +31,7 @@ class _TfdsSource:
       name: Name and split of the dataset, such as "digits_flag/train".
     """
 
-    def __init__(self, records: Any, directory: pathlib.Path, name: str):
+    def __init__(self, records: Any, directory: epath.Path, name: str):
         self._records = records
         self._directory = directory
         self.name = name
@@ -54,7 +54,7 @@ class _TfdsSource:
 
 
 def open_split(
-    builder: type[tfds.core.GeneratorBasedBuilder], split: str, data_dir: pathlib.Path
+    builder: type[tfds.core.GeneratorBasedBuilder], split: str, data_dir: epath.Path
 ) -> _TfdsSource:
     """Opens a split of a dataset of images and label maps, and builds the dataset if necessary.
 
@@ -79,7 +79,7 @@ def open_split(
     return _TfdsSource(records, directory, f"{builder.name}/{split}")
 
 
-def _build(builder: type[tfds.core.GeneratorBasedBuilder], directory: pathlib.Path) -> None:
+def _build(builder: type[tfds.core.GeneratorBasedBuilder], directory: epath.Path) -> None:
     """Builds in a temporary directory and renames it.
 
     If several processes build at once, the result of the first one is kept.

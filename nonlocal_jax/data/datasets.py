@@ -8,8 +8,9 @@ import dataclasses
 import difflib
 import importlib.resources
 import os
-import pathlib
 from collections.abc import Callable
+
+from etils import epath
 
 from nonlocal_jax._files import PathLike, as_path
 from nonlocal_jax.data.source import Source
@@ -37,7 +38,7 @@ class Dataset:
     name: str
     classes: tuple[str, ...]
     palette: tuple[Color, ...]
-    open_split: Callable[[str, pathlib.Path], Source] | None = None
+    open_split: Callable[[str, epath.Path], Source] | None = None
     splits: tuple[str, ...] = ("train", "val")
 
     def check_num_classes(self, num_classes: int) -> None:
@@ -61,7 +62,7 @@ def _read_classes(name: str) -> tuple[tuple[str, ...], tuple[Color, ...]]:
     return classes, tuple((int(row["r"]), int(row["g"]), int(row["b"])) for row in rows)
 
 
-def _open_digits_flag(split: str, data_dir: pathlib.Path) -> Source:
+def _open_digits_flag(split: str, data_dir: epath.Path) -> Source:
     from nonlocal_jax.data import _tfds, digits_flag  # TFDS is slow to import
 
     return _tfds.open_split(digits_flag.DigitsFlag, split, data_dir)
@@ -91,10 +92,10 @@ def get_dataset(name: str) -> Dataset:
     return DATASETS[name]
 
 
-def default_data_dir() -> pathlib.Path:
+def default_data_dir() -> epath.Path:
     """``$NONLOCAL_JAX_DATA`` if it is set, else ``~/.cache/nonlocal_jax``."""
     path = os.environ.get("NONLOCAL_JAX_DATA") or "~/.cache/nonlocal_jax"
-    return pathlib.Path(path).expanduser()
+    return epath.Path(path).expanduser()
 
 
 def load_source(name: str, split: str, data_dir: PathLike | None = None) -> Source:

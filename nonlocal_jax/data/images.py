@@ -1,10 +1,10 @@
 """Reading, writing and resizing images."""
 
-import pathlib
 from collections.abc import Iterable
 
 import cv2
 import numpy as np
+from etils import epath
 
 from nonlocal_jax._files import PathLike, as_path, write_file
 from nonlocal_jax.errors import InputError
@@ -61,7 +61,7 @@ def read_image(path: PathLike) -> np.ndarray:
     return decode_image(data, path)
 
 
-def list_images(paths: Iterable[PathLike]) -> list[pathlib.Path]:
+def list_images(paths: Iterable[PathLike]) -> list[epath.Path]:
     """Replaces each directory with the PNG and JPEG files in it, sorted by name. Files are kept.
 
     Raises:

@@ -1,15 +1,16 @@
-"""Pure functions of arrays: arrays in, arrays out, no parameters and no framework beyond JAX.
+"""Pure functions of arrays, without parameters. They need JAX only.
 
-Positions are flattened: queries ``[..., N, C]``, keys ``[..., M, C]``, values ``[..., M, D]``.
+Feature maps are flattened to positions: queries are ``[..., N, C]``, keys ``[..., M, C]`` and
+values ``[..., M, D]``. The blocks in ``nonlocal_jax.blocks`` call these functions on feature maps.
 """
 
 from nonlocal_jax.ops.context import channel_whiten, context_pool
-from nonlocal_jax.ops.convolution import dilated_conv
+from nonlocal_jax.ops.convolution import conv
+from nonlocal_jax.ops.disentangled import disentangled
 from nonlocal_jax.ops.pairwise import (
     IMPLEMENTATIONS,
     best_attention,
     concatenation,
-    disentangled,
     dot_product,
     softmax_attention,
 )
@@ -24,7 +25,7 @@ __all__ = [
     "channel_whiten",
     "concatenation",
     "context_pool",
-    "dilated_conv",
+    "conv",
     "disentangled",
     "dot_product",
     "resize",

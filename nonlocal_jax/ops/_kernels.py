@@ -1,7 +1,8 @@
-"""Softmax attention by the kernels of others: JAX's for TPU, cuDNN's for NVIDIA GPUs.
+"""Softmax attention by library kernels: "flash" is JAX's for TPU, "cudnn" is for NVIDIA GPUs.
 
-Forms as those of ``ops.softmax``. The kernels want aligned lengths and equal widths: zeros fill up
-what is missing, and masks keep them out.
+Arguments and results are those of the implementations in ``ops/softmax.py``. The kernels need
+aligned numbers of positions and equal numbers of channels, so arrays are padded with zeros, and
+padded keys are masked.
 """
 
 import math
@@ -11,16 +12,16 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import flash_attention as tpu
 
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.ops._numerics import at_least_float32
+from nonlocal_jax.ops._numerics import at_least_float32, promoted_dtype
 
-# Edge of the TPU kernel's tiles. With 1024 and width 512 its backward pass leaves no room in the
-# chip's vector memory.
+# Edge of the TPU kernel's tiles. With tiles of 1024 and 512 channels, its backward pass exceeds the
+# vector memory of the chip.
 _TILE = 512
-_WIDEST = 1024
+_MOST_CHANNELS = 1024
 
 
 def _fill(x: jax.Array, sizes: tuple[int, ...]) -> jax.Array:
-    """Zeros at the end of each axis, up to these sizes."""
+    """Pads the end of each axis with zeros, up to these sizes."""
     return jnp.pad(x, [(0, size - n) for n, size in zip(x.shape, sizes, strict=True)])
 
 
@@ -33,14 +34,14 @@ def _tile(positions: int) -> int:
 
 
 def flash(theta, phi, g, mask, scale):
-    """JAX's Pallas flash attention for TPU, with any number of positions and any two widths."""
+    """JAX's Pallas flash attention for TPU, for any number of positions."""
     *leading, n, c = theta.shape
     m, d = g.shape[-2:]
     if not fits_flash(theta, phi, g):
         types = ", ".join(str(x.dtype) for x in (theta, phi, g))
         raise InputError(
-            f"implementation flash takes bfloat16 and float32 up to width {_WIDEST}; "
-            f"got {types} of widths {c} and {d}"
+            f"implementation='flash' got {types} with {c} and {d} channels; use bfloat16 or "
+            f"float32 with up to {_MOST_CHANNELS} channels, or implementation='chunked'"
         )
     tile_n, tile_m = _tile(n), _tile(m)
     n_padded, m_padded = _ceil(n, tile_n), _ceil(m, tile_m)
@@ -67,24 +68,26 @@ def flash(theta, phi, g, mask, scale):
         block_k_major_dq=tile_m,
         block_k_dq=tile_m,
     )
-    dtype = jnp.result_type(q, k, v)  # the result has the type of the queries
+    dtype = promoted_dtype(q, k, v)  # the result has the type of the queries
     q, k, v = (x.astype(dtype) for x in (q, k, v))
     y = tpu.flash_attention(q, k, v, segment_ids=segments, sm_scale=scale, block_sizes=sizes)
     return at_least_float32(y[:, 0, :n, :d].reshape(*leading, n, d))
 
 
 def fits_flash(*arrays: jax.Array) -> bool:
-    """Whether the TPU kernel takes queries, keys and values of these types and widths."""
-    return all(x.dtype in (jnp.bfloat16, jnp.float32) and x.shape[-1] <= _WIDEST for x in arrays)
+    """Whether the TPU kernel supports the types and channels of these queries, keys and values."""
+    return all(
+        x.dtype in (jnp.bfloat16, jnp.float32) and x.shape[-1] <= _MOST_CHANNELS for x in arrays
+    )
 
 
-def fits_cudnn(*widths: int) -> bool:
-    """Whether cuDNN, on the GPU that there is, takes queries and values of these widths."""
-    return all(width <= cudnn_width() and width % 8 == 0 for width in widths)
+def fits_cudnn(*channels: int) -> bool:
+    """Whether cuDNN on this machine's GPU supports queries and values of so many channels."""
+    return all(n <= cudnn_channels() and n % 8 == 0 for n in channels)
 
 
-def cudnn_width() -> int:
-    """The widest attention of cuDNN on this machine's GPU; zero where there is none."""
+def cudnn_channels() -> int:
+    """The most channels that attention of cuDNN supports on this machine; zero without a GPU."""
     device = jax.devices()[0]
     if device.platform != "gpu" or "cuda" not in device.client.platform_version:
         return 0
@@ -93,24 +96,27 @@ def cudnn_width() -> int:
 
 
 def cudnn(theta, phi, g, mask, scale):
-    """cuDNN's flash attention, in bfloat16, for widths that are multiples of eight."""
+    """cuDNN's flash attention in bfloat16; channels must be multiples of eight."""
     *leading, n, c = theta.shape
     m, d = g.shape[-2:]
-    if not cudnn_width():
-        raise InputError("implementation cudnn needs cuDNN on an NVIDIA GPU, Ampere or newer")
+    if not cudnn_channels():
+        raise InputError(
+            "implementation='cudnn' needs an NVIDIA GPU, Ampere or newer, and there is none; "
+            "use implementation='auto'"
+        )
     if not fits_cudnn(c, d):
         raise InputError(
-            f"implementation cudnn takes widths that are multiples of 8 up to {cudnn_width()}; "
-            f"got {c} and {d}"
+            f"implementation='cudnn' got {c} and {d} channels; use multiples of 8 up to "
+            f"{cudnn_channels()}, or implementation='chunked'"
         )
     batch = math.prod(leading)
     real = jnp.full((batch,), m, jnp.int32)
     if mask is not None:
-        # It knows padding at the end only, and softmax does not mind the order of the keys.
+        # cuDNN supports padding at the end only. Softmax does not depend on the order of the keys.
         order = jnp.argsort(~mask, axis=-1, stable=True)[..., None]
         phi, g = (jnp.take_along_axis(x, order, axis=-2) for x in (phi, g))
         real = jnp.sum(mask, axis=-1, dtype=jnp.int32).reshape(batch)
-    # Its backward pass takes even lengths only.
+    # The backward pass of cuDNN needs even numbers of positions.
     q, k, v = (
         _fill(
             x.astype(jnp.bfloat16).reshape(batch, x.shape[-2], 1, x.shape[-1]),

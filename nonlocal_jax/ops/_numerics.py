@@ -1,4 +1,4 @@
-"""Conventions shared by every operation: accumulation type, padding, shape errors."""
+"""Helpers of all operations: the type to accumulate in, padding, checks of shapes."""
 
 import jax
 import jax.numpy as jnp
@@ -6,25 +6,31 @@ import jax.numpy as jnp
 from nonlocal_jax.errors import InputError
 
 
+def promoted_dtype(*arrays: jax.Array | jnp.dtype) -> jnp.dtype:
+    """``jnp.result_type``, also where ``jax_numpy_dtype_promotion`` is "strict"."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(*arrays)
+
+
 def float32_or_more(*arrays: jax.Array) -> jnp.dtype:
-    """The type to accumulate in: float32, or float64 for float64."""
-    return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
+    """The type to accumulate in: float64 if any array is float64, else float32."""
+    return promoted_dtype(promoted_dtype(*arrays), jnp.float32)
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:
-    """Widens half precision to float32 and leaves float32 and float64 as they are."""
+    """Casts half precision to float32; float32 and float64 stay as they are."""
     return x.astype(float32_or_more(x))
 
 
 def zero_padding(mask: jax.Array | None, x: jax.Array) -> jax.Array:
-    """``[..., M, C]`` with zeros where the mask ``[..., M]`` is False, whatever was there."""
+    """``[..., M, C]``, set to zero where the mask ``[..., M]`` is False."""
     return x if mask is None else jnp.where(mask[..., None], x, jnp.zeros((), x.dtype))
 
 
 def vary_alike(*arrays: jax.Array | None) -> list[jax.Array | None]:
-    """Inside a ``jax.shard_map``, arrays that all vary over the axes that one of them varies over.
+    """Casts all arrays to the union of their varying manual axes (``jax.lax.pcast``).
 
-    Where queries are split and keys are not, the gradients of the keys are then summed up.
+    Inside ``jax.shard_map``, gradients of replicated arrays are then summed over the devices.
     """
     axes = [frozenset() if x is None else jax.typeof(x).manual_axis_type.varying for x in arrays]
     union = frozenset().union(*axes)
@@ -35,14 +41,14 @@ def vary_alike(*arrays: jax.Array | None) -> list[jax.Array | None]:
 
 
 def over_devices(x: jax.Array, axis_name: str | None) -> jax.Array:
-    """The sum over the devices that share the positions."""
+    """The sum over the devices that the positions are split over."""
     return x if axis_name is None else jax.lax.psum(x, axis_name)
 
 
 def count_positions(x: jax.Array, mask: jax.Array | None, axis_name: str | None) -> jax.Array | int:
-    """How many positions of ``[..., M, C]`` are not padding, over all devices: ``[..., 1, 1]``.
+    """The number of positions of ``[..., M, C]``, on all devices, that are not padding.
 
-    At least one, so that a map of nothing but padding has sums of zero and means of zero.
+    An int or ``[..., 1, 1]``. At least one, so that the mean over nothing but padding is zero.
     """
     if mask is None:
         return x.shape[-2] * (1 if axis_name is None else jax.lax.axis_size(axis_name))
@@ -51,33 +57,35 @@ def count_positions(x: jax.Array, mask: jax.Array | None, axis_name: str | None)
 
 
 def check_mask(mask: jax.Array | None, positions: tuple[int, ...], name: str = "mask") -> None:
-    """Requires a boolean ``[..., M]``, or none.
+    """Requires a boolean mask of shape ``positions``, or None.
 
     Raises:
-      InputError: quoting the type or both shapes.
+      InputError: the type or the shape is wrong.
     """
     if mask is None:
         return
     if mask.dtype != bool:
-        raise InputError(f"{name} must be boolean, False where a position is padding")
+        raise InputError(f"{name} is {mask.dtype}; use bool, False where a position is padding")
     if mask.shape != positions:
-        raise InputError(f"{name} must be {positions}, one entry a position; got {mask.shape}")
+        raise InputError(
+            f"{name} has shape {mask.shape}, but needs one entry per position; use {positions}"
+        )
 
 
 def check_positions(theta: jax.Array, phi: jax.Array, g: jax.Array) -> None:
     """Requires queries ``[..., N, C]``, keys ``[..., M, C]`` and values ``[..., M, D]``.
 
     Raises:
-      InputError: quoting the three shapes.
+      InputError: the shapes do not match.
     """
     shapes = f"theta {theta.shape}, phi {phi.shape}, g {g.shape}"
     if min(theta.ndim, phi.ndim, g.ndim) < 2:
-        raise InputError(f"need theta [..., N, C], phi [..., M, C], g [..., M, D]; got {shapes}")
+        raise InputError(f"got {shapes}; use theta [..., N, C], phi [..., M, C], g [..., M, D]")
     if theta.shape[-1] != phi.shape[-1]:
-        raise InputError(f"theta and phi must have the same width C; got {shapes}")
+        raise InputError(f"got {shapes}; use the same number of channels C for theta and phi")
     if phi.shape[-2] != g.shape[-2]:
-        raise InputError(f"phi and g must have the same number of positions M; got {shapes}")
+        raise InputError(f"got {shapes}; use the same number of positions M for phi and g")
     if not theta.shape[:-2] == phi.shape[:-2] == g.shape[:-2]:
-        raise InputError(f"theta, phi and g must have the same leading dimensions; got {shapes}")
+        raise InputError(f"got {shapes}; use the same leading dimensions for theta, phi and g")
     if min(theta.shape[-2], phi.shape[-2]) < 1:
-        raise InputError(f"need at least one query and one key; got {shapes}")
+        raise InputError(f"got {shapes}; use at least one query and one key")

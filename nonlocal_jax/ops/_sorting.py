@@ -1,7 +1,8 @@
-"""The concatenation operation in O((N + M)(log M + D)): sorted scores and prefix sums.
+"""The "sorted" implementation of the concatenation operation, in O((N + M)(log M + D)).
 
-ReLU(a_i + b_j) is a matrix of rank two where it is on, and with the keys sorted by falling b it is
-on for the first k_i of them. So every sum over the active keys is a prefix sum, read at k_i.
+ReLU(a_i + b_j) is a_i + b_j for the active keys, those with a_i + b_j > 0, and zero for the others.
+With the keys sorted by decreasing b, the active keys of query i are the first k_i. So every sum
+over the active keys is a prefix sum, read at k_i.
 """
 
 import functools
@@ -9,15 +10,15 @@ import functools
 import jax
 import jax.numpy as jnp
 
-# Rows that are summed up by one matrix product.
+# Number of rows that one matrix product sums.
 _BLOCK = 32
 
 
 def _prefix_sums(x: jax.Array) -> jax.Array:
     """``[M, D]`` to ``[M + 1, D]``: row k is the sum of the first k rows.
 
-    Blocks by a product with a triangle of ones, then what is before each block: as accurate as
-    ``jnp.cumsum``, in a quarter of its time on a CPU.
+    Multiplies blocks of rows with a triangular matrix of ones, then adds the sums of the blocks
+    before. As accurate as ``jnp.cumsum`` and four times as fast on a CPU.
     """
     m, d = x.shape
     n = -(-m // _BLOCK)
@@ -31,10 +32,10 @@ def _prefix_sums(x: jax.Array) -> jax.Array:
 
 @functools.partial(jnp.vectorize, signature="(n),(m),(m,d)->(n,d),(n,d)")
 def _active_sums(a: jax.Array, b: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """sum_j [a_i + b_j > 0] v_j and sum_j ReLU(a_i + b_j) v_j for every i."""
-    b = jnp.maximum(b, -jnp.max(a))  # what is never active must not move the mean
-    # a + b = (a + c) + (b - c): with c the mean of b, large scores of opposite sign cancel here
-    # and not in the sums.
+    """sum_j [a_i + b_j > 0] v_j and sum_j ReLU(a_i + b_j) v_j, for each i."""
+    b = jnp.maximum(b, -jnp.max(a))  # keys that are never active must not shift the mean
+    # a + b = (a + c) + (b - c), with c the mean of b: large scores of opposite sign cancel here
+    # instead of in the sums.
     c = jnp.mean(b)
     order = jnp.argsort(-b)
     b, v = b[order], v[order]
@@ -44,12 +45,12 @@ def _active_sums(a: jax.Array, b: jax.Array, v: jax.Array) -> tuple[jax.Array, j
 
 
 @jax.custom_vjp
-def relu_sums(a: jax.Array, b: jax.Array, g: jax.Array) -> jax.Array:
-    """sum_j ReLU(a_i + b_j) g_j.
+def sorted_concatenation(a: jax.Array, b: jax.Array, g: jax.Array) -> jax.Array:
+    """sum_j ReLU(a_i + b_j) g_j, exact.
 
-    Exact, in O((N + M)(log M + D)) time and O((N + M) D) memory, forward and backward: the
-    gradients of b and g are the same sums with queries and keys exchanged, and only the arguments
-    are kept for them. ReLU'(0) = 0.
+    O((N + M)(log M + D)) time and O((N + M) D) memory, forward and backward. The gradients of b and
+    g are the same sums with queries and keys exchanged, so the backward pass keeps the arguments
+    only. ReLU'(0) = 0.
 
     Args:
       a: scores of the queries, ``[..., N]``.
@@ -63,7 +64,7 @@ def relu_sums(a: jax.Array, b: jax.Array, g: jax.Array) -> jax.Array:
 
 
 def _forward(a: jax.Array, b: jax.Array, g: jax.Array) -> tuple[jax.Array, tuple]:
-    return relu_sums(a, b, g), (a, b, g)
+    return sorted_concatenation(a, b, g), (a, b, g)
 
 
 def _backward(arguments: tuple, dy: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -74,4 +75,4 @@ def _backward(arguments: tuple, dy: jax.Array) -> tuple[jax.Array, jax.Array, ja
     return da.astype(a.dtype), db.astype(b.dtype), dg.astype(g.dtype)
 
 
-relu_sums.defvjp(_forward, _backward)
+sorted_concatenation.defvjp(_forward, _backward)

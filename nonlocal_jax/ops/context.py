@@ -1,4 +1,4 @@
-"""Reductions over all positions: what a query-independent context is made of."""
+"""Reductions over all positions, for a context that does not depend on the query."""
 
 import jax
 import jax.numpy as jnp
@@ -20,23 +20,28 @@ def context_pool(
     mask: jax.Array | None = None,
     axis_name: str | None = None,
 ) -> jax.Array:
-    """One vector for all positions: sum_j softmax_j(score_j) x_j, or the mean without a score.
+    """Pools all positions into one vector.
 
-    The context of GC (GCNet, arXiv:1904.11492, eq. 4) and the unary term of DNL (arXiv:2006.06668,
-    eq. 11); the softmax is over the positions of one image. The mean is the pooling of
-    squeeze-and-excitation. O(N C) operations; beside x, one number a position in memory.
+    ::
+
+        c = sum_j softmax_j(score_j) x_j      with a score
+        c = mean_j x_j                        without
+
+    The first is the context of the global context block (GCNet, arXiv:1904.11492, eq. 4) and the
+    unary term of the disentangled block (arXiv:2006.06668, eq. 11). The second is the pooling of
+    squeeze-and-excitation. Takes O(N C) operations, and memory for one number per position.
 
     Args:
       x: features ``[..., N, C]``.
-      score: ``[..., N]``; None weighs every position the same.
-      mask: ``[..., N]``, False where a position is padding, whose content does not matter.
+      score: ``[..., N]``; None takes the mean.
+      mask: ``[..., N]``, False where a position is padding, which is ignored.
       axis_name: axis of a ``jax.shard_map`` that the positions are split over.
 
     Returns:
       ``[..., 1, C]`` in the type of ``x``, computed in at least float32.
 
     Raises:
-      InputError: ``score`` or ``mask`` has not one entry per position.
+      InputError: ``score`` or ``mask`` does not have one entry per position.
     """
     check_mask(mask, x.shape[:-1])
     wide = at_least_float32(zero_padding(mask, x))
@@ -44,7 +49,9 @@ def context_pool(
         total = over_devices(jnp.sum(wide, axis=-2, keepdims=True), axis_name)
         return (total / count_positions(x, mask, axis_name)).astype(x.dtype)
     if score.shape != x.shape[:-1]:
-        raise InputError(f"score must be x.shape[:-1] = {x.shape[:-1]}; got {score.shape}")
+        raise InputError(
+            f"score has shape {score.shape}, but needs one entry per position; use {x.shape[:-1]}"
+        )
     score = at_least_float32(score)
     if mask is not None:
         score = jnp.where(mask, score, jnp.finfo(score.dtype).min)
@@ -60,10 +67,21 @@ def context_pool(
 def channel_whiten(
     x: jax.Array, *, mask: jax.Array | None = None, axis_name: str | None = None
 ) -> jax.Array:
-    """x_i - mean_j x_j for each channel, over the positions of ``[..., N, C]``; at least float32.
+    """Subtracts the mean over the positions: x_i - mean_j x_j, for each channel.
 
-    The whitening of DNL: it takes the part that all queries share out of the pairwise term.
-    ``mask`` and ``axis_name`` as in ``context_pool``.
+    The whitening of the disentangled block (arXiv:2006.06668): it removes from the pairwise term
+    the part that all queries share.
+
+    Args:
+      x: features ``[..., N, C]``.
+      mask: ``[..., N]``, False where a position is padding, which is ignored.
+      axis_name: axis of a ``jax.shard_map`` that the positions are split over.
+
+    Returns:
+      ``[..., N, C]``, at least float32.
+
+    Raises:
+      InputError: ``mask`` does not have one entry per position.
     """
     check_mask(mask, x.shape[:-1])
     x = at_least_float32(zero_padding(mask, x))

@@ -1,4 +1,4 @@
-"""Bilinear resizing with the numbers of PyTorch."""
+"""Bilinear resizing, equal to PyTorch."""
 
 import jax
 import jax.numpy as jnp
@@ -25,17 +25,33 @@ def bilinear_weights(size: int, new_size: int, align_corners: bool) -> np.ndarra
 
 
 def resize(x: jax.Array, size: tuple[int, int], *, align_corners: bool = False) -> jax.Array:
-    """Bilinear resize of ``[..., H, W, C]`` to ``[..., *size, C]``, separable, never antialiased.
+    """Resizes ``[..., H, W, C]`` to ``[..., *size, C]`` by bilinear interpolation.
 
-    Equal to ``torch.nn.functional.interpolate(mode="bilinear")`` up and down: source position
-    (i + 0.5) H/H' - 0.5 clamped at 0, or i (H - 1)/(H' - 1) with ``align_corners``. Written as two
-    products with small constant matrices, which also makes the gradient a product.
+    Equal to ``torch.nn.functional.interpolate(mode="bilinear")``, without antialiasing.
+    Output row i of H' reads the source position::
+
+        max((i + 0.5) H / H' - 0.5, 0)    align_corners=False
+        i (H - 1) / (H' - 1)              align_corners=True
+
+    Columns likewise. Computed as two products with small constant matrices, so that the gradient is
+    a matrix product too.
+
+    Args:
+      x: ``[..., H, W, C]``.
+      size: the new (H', W').
+      align_corners: see the formula.
+
+    Returns:
+      ``[..., H', W', C]`` in the type of ``x``, computed in at least float32.
 
     Raises:
-      InputError: ``x`` has fewer than three dimensions or ``size`` is not two positive integers.
+      InputError: ``x`` has fewer than three dimensions, or ``size`` is not two positive integers.
     """
     if x.ndim < 3 or len(size) != 2 or min(size) < 1:
-        raise InputError(f"need x [..., H, W, C] and a positive size; got {x.shape} and {size}")
+        raise InputError(
+            f"got x {x.shape} and size {size}; use x [..., H, W, C] and a size of two positive "
+            "integers"
+        )
     if x.shape[-3:-1] == tuple(size):
         return x
     y = at_least_float32(x)

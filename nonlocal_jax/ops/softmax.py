@@ -1,8 +1,9 @@
-"""The forms of softmax attention: one definition and the ways to it without the N x M matrix.
+"""Implementations of softmax attention in plain JAX: "dense", "chunked" and "ring".
 
-A form is ``form(theta, phi, g, mask, scale)`` with queries ``[..., N, C]``, keys ``[..., M, C]``,
-values ``[..., M, D]`` and a mask ``[..., M]`` or None, False where a key is padding; phi and g are
-zero there. The result is at least float32.
+Each takes queries theta ``[..., N, C]``, keys phi ``[..., M, C]``, values g ``[..., M, D]``, a mask
+``[..., M]`` or None, and a scale. The mask is False where a key is padding, and phi and g are zero
+there. Each returns ``[..., N, D]``, at least float32. "dense" is the definition. The others are
+exact too, but do not materialize the N x M attention matrix.
 """
 
 import functools
@@ -12,15 +13,16 @@ import jax.numpy as jnp
 
 from nonlocal_jax.ops._numerics import at_least_float32, check_mask, float32_or_more
 
-# Rows of the N x M matrix held at a time. More rows use the matrix units better, fewer keep less in
-# memory; beyond 256 a CPU gains nothing. On a ring of TPUs 128 leave them in the vector memory.
+# Rows of the N x M matrix in memory at a time. More rows use the matrix units better, fewer rows
+# take less memory. More than 256 are no faster on a CPU. On a ring of TPUs, 128 rows fit into
+# vector memory.
 _ROWS = 256
 _RING_ROWS = 128
 
 
 def _logits(theta: jax.Array, phi: jax.Array, mask: jax.Array | None, scale: float) -> jax.Array:
-    """scale * theta_i . phi_j, the lowest number where key j is padding; at least float32."""
-    # Products of half precision are exact in float32, so widening them first would only cost.
+    """scale * theta_i . phi_j, or the lowest number if key j is padding; at least float32."""
+    # Products of half precision are exact in float32, so a cast before would only cost time.
     wide = float32_or_more(theta, phi)
     logits = scale * jnp.einsum("...nc,...mc->...nm", theta, phi, preferred_element_type=wide)
     if mask is None:
@@ -31,40 +33,46 @@ def _logits(theta: jax.Array, phi: jax.Array, mask: jax.Array | None, scale: flo
 def attention_weights(
     theta: jax.Array, phi: jax.Array, *, scale: float = 1.0, mask: jax.Array | None = None
 ) -> jax.Array:
-    """A_ij = softmax_j(scale * theta_i . phi_j), the softmax over the keys j.
+    """The attention matrix A.
 
-    Give it a few rows of ``theta`` to see where chosen positions look, without the N x M matrix.
+    ::
+
+        A_ij = softmax_j(scale * theta_i . phi_j)
+
+    Pass only some rows of ``theta`` to see where these positions look, without materializing the
+    whole matrix.
 
     Args:
       theta: queries ``[..., N, C]``.
       phi: keys ``[..., M, C]``.
       scale: factor on the logits, 1/sqrt(C) for scaled attention.
-      mask: ``[..., M]``, False where a key is padding: its weight is zero if there is another.
+      mask: ``[..., M]``, False where a key is padding, which gets weight zero. If all keys are
+        padding, all weights are 1/M.
 
     Returns:
-      ``[..., N, M]``, at least float32; every row sums to one.
+      ``[..., N, M]``, at least float32; each row sums to one.
 
     Raises:
-      InputError: the mask does not fit.
+      InputError: the mask does not have one entry per key.
     """
     check_mask(mask, phi.shape[:-1])
     return jax.nn.softmax(_logits(theta, phi, mask, scale), axis=-1)
 
 
 def dense(theta, phi, g, mask, scale):
-    """The formula as it reads."""
+    """Materializes the attention matrix."""
     weights = attention_weights(theta, phi, scale=scale, mask=mask)
     return jnp.einsum("...nm,...md->...nd", weights, at_least_float32(g))
 
 
 def _split_rows(x: jax.Array, axis: int, most: int) -> jax.Array:
-    """Queries in equal groups of up to ``most``, the groups first; zeros fill the last one."""
+    """Splits queries into equal chunks of at most ``most``, on a new first axis; pads by zeros."""
     n = x.shape[axis]
-    groups = -(-n // most)
-    rows = -(-n // groups)
+    chunks = -(-n // most)
+    rows = -(-n // chunks)
     pad = [(0, 0)] * x.ndim
-    pad[axis] = (0, groups * rows - n)
-    shape = (*x.shape[:axis], groups, rows, *x.shape[axis + 1 :])
+    pad[axis] = (0, chunks * rows - n)
+    shape = (*x.shape[:axis], chunks, rows, *x.shape[axis + 1 :])
     return jnp.moveaxis(jnp.pad(x, pad).reshape(shape), axis, 0)
 
 
@@ -76,10 +84,10 @@ def _join_rows(x: jax.Array, axis: int, n: int) -> jax.Array:
 
 
 def _attend(theta, phi, g, mask, scale, most):
-    """y ``[..., N, D]``, and of each query the largest logit and sum_j exp(logit_j - largest).
+    """Returns y ``[..., N, D]``, and for each query the largest logit and the sum of exponentials.
 
-    The two, ``[..., N]``, are the softmax's denominator; as one logarithm they would lose digits of
-    large logits.
+    The latter two, ``[..., N]``, are the denominator of the softmax: sum_j exp(logit_j - largest).
+    Combined in one logarithm, they would lose digits if logits are large.
     """
 
     def rows(theta):
@@ -96,18 +104,23 @@ def _attend(theta, phi, g, mask, scale, most):
 
 
 def _attend_backward(queries, phi, g, mask, scale, most):
-    """Gradients (dtheta, dphi, dg) of what these queries take from these keys.
+    """The part of the gradients (dtheta, dphi, dg) that is due to these queries and these keys.
 
-    With p the softmax over all keys and D_i = dy_i . y_i:
-      dg_j = sum_i p_ij dy_i,   ds_ij = scale p_ij (dy_i . g_j - D_i),
-      dtheta_i = sum_j ds_ij phi_j,   dphi_j = sum_i ds_ij theta_i.
-    ``queries`` are theta, the largest logit, one over the sum, dy and D.
+    ::
+
+        dg_j     = sum_i p_ij dy_i
+        ds_ij    = scale p_ij (dy_i . g_j - D_i)
+        dtheta_i = sum_j ds_ij phi_j
+        dphi_j   = sum_i ds_ij theta_i
+
+    Here p is the softmax over the keys of all devices, and D_i = dy_i . y_i. ``queries`` are theta,
+    the largest logit, the reciprocal of the sum, dy and D.
     """
     dtype = float32_or_more(queries[0], phi, g)
     phi_wide, g = phi.astype(dtype), g.astype(dtype)
 
-    def rows(sums, group):
-        theta, largest, share, dy, delta = group
+    def rows(sums, chunk):
+        theta, largest, share, dy, delta = chunk
         p = jnp.exp(_logits(theta, phi, mask, scale) - largest[..., None]) * share[..., None]
         dp = jnp.einsum("...nd,...md->...nm", dy, g)
         ds = scale * p * (dp - delta[..., None])
@@ -117,21 +130,22 @@ def _attend_backward(queries, phi, g, mask, scale, most):
         return sums, jnp.einsum("...nm,...mc->...nc", ds, phi_wide)
 
     axis, n = queries[0].ndim - 2, queries[0].shape[-2]
-    groups = tuple(_split_rows(x, axis, most) for x in queries)
-    # Zeros made of the arguments: under shard_map they vary over the devices as the sums do.
+    chunks = tuple(_split_rows(x, axis, most) for x in queries)
+    # Zeros computed from the arguments vary over the same axes of a shard_map as the sums do.
     start = (0 * phi_wide, 0 * g)
-    (dphi, dg), dtheta = jax.lax.scan(rows, start, groups)
+    (dphi, dg), dtheta = jax.lax.scan(rows, start, chunks)
     return _join_rows(dtheta, axis, n), dphi, dg
 
 
 def _pass_on(keys, axis_name: str):
-    """The keys of the device before this one on the ring."""
+    """Sends keys to the next device of the ring; returns those of the previous device."""
     size = jax.lax.axis_size(axis_name)
     ring = [(i, (i + 1) % size) for i in range(size)]
     return jax.tree.map(lambda x: jax.lax.ppermute(x, axis_name, ring), keys)
 
 
-def _ring_forward(theta, phi, g, mask, scale, axis_name):
+def _attend_all(theta, phi, g, mask, scale, axis_name):
+    """``_attend`` to the keys of all devices."""
     if axis_name is None:
         return _attend(theta, phi, g, mask, scale, _ROWS)
 
@@ -152,25 +166,18 @@ def _ring_forward(theta, phi, g, mask, scale, axis_name):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def ring(theta, phi, g, mask, scale, axis_name=None):
-    """Rows of the matrix at a time, recomputed backward; keys travel around a ring of devices.
-
-    Positions are split over the devices of ``axis_name``. A device keeps its queries and meets the
-    keys of every other in turn, partial softmaxes joined by their denominators; on the way back the
-    gradients of the keys travel with them (arXiv:2310.01889). Without an axis there is one device.
-    Only the arguments, y and two numbers a query are kept for the backward pass.
-    """
-    return _ring_forward(theta, phi, g, mask, scale, axis_name)[0]
+def _attend_in_chunks(theta, phi, g, mask, scale, axis_name):
+    return _attend_all(theta, phi, g, mask, scale, axis_name)[0]
 
 
 def _forward(theta, phi, g, mask, scale, axis_name):
-    y, largest, total = _ring_forward(theta, phi, g, mask, scale, axis_name)
+    y, largest, total = _attend_all(theta, phi, g, mask, scale, axis_name)
     return y, (theta, phi, g, mask, y, largest, total)
 
 
 def _backward(scale, axis_name, residuals, dy):
     theta, phi, g, mask, y, largest, total = residuals
-    # One over the sum: where zeros fill up the queries, it makes their weights zero.
+    # The padding of the last chunk makes this reciprocal zero, and with it the weights.
     queries = theta, largest, 1 / total, dy, jnp.sum(dy * y, axis=-1)
     rows = _ROWS if axis_name is None else _RING_ROWS
     dtheta, dphi, dg = _attend_backward(queries, phi, g, mask, scale, rows)
@@ -185,8 +192,26 @@ def _backward(scale, axis_name, residuals, dy):
         hops = jax.lax.axis_size(axis_name) - 1
         carry = (phi, g, mask), (dphi, dg), dtheta
         _, sums, dtheta = jax.lax.fori_loop(0, hops, hop, carry)
-        dphi, dg = _pass_on(sums, axis_name)  # home
+        dphi, dg = _pass_on(sums, axis_name)  # back to the device that owns these keys
     return dtheta.astype(theta.dtype), dphi.astype(phi.dtype), dg.astype(g.dtype), None
 
 
-ring.defvjp(_forward, _backward)
+_attend_in_chunks.defvjp(_forward, _backward)
+
+
+def chunked(theta, phi, g, mask, scale):
+    """Computes a chunk of rows of the attention matrix at a time, and again in the backward pass.
+
+    Only the arguments, y and two numbers per query are kept for the backward pass.
+    """
+    return _attend_in_chunks(theta, phi, g, mask, scale, None)
+
+
+def ring(theta, phi, g, mask, scale, axis_name=None):
+    """Like ``chunked``, with positions split over the devices of ``axis_name`` (arXiv:2310.01889).
+
+    Each device keeps its queries, while the keys travel around a ring of devices. Partial softmaxes
+    are combined by their denominators. In the backward pass, the gradients of the keys travel with
+    the keys. Without ``axis_name`` there is one device.
+    """
+    return _attend_in_chunks(theta, phi, g, mask, scale, axis_name)

@@ -1,8 +1,8 @@
-"""Cross entropy of resized logits that holds a block of them at a time.
+"""Cross entropy of resized logits, which materializes one block of them at a time.
 
-Rows are resized at once, columns block by block, forward and backward in the same pass. A block
-spans all images and rows, so that either may be split over devices: the loop itself needs no
-communication.
+Rows are resized at once. Columns are resized block by block, in a loop that computes the loss and
+its gradient in the same pass. A block spans all images and rows, so both may be split over devices:
+the loop itself needs no communication.
 """
 
 import functools
@@ -15,13 +15,13 @@ from nonlocal_jax.errors import InputError
 from nonlocal_jax.ops._numerics import at_least_float32
 from nonlocal_jax.ops.resize import bilinear_weights, resize
 
-_COLUMNS = 128  # of a block at most: the lanes of a TPU
+_COLUMNS = 128  # the most columns in a block: the number of lanes of a TPU
 
 
 def _column_blocks(size: int, new_size: int, align_corners: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Which k source columns each of n blocks needs, ``[n]``, and their weights ``[n, width, k]``.
+    """For n blocks, the first of its k source columns, ``[n]``, and the weights ``[n, width, k]``.
 
-    Columns that fill up the last block have no weight.
+    Columns that pad the last block have zero weights.
     """
     n = -(-new_size // _COLUMNS)
     width = -(-new_size // n)
@@ -37,13 +37,15 @@ def _column_blocks(size: int, new_size: int, align_corners: bool) -> tuple[np.nd
 def _block_sums(
     source: jax.Array, weights: jax.Array, labels: jax.Array, ignore_index: int
 ) -> tuple[jax.Array, jax.Array]:
-    """The losses and right answers of a block, from source columns ``[B, H, classes, k]``.
+    """The losses and correct predictions of a block, from source columns ``[B, H, classes, k]``.
 
-    Each is ``[B, H]``: summed over images and rows, the loop would have to communicate.
+    Both are ``[B, H]``: a sum over images and rows would need communication inside the loop.
     """
     logits = jnp.einsum("bhck,wk->bhcw", source, weights, precision=jax.lax.Precision.HIGHEST)
-    # A comparison in place of a gather: its gradient is no scatter.
-    picked = labels[:, :, None] == jnp.arange(logits.shape[2])[:, None]
+    # A comparison instead of a gather, whose gradient would be a scatter.
+    picked = (
+        labels[:, :, None] == jnp.arange(logits.shape[2], dtype=labels.dtype)[None, None, :, None]
+    )
     losses = jax.nn.logsumexp(logits, axis=2) - jnp.sum(logits, axis=2, where=picked)
     counted = labels != ignore_index
     correct = jnp.argmax(logits, axis=2) == labels
@@ -54,7 +56,7 @@ def _block_sums(
 def _sums(
     rows: jax.Array, starts: jax.Array, weights: jax.Array, labels: jax.Array, ignore_index: int
 ) -> tuple[jax.Array, jax.Array]:
-    """``_block_sums`` over all columns of ``[B, H, classes, w]``; labels ``[n, B, H, width]``."""
+    """``_block_sums`` of all n blocks: rows ``[B, H, classes, w]``, labels ``[n, B, H, width]``."""
 
     def step(_, block):
         start, weights, labels = block
@@ -66,7 +68,7 @@ def _sums(
 
 
 def _forward(rows, starts, weights, labels, ignore_index):
-    """The gradient of a block is taken while its logits are there; nothing is computed twice."""
+    """Computes the gradient of a block together with its loss; nothing is computed twice."""
 
     def step(gradient, block):
         start, weights, labels = block
@@ -76,7 +78,7 @@ def _forward(rows, starts, weights, labels, ignore_index):
             lambda source: _block_sums(source, weights, labels, ignore_index), source, has_aux=True
         )
         (new,) = vjp(jnp.ones_like(losses))
-        # Added, because neighbouring blocks share source columns.
+        # Added, because neighboring blocks share source columns.
         new += jax.lax.dynamic_slice_in_dim(gradient, start, k, axis=-1)
         gradient = jax.lax.dynamic_update_slice_in_dim(gradient, new, start, axis=-1)
         return gradient, (losses, correct)
@@ -95,27 +97,33 @@ _sums.defvjp(_forward, _backward)
 def upsampled_cross_entropy(
     logits: jax.Array, labels: jax.Array, *, ignore_index: int, align_corners: bool = False
 ) -> tuple[jax.Array, jax.Array]:
-    """Sum of -log softmax(resize(logits))[label] over pixels, and how many have the right argmax.
+    """Cross entropy of bilinearly resized logits, and the number of correct predictions.
 
-    ``resize`` is the bilinear ``ops.resize``. At most 128 columns of the resized logits are held at
-    a time, forward and backward, in float32 at least.
+    ::
+
+        loss    = sum_p -log softmax(resize(logits)_p)[label_p]
+        correct = sum_p [argmax(resize(logits)_p) = label_p]
+
+    The sums are over the pixels p whose label is not ``ignore_index``; ``resize`` is
+    ``nonlocal_jax.ops.resize``. At most 128 columns of the resized logits are in memory at a time,
+    forward and backward. Computed in at least float32.
 
     Args:
       logits: ``[B, h, w, classes]``.
       labels: ``[B, H, W]``, integers.
-      ignore_index: the label of pixels that are left out of both.
+      ignore_index: pixels with this label count in neither sum.
       align_corners: see ``resize``.
 
     Returns:
-      Two scalars; only the first has a gradient, and only in reverse mode.
+      Two scalars, loss and correct. Only the loss has a gradient, in reverse mode only.
 
     Raises:
-      InputError: the shapes do not fit.
+      InputError: the shapes do not match.
     """
     if logits.ndim != 4 or labels.ndim != 3 or logits.shape[0] != labels.shape[0]:
         raise InputError(
-            f"need logits [B, h, w, classes] and labels [B, H, W]; "
-            f"got {logits.shape} and {labels.shape}"
+            f"got logits {logits.shape} and labels {labels.shape}; "
+            "use logits [B, h, w, classes] and labels [B, H, W]"
         )
     (_, height, width), columns = labels.shape, logits.shape[2]
     rows = resize(at_least_float32(logits), (height, columns), align_corners=align_corners)
@@ -127,7 +135,7 @@ def upsampled_cross_entropy(
         constant_values=ignore_index,
     )
     losses, correct = _sums(
-        # Columns last: the products need no transposition, and the lanes are full.
+        # With columns last, the products need no transposition and fill the lanes.
         jnp.swapaxes(rows, -1, -2),
         jnp.asarray(starts),
         jnp.asarray(weights, rows.dtype),

@@ -60,7 +60,7 @@ def _cross_entropy(
         logits, labels, ignore_index=IGNORE_INDEX, align_corners=align_corners
     )
     counted = jnp.sum(labels != IGNORE_INDEX)
-    number = counted if avg_non_ignore else labels.size
+    number = counted.astype(total.dtype) if avg_non_ignore else labels.size
     return total / (number + _EPSILON), correct / jnp.maximum(counted, 1)
 
 

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from nonlocal_jax.errors import InputError, first_line
 from nonlocal_jax.sharding import Shardings, check_batch_size, make_mesh
-from nonlocal_jax.topology import topology_devices
+from nonlocal_jax.topology import compiled_report, topology_devices
 from nonlocal_jax.train.experiment import create_experiment
 from nonlocal_jax.train.state import abstract_state
 from nonlocal_jax.train.step import make_train_step
@@ -39,10 +39,8 @@ def compile_train_step(config: ConfigDict, topology: str) -> dict[str, Any]:
       topology: Generation and chips, such as "v5e:2x4".
 
     Returns:
-      Plain values for JSON. ``bytes_per_chip`` is the compiler's own allocation: the memory of the
-      state is counted in ``arguments`` and, because it is donated, again in ``outputs`` and
-      ``aliased``; ``peak`` is the maximum in use at any time. ``flops_per_chip`` (a multiply-add
-      counts as two) and ``bytes_accessed_per_chip`` of one step are estimates of the compiler.
+      Plain values for JSON: the experiment, the topology, and what ``compiled_report`` gives for
+      one step.
 
     Raises:
       InputError: The topology does not exist, the batch size is not a multiple of the number of its
@@ -73,8 +71,7 @@ def compile_train_step(config: ConfigDict, topology: str) -> dict[str, Any]:
     compiled_at = time.monotonic()
 
     chips = len({tuple(device.coords) for device in devices})
-    cores = len(devices) // chips  # TPU v3 and 7x show two devices a chip
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    cores = len(devices) // chips  # a TPU v3 or 7x chip has two devices
     return {
         "experiment": config.name,
         "topology": topology,
@@ -86,16 +83,7 @@ def compile_train_step(config: ConfigDict, topology: str) -> dict[str, Any]:
         },
         "dtype": config.model.get("dtype"),
         "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params)),
-        "bytes_per_chip": {
-            "arguments": cores * memory.argument_size_in_bytes,
-            "outputs": cores * memory.output_size_in_bytes,
-            "aliased": cores * memory.alias_size_in_bytes,
-            "temporaries": cores * memory.temp_size_in_bytes,
-            "generated_code": cores * memory.generated_code_size_in_bytes,
-            "peak": cores * memory.peak_memory_in_bytes,
-        },
-        "flops_per_chip": cores * cost["flops"],
-        "bytes_accessed_per_chip": cores * cost["bytes accessed"],
+        **compiled_report(compiled, cores),
         "lower_seconds": round(lowered_at - start, 1),
         "compile_seconds": round(compiled_at - lowered_at, 1),
         "versions": {

@@ -153,7 +153,8 @@ class Monitor:
             self._mark = (step, now)
 
     def _report(self, step: int, values: dict[str, float]) -> None:
-        shown = (name for name in values if name not in ("grad_norm", "param_norm"))
+        hidden = ("loss", "grad_norm", "param_norm")
+        shown = ["loss", *(name for name in values if name not in hidden)]  # jit sorts the names
         line = f"step {step}/{self._steps}  " + "  ".join(f"{n} {values[n]:.4g}" for n in shown)
         if self._seconds_per_step is not None:
             rate = self._batch_size / self._seconds_per_step

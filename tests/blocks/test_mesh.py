@@ -1,78 +1,119 @@
-"""Blocks on a mesh of eight devices against the same blocks on one; a process of its own."""
+"""Blocks on meshes of eight devices against the same blocks on one device."""
 
-_COMPARE = """
 import functools
-import jax, jax.numpy as jnp, numpy as np
-from nonlocal_jax import blocks
-from nonlocal_jax.sharding import make_mesh, split_images, use_mesh
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from nonlocal_jax.blocks import DisentangledNonLocalBlock, GlobalContextBlock, NonLocalBlock
+from nonlocal_jax.sharding import CONTEXT, DATA, make_mesh, use_mesh
+from tests.helpers import FAST_COMPILE
 
 IMAGE, ODD, CLIP, SEQUENCE = (4, 8, 6, 8), (4, 7, 5, 8), (2, 4, 3, 5, 8), (8, 16, 8)
-NL, DNL = blocks.NonLocalBlock, blocks.DisentangledNonLocalBlock
-CASES = [
-    (NL(implementation="ring"), IMAGE),
-    (NL(), ODD),
-    (NL(sub_sample=True, implementation="chunked"), SEQUENCE),
-    (NL(mode="gaussian", axes="space"), CLIP),
-    (NL(mode="dot_product", axes="time"), CLIP),
-    (NL(mode="concatenation", implementation="sorted"), ODD),
-    (DNL(implementation="ring"), ODD),
-    (DNL(sub_sample="before"), CLIP),
-    (blocks.GlobalContextBlock(fusion=("multiply", "add")), ODD),
-]
-# Padded maps whose positions do not divide either.
-MASKED = [NL(), NL(mode="dot_product"), DNL()]
+CASES = {
+    "ring": (NonLocalBlock(implementation="ring"), IMAGE),
+    "auto": (NonLocalBlock(), ODD),
+    "sub_sample": (NonLocalBlock(sub_sample=True, implementation="chunked"), SEQUENCE),
+    "space": (NonLocalBlock(mode="gaussian", axes="space"), CLIP),
+    "time": (NonLocalBlock(mode="dot_product", axes="time"), CLIP),
+    "concatenation": (NonLocalBlock(mode="concatenation", implementation="sorted"), ODD),
+    "disentangled": (DisentangledNonLocalBlock(implementation="ring"), ODD),
+    "disentangled_clip": (DisentangledNonLocalBlock(sub_sample="before"), CLIP),
+    "global_context": (GlobalContextBlock(fusion=("multiply", "add")), ODD),
+}
+MASKED = {
+    "auto": (NonLocalBlock(), ODD),
+    "dot_product": (NonLocalBlock(mode="dot_product"), ODD),
+    "disentangled": (DisentangledNonLocalBlock(), ODD),
+}
 
-def outputs(block, mesh, variables, x, weights, mask):
-    def loss(params, x):
-        y, updates = block.apply({**variables, "params": params}, x, train=True,
-                                 mask=mask, mutable=["batch_stats"])
-        if mask is not None:  # what comes out of padding means nothing
-            y *= mask[..., None]
-        return jnp.sum(y * weights), (y, updates)
-    if mesh is None:
-        return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(variables["params"], x)
-    with use_mesh(mesh):
-        x = split_images(x, mesh)
-        return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(variables["params"], x)
 
-rng = np.random.default_rng(0)
-mask = rng.random(ODD[:-1]) < 0.6
-mask[0, :4] = False  # of an image, whole devices hold nothing but padding
-for block, shape, mask, contexts in (
-    *((block, shape, None, (1, 2, 4, 8)) for block, shape in CASES),
-    *((block, ODD, mask, (4,)) for block in MASKED),
-):
+def arguments(block, shape, masked=False):
+    """Random variables, input, weights of the outputs, and perhaps a mask."""
+    rng = np.random.default_rng(0)
     x, weights = rng.standard_normal(shape), rng.standard_normal(shape)
-    variables = jax.tree.map(
-        lambda leaf: 0.5 + rng.random(leaf.shape), block.init(jax.random.key(0), x)
-    )
-    one = jax.jit(functools.partial(outputs, block, None))(variables, x, weights, mask)
-    largest = max(jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(one))
-    for context in contexts:
-        mesh = make_mesh(context=context)
-        other = jax.jit(functools.partial(outputs, block, mesh))(variables, x, weights, mask)
-        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-            error = jnp.max(jnp.abs(a - b)) / largest
-            assert a.dtype == b.dtype == np.float64 and error <= 1e-10, (block, context, error)
-# Explicit axes, of any name: results are split as x is. Maps large enough to be chunked.
-x = rng.standard_normal((8, 46, 46, 4))
-axis_types = (jax.sharding.AxisType.Explicit,) * 2
-explicit = jax.make_mesh((4, 2), ("batch", "rows"), axis_types=axis_types)
-for block in (NL(), NL(mode="concatenation"), DNL(), blocks.GlobalContextBlock()):
-    variables = block.init(jax.random.key(0), x[:1])
-    apply = lambda variables, x: block.apply(variables, x, train=True, mutable=["batch_stats"])[0]
-    variables = jax.tree.map(lambda leaf: 0.5 + rng.random(leaf.shape), variables)
-    one = jax.jit(apply)(variables, x)
+    shapes = jax.eval_shape(block.init, jax.random.key(0), jnp.zeros((1, *shape[1:]), jnp.float32))
+    variables = jax.tree.map(lambda leaf: 0.5 + rng.random(leaf.shape), shapes)
+    mask = None
+    if masked:  # positions that do not divide, and devices with nothing but padding
+        mask = rng.random(shape[:-1]) < 0.6
+        mask[0, :4] = False
+    return variables, x, weights, mask
+
+
+def apply(block, variables, x, mask=None):
+    return block.apply(variables, x, train=True, mask=mask, mutable=["batch_stats"])
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), compiler_options=FAST_COMPILE)
+def outputs(names, context, given):
+    """Outputs, statistics and all gradients; on one device for None."""
+
+    def loss(params, x, block, variables, weights, mask):
+        y, updates = apply(block, {**variables, "params": params}, x, mask)
+        real = y if mask is None else y * mask[..., None].astype(y.dtype)
+        return jnp.sum(real * weights), (real, updates)
+
+    def run(name, variables, x, weights, mask):
+        block = (CASES if mask is None else MASKED)[name][0]
+        if context is not None:
+            spec = PartitionSpec(DATA, CONTEXT)
+            x = jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+        value_and_grad = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+        return value_and_grad(variables["params"], x, block, variables, weights, mask)
+
+    if context is None:
+        return {name: run(name, *given[name]) for name in names}
+    mesh = make_mesh(context=context)
+    with use_mesh(mesh):
+        return {name: run(name, *given[name]) for name in names}
+
+
+@functools.cache
+def one_device(masked):
+    """The arguments of all cases, and their outputs on one device."""
+    cases = MASKED if masked else CASES
+    given = {name: arguments(*case, masked) for name, case in cases.items()}
+    return given, outputs(tuple(cases), None, given)
+
+
+@pytest.mark.parametrize(
+    ("context", "masked"), [(1, False), (2, False), (4, False), (8, False), (4, True)]
+)
+def test_blocks_over_devices_equal_one_device(context, masked, x64):
+    """Outputs, statistics and all gradients to 1e-10 of the largest."""
+    given, one = one_device(masked)
+    several = outputs(tuple(given), context, given)
+    for name in given:
+        largest = max(np.max(np.abs(leaf)) for leaf in jax.tree.leaves(one[name]))
+        for a, b in zip(*(jax.tree.leaves(tree[name]) for tree in (one, several)), strict=True):
+            assert a.dtype == b.dtype == np.float64
+            np.testing.assert_allclose(b, a, rtol=0, atol=1e-10 * largest, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        NonLocalBlock(),
+        NonLocalBlock(mode="concatenation"),
+        DisentangledNonLocalBlock(),
+        GlobalContextBlock(),
+    ],
+    ids=["nonlocal", "concatenation", "disentangled", "global_context"],
+)
+def test_explicit_axes(block, x64):
+    """Outputs are sharded like x, for mesh axes of any name."""
+    variables, x, _, _ = arguments(block, (8, 46, 46, 4))  # large enough to be chunked
+    run = jax.jit(lambda *given: apply(block, *given)[0], compiler_options=FAST_COMPILE)
+    one = run(variables, x)
+    mesh = jax.make_mesh((4, 2), ("batch", "rows"), (AxisType.Explicit,) * 2)
     for spec in (jax.P("batch"), jax.P("batch", "rows"), jax.P(None, "rows")):
-        with jax.set_mesh(explicit):
-            split = jax.device_put(x, spec)
-            other = jax.jit(apply)(variables, split)
-        error = jnp.max(jnp.abs(jax.device_get(other) - one)) / jnp.max(jnp.abs(one))
-        assert other.sharding.is_equivalent_to(split.sharding, x.ndim), (block, spec)
-        assert error <= 1e-10, (block, spec, error)
-"""
-
-
-def test_blocks_over_devices_are_those_of_one(on_devices):
-    """Outputs, statistics and all gradients to 1e-10, positions split 1, 2, 4 and 8 ways."""
-    on_devices(_COMPARE, 8)
+        with jax.set_mesh(mesh):
+            sharded = jax.device_put(x, spec)
+            several = run(variables, sharded)
+        assert several.sharding.is_equivalent_to(sharded.sharding, x.ndim)
+        largest = np.max(np.abs(one))
+        np.testing.assert_allclose(several, one, rtol=0, atol=1e-10 * largest)

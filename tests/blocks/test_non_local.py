@@ -12,6 +12,7 @@ import pytest
 from nonlocal_jax import ops
 from nonlocal_jax.blocks import DisentangledNonLocalBlock, GlobalContextBlock, NonLocalBlock
 from nonlocal_jax.blocks.non_local import MODES
+from nonlocal_jax.errors import InputError
 
 SHAPES = {"sequence": (2, 10, 8), "image": (2, 5, 6, 8), "clip": (2, 3, 5, 4, 8)}
 BLOCKS = {
@@ -22,8 +23,8 @@ BLOCKS = {
 GROUPS = functools.partial(nn.GroupNorm, num_groups=2)
 
 
-def randomise(variables, seed=0):
-    """Every parameter non-trivial: the published start is the identity, which hides mistakes."""
+def randomize(variables, seed=0):
+    """Random parameters: with the initial ones a block is the identity, which hides mistakes."""
     leaves, tree = jax.tree.flatten(variables)
     rng = np.random.default_rng(seed)
     return jax.tree.unflatten(
@@ -33,8 +34,8 @@ def randomise(variables, seed=0):
 
 def build(block, shape, seed=0):
     x = jnp.asarray(np.random.default_rng(seed).standard_normal(shape))
-    variables = block.init(jax.random.key(seed), x)
-    return x, randomise(variables, seed)
+    variables = block.init(jax.random.key(seed), x.astype(jnp.float32))
+    return x, randomize(variables, seed)
 
 
 def softmax(s):
@@ -121,7 +122,7 @@ def test_without_norm_the_projection_starts_at_zero_with_a_bias():
 @pytest.mark.parametrize("block", BLOCKS.values())
 @pytest.mark.parametrize("axes", ["space", "time"])
 def test_space_and_time_only(x64, block, axes):
-    """Space-only is the block on every frame alone, time-only on every place alone."""
+    """ "space" applies the block to each frame separately, "time" to each place."""
     block = block(axes=axes)
     x, variables = build(block, SHAPES["clip"])
     batch, t, h, w, c = x.shape
@@ -199,12 +200,15 @@ def test_compute_dtype(block):
 
 
 @pytest.mark.parametrize("block", [NonLocalBlock, DisentangledNonLocalBlock])
-def test_intermediates_give_the_attention_that_was_used(x64, block):
+def test_intermediates_give_the_attention_matrix_that_was_used(x64, block):
     block = block(norm=None)
     x, variables = build(block, SHAPES["image"])
     y, state = block.apply(variables, x, mutable=["intermediates"])
     sown = state["intermediates"]
-    attention = np.asarray(ops.attention_weights(sown["query"][0], sown["key"][0]))
+    (query,), (key,) = sown["query"], sown["key"]
+    assert query.shape == key.shape == (*x.shape[:-1], 4)
+    query, key = (a.reshape(x.shape[0], -1, 4) for a in (query, key))
+    attention = np.asarray(ops.attention_weights(query, key))
     p = variables["params"]
     flat = np.asarray(x).reshape(x.shape[0], -1, x.shape[-1])
     g = dense(p["g"], flat)
@@ -215,7 +219,22 @@ def test_intermediates_give_the_attention_that_was_used(x64, block):
     np.testing.assert_allclose(y, expected.reshape(x.shape), rtol=1e-10)
 
 
-def test_scale_divides_by_the_root_of_the_inner_width(x64):
+@pytest.mark.parametrize("block", [NonLocalBlock, DisentangledNonLocalBlock])
+@pytest.mark.parametrize("axes", ["spacetime", "space", "time"])
+def test_intermediates_are_feature_maps(block, axes):
+    """Keys that are sub-sampled are half as large along space, for all axes."""
+    block = block(axes=axes, sub_sample=axes != "time", dtype=jnp.bfloat16)
+    x = jnp.ones((2, 3, 5, 4, 8))
+    _, state = jax.eval_shape(
+        lambda x: block.init_with_output(jax.random.key(0), x, mutable=True), x
+    )
+    (query,), (key,) = (state["intermediates"][name] for name in ("query", "key"))
+    assert query.shape == (2, 3, 5, 4, 4)
+    assert key.shape == (2, 3, 5, 4, 4) if axes == "time" else (2, 3, 2, 2, 4)
+    assert query.dtype == key.dtype == jnp.float32
+
+
+def test_scale_divides_by_the_root_of_the_channels(x64):
     """Some old code multiplied by it: weights of one convention are wrong in the other."""
     x, variables = build(NonLocalBlock(), SHAPES["image"])
     _, scaled = NonLocalBlock().apply(variables, x, mutable=["intermediates"])
@@ -228,22 +247,44 @@ def test_scale_divides_by_the_root_of_the_inner_width(x64):
 @pytest.mark.parametrize(
     ("block", "shape", "message"),
     [
-        (NonLocalBlock(), (4, 8), r"one to three axes.*\(4, 8\)"),
-        (GlobalContextBlock(), (1, 2, 2, 2, 2, 8), r"one to three axes.*\(1, 2, 2, 2, 2, 8\)"),
-        (NonLocalBlock(axes="time"), (1, 4, 4, 8), r"a clip \[B, T, H, W, C\]; got \(1, 4, 4, 8\)"),
-        (NonLocalBlock(axes="space"), (1, 4, 8), r'axes="space" needs'),
-        (NonLocalBlock(axes="hw"), (1, 4, 4, 8), r"axes must be one of"),
-        (NonLocalBlock(mode="sum"), (1, 4, 4, 8), r"mode must be one of gaussian"),
-        (NonLocalBlock(sub_sample="x"), (1, 4, 4, 8), r"sub_sample must be one of"),
-        (NonLocalBlock(axes="time", sub_sample=True), (1, 2, 4, 4, 8), r"sub_sample pools space"),
-        (DisentangledNonLocalBlock(mode="dot_product"), (1, 4, 4, 8), r"disentangled block has"),
-        (GlobalContextBlock(pooling="max"), (1, 4, 4, 8), r"pooling must be one of"),
-        (GlobalContextBlock(fusion=("sum",)), (1, 4, 4, 8), r"fusion must name some of"),
-        (GlobalContextBlock(fusion=()), (1, 4, 4, 8), r"fusion must name some of"),
+        (NonLocalBlock(), (4, 8), r"shape \(4, 8\).*one to three axes"),
+        (
+            GlobalContextBlock(),
+            (1, 2, 2, 2, 2, 8),
+            r"shape \(1, 2, 2, 2, 2, 8\).*one to three axes",
+        ),
+        (NonLocalBlock(axes="time"), (1, 4, 4, 8), r"\(1, 4, 4, 8\).*a clip \[B, T, H, W, C\]"),
+        (NonLocalBlock(axes="space"), (1, 4, 8), r'\(1, 4, 8\), but axes="space" needs'),
+        (
+            NonLocalBlock(axes="hw"),
+            (1, 4, 4, 8),
+            r"axes is 'hw'; use one of spacetime, space, time",
+        ),
+        (NonLocalBlock(mode="sum"), (1, 4, 4, 8), r"mode is 'sum'; use one of gaussian"),
+        (NonLocalBlock(reduction=0), (1, 4, 4, 8), r"reduction is 0; use 1 or more"),
+        (NonLocalBlock(sub_sample="x"), (1, 4, 4, 8), r"sub_sample is 'x'; use one of False, True"),
+        (NonLocalBlock(axes="time", sub_sample=True), (1, 2, 4, 4, 8), r"use sub_sample=False"),
+        (DisentangledNonLocalBlock(mode="dot_product"), (1, 4, 4, 8), r"for a disentangled block"),
+        (
+            DisentangledNonLocalBlock(temperature=0),
+            (1, 4, 4, 8),
+            r"temperature is 0; use a positive",
+        ),
+        (
+            GlobalContextBlock(pooling="max"),
+            (1, 4, 4, 8),
+            r"pooling is 'max'; use one of attention",
+        ),
+        (
+            GlobalContextBlock(fusion=("sum",)),
+            (1, 4, 4, 8),
+            r"fusion is \('sum',\); use one or both",
+        ),
+        (GlobalContextBlock(fusion=()), (1, 4, 4, 8), r"fusion is \(\); use one or both of add"),
     ],
 )
-def test_what_does_not_fit_is_refused(block, shape, message):
-    with pytest.raises(ValueError, match=message):
+def test_invalid_options_and_shapes_are_refused(block, shape, message):
+    with pytest.raises(InputError, match=message):
         block.init(jax.random.key(0), jnp.zeros(shape))
 
 
@@ -263,8 +304,8 @@ def test_what_does_not_fit_is_refused(block, shape, message):
         GlobalContextBlock(pooling="average", fusion=("multiply", "add")),
     ],
 )
-def test_padding_is_as_if_it_were_not_there(x64, block):
-    """An image of 5x4 padded to 7x6, in train mode: outputs, statistics and gradients."""
+def test_padding_is_ignored(x64, block):
+    """Outputs, statistics and gradients of an image of 5x4, padded to 7x6, in train mode."""
     small, variables = build(block, (2, 5, 4, 8))
     window = (slice(None), slice(5), slice(4))
     padded = jnp.full((2, 7, 6, 8), jnp.nan).at[window].set(small)
@@ -284,7 +325,7 @@ def test_padding_is_as_if_it_were_not_there(x64, block):
 
 
 def test_a_mask_of_another_shape_is_refused():
-    with pytest.raises(ValueError, match=r"mask must be \(1, 4, 4\)"):
+    with pytest.raises(InputError, match=r"mask has shape \(1, 4\).*use \(1, 4, 4\)"):
         NonLocalBlock().init(
             jax.random.key(0), jnp.zeros((1, 4, 4, 8)), mask=jnp.ones((1, 4), bool)
         )

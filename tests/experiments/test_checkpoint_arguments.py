@@ -13,18 +13,22 @@ from nonlocal_jax.convert import _torch_file as torch_file
 from tests.helpers import random_variables
 
 CHANGES = {"width": 4, "head_channels": 8, "auxiliary_channels": 4}
-OPTIONS = [
-    "--config=configs/segmentation.py:demo_nonlocal",
-    *(f"--config.model.{name}={value}" for name, value in CHANGES.items()),
-]
-TRAIN = [*OPTIONS, "--config.data.batch_size=8", "--config.steps=1"]
 
 
-def small(experiment):
+def model_config(experiment):
     return {**segmentation.get_config(experiment).model, **CHANGES}
 
 
-MODEL = small("demo_nonlocal")
+def options(experiment):
+    changes = (f"--config.model.{name}={value}" for name, value in CHANGES.items())
+    return [f"--config=configs/segmentation.py:{experiment}", *changes]
+
+
+def train_options(experiment):
+    return [*options(experiment), "--config.data.batch_size=8", "--config.steps=1"]
+
+
+MODEL = model_config("demo_nonlocal")
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +40,7 @@ def pth(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def of_another_network(tmp_path_factory):
-    config = small("demo_dnl") | {"num_classes": 4}
+    config = model_config("demo_dnl") | {"num_classes": 4}
     path = tmp_path_factory.mktemp("checkpoint") / "dnl.pth"
     convert.export_torch(path, random_variables(config), config)
     return path
@@ -50,17 +54,18 @@ def image(tmp_path):
 
 
 def test_train_from_a_classifier_then_predict_from_the_run(command, tmp_path, image):
-    variables = random_variables(MODEL)
-    arrays = convert.to_torch(variables, MODEL)
+    config = model_config("demo_fcn")
+    variables = random_variables(config)
+    arrays = convert.to_torch(variables, config)
     backbone = {n.removeprefix("backbone."): a for n, a in arrays.items() if "backbone." in n}
     classifier = {"state_dict": backbone | {"fc.weight": np.zeros((10, 32), np.float32)}}
     torch_file.write(tmp_path / "resnet50_v1c.pth", classifier)
     run = tmp_path / "run"
     init = f"--init={tmp_path / 'resnet50_v1c.pth'}"
-    status, out, err = command("train", *TRAIN, f"--workdir={run}", init)
+    status, out, err = command("train", *train_options("demo_fcn"), f"--workdir={run}", init)
     assert status == 0, err
     assert "done: step 1" in out
-    start = convert.load(run / "checkpoints" / "0", MODEL)
+    start = convert.load(run / "checkpoints" / "0", config)
     jax.tree.map(
         np.testing.assert_array_equal, start["params"]["backbone"], variables["params"]["backbone"]
     )
@@ -69,7 +74,7 @@ def test_train_from_a_classifier_then_predict_from_the_run(command, tmp_path, im
     for i, checkpoint in enumerate((run, run / "checkpoints" / "1")):
         output = tmp_path / f"out{i}"
         arguments = (f"--checkpoint={checkpoint}", f"--output={output}", image)
-        status, _, err = command("predict", *OPTIONS, *arguments)
+        status, _, err = command("predict", *options("demo_fcn"), *arguments)
         assert status == 0, err
         labels.append((output / "image_labels.png").read_bytes())
     assert labels[0] == labels[1]
@@ -77,7 +82,7 @@ def test_train_from_a_classifier_then_predict_from_the_run(command, tmp_path, im
 
 def test_evaluate_a_pytorch_checkpoint(command, tmp_path, pth):
     arguments = (f"--checkpoint={pth}", f"--output={tmp_path}")
-    status, _, err = command("evaluate", *OPTIONS, *arguments)
+    status, _, err = command("evaluate", *options("demo_nonlocal"), *arguments)
     assert status == 0, err
     assert json.loads((tmp_path / "metrics.json").read_text())["checkpoint"] == str(pth)
 
@@ -88,10 +93,14 @@ def test_a_pytorch_checkpoint_of_another_network_is_refused(
 ):
     path, output = of_another_network, tmp_path / "out"
     arguments = {
-        "train": [*TRAIN, f"--init={path}", f"--workdir={output}"],
-        "evaluate": [*OPTIONS, f"--checkpoint={path}", f"--output={output}"],
-        "predict": [*OPTIONS, f"--checkpoint={path}", f"--output={output}", image],
-        "convert": [*OPTIONS, f"--source={path}", f"--output={output}.safetensors"],
+        "train": [*train_options("demo_nonlocal"), f"--init={path}", f"--workdir={output}"],
+        "evaluate": [*options("demo_nonlocal"), f"--checkpoint={path}", f"--output={output}"],
+        "predict": [*options("demo_nonlocal"), f"--checkpoint={path}", f"--output={output}", image],
+        "convert": [
+            *options("demo_nonlocal"),
+            f"--source={path}",
+            f"--output={output}.safetensors",
+        ],
     }
     status, _, err = command(name, *arguments[name])
     assert status == 2

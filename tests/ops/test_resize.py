@@ -1,4 +1,4 @@
-"""Bilinear resizing against numbers that PyTorch computed, and against its formula."""
+"""Bilinear resizing against results of PyTorch, and against its formula."""
 
 import chex
 import jax
@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from nonlocal_jax import ops
+from nonlocal_jax.errors import InputError
 
 # torch.nn.functional.interpolate(torch.tensor([[[[0., 1, 4], [9, 16, 25]]]]), size,
 # mode="bilinear", align_corners=...), float64.
@@ -79,5 +80,5 @@ def test_gradient_is_the_transpose(x64):
 
 @pytest.mark.parametrize("size", [(0, 3), (3,)])
 def test_bad_size_is_quoted(size):
-    with pytest.raises(ValueError, match="positive size; got"):
+    with pytest.raises(InputError, match="size of two positive integers"):
         ops.resize(jnp.zeros((4, 4, 1)), size)

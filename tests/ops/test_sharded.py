@@ -1,67 +1,105 @@
-"""Every operation with its positions split over 1, 2, 4 and 8 devices; a process of its own."""
+"""Operations with their positions split over 1, 2, 4 and 8 devices, against one device."""
 
-_COMPARE = """
 import functools
-import jax, jax.numpy as jnp, numpy as np
-from jax.sharding import PartitionSpec as P
-from nonlocal_jax import ops
 
-rng = np.random.default_rng(0)
-theta, phi, g = (rng.standard_normal((2, n, c)) for n, c in ((48, 5), (32, 5), (32, 3)))
-queries = rng.standard_normal((2, 48))
-scores = rng.standard_normal((2, 32))
-masks = [None, rng.random((2, 32)) < 0.6]
-masks[1][0, :16] = False  # whole devices hold nothing but padding
-query_mask = rng.random((2, 48)) < 0.6
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from nonlocal_jax import ops
+from tests.helpers import FAST_COMPILE
+
+SPLIT = P(None, "context")
+
+
+def random(*shape):
+    return np.random.default_rng(shape).standard_normal(shape)
+
+
+THETA, PHI, G = random(2, 48, 5), random(2, 32, 5), random(2, 32, 3)
+QUERY_SCORES, SCORES = random(2, 48), random(2, 32)
 OPERATIONS = {
-    **{
-        ("softmax_attention", form): (theta, phi, g)
-        for form in ("auto", "ring", "chunked")
-    },
-    **{("disentangled", form): (theta, phi, g, scores) for form in ("auto", "ring")},
-    **{("dot_product", form): (theta, phi, g) for form in ("reassociated", "dense")},
-    **{("concatenation", form): (queries, scores, g) for form in ("sorted", "dense")},
-    ("context_pool", None): (g, scores),
-    ("channel_whiten", None): (theta,),
+    ("softmax_attention", "auto"): (THETA, PHI, G),
+    ("softmax_attention", "ring"): (THETA, PHI, G),
+    ("softmax_attention", "chunked"): (THETA, PHI, G),
+    ("disentangled", "auto"): (THETA, PHI, G, SCORES),
+    ("disentangled", "ring"): (THETA, PHI, G, SCORES),
+    ("dot_product", "reassociated"): (THETA, PHI, G),
+    ("dot_product", "dense"): (THETA, PHI, G),
+    ("concatenation", "sorted"): (QUERY_SCORES, SCORES, G),
+    ("concatenation", "dense"): (QUERY_SCORES, SCORES, G),
+    ("context_pool", None): (G, SCORES),
+    ("channel_whiten", None): (G,),
 }
 
-def outputs(op, given, mask, query_mask):
-    options = {"mask": mask} if query_mask is None else {"mask": mask, "query_mask": query_mask}
-    y, vjp = jax.vjp(lambda *given: op(*given, **options), *given)
-    return y, *vjp(jnp.cos(y))
 
-# How many devices, and whether shard_map follows what varies over them.
-WAYS = [(1, True), (2, True), (4, True), (8, True), (4, False)]
-assert jax.device_count() == 8
-for (name, form), given in OPERATIONS.items():
-    op = functools.partial(getattr(ops, name), **({"implementation": form} if form else {}))
-    for mask in masks[: 1 if name == "channel_whiten" else None]:
-        extra = query_mask if mask is not None and name == "disentangled" else None
-        expected = jax.jit(functools.partial(outputs, op))(given, mask, extra)
-        for devices, check in WAYS[:4] if mask is None else WAYS[3:]:
-            mesh = jax.make_mesh((devices,), ("context",), devices=jax.devices()[:devices],
-                                 axis_types=(jax.sharding.AxisType.Auto,))
-            whole = name == "context_pool"  # one vector, on every device
-            split = lambda x: P(None, "context")
-
-            def sharded(*given, mask=mask, query_mask=None):
-                def body(given, mask, query_mask):
-                    options = {} if query_mask is None else {"query_mask": query_mask}
-                    return op(*given, mask=mask, axis_name="context", **options)
-                return jax.shard_map(
-                    body, mesh=mesh, in_specs=(jax.tree.map(split, given), P(None, "context"),
-                    P(None, "context")), out_specs=P() if whole else P(None, "context"),
-                    check_vma=check,
-                )(given, mask, query_mask)
-
-            actual = jax.jit(functools.partial(outputs, sharded))(given, mask, extra)
-            largest = max(jnp.max(jnp.abs(e)) for e in expected)
-            for e, a in zip(expected, actual, strict=True):
-                assert a.dtype == np.float64
-                error = jnp.max(jnp.abs(a - e)) / largest
-                assert error <= 1e-10, (name, form, devices, check, mask is None, error)
-"""
+def masks(name, masked):
+    """The masks that an operation takes; some devices have nothing but padding."""
+    if not masked:
+        return {}
+    mask = random(2, 32) < 0.3
+    mask[0, :16] = False
+    return {"mask": mask} | ({"query_mask": random(2, 48) < 0.3} if name == "disentangled" else {})
 
 
-def test_operations_over_devices_are_those_of_one(on_devices):
-    on_devices(_COMPARE, 8)
+def shard(operation, name, devices, check_vma):
+    """``operation`` with all its arguments split over the positions."""
+    mesh = jax.make_mesh(
+        (devices,), ("context",), (AxisType.Auto,), devices=jax.devices()[:devices]
+    )
+    return jax.shard_map(
+        functools.partial(operation, axis_name="context"),
+        mesh=mesh,
+        in_specs=SPLIT,
+        out_specs=P() if name == "context_pool" else SPLIT,  # one vector, on each device
+        check_vma=check_vma,
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), compiler_options=FAST_COMPILE)
+def outputs(masked, devices, check_vma, operations):
+    """The outputs and gradients of all operations; on one device without ``shard_map`` for None."""
+    results = {}
+    for (name, implementation), given in operations.items():
+        options = {"implementation": implementation} if implementation else {}
+        mask = masks(name, masked)
+
+        def operation(given, mask, name=name, options=options, **axis):
+            return getattr(ops, name)(*given, **mask, **options, **axis)
+
+        if devices is not None:
+            operation = shard(operation, name, devices, check_vma)
+        y, vjp = jax.vjp(lambda *given, mask=mask, f=operation: f(given, mask), *given)
+        results[name, implementation] = y, *vjp(jnp.cos(y))
+    return results
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    """The outputs of all operations on one device, by whether there is a mask."""
+    with jax.enable_x64(True):
+        return {masked: outputs(masked, None, True, OPERATIONS) for masked in (False, True)}
+
+
+@pytest.mark.parametrize(
+    ("devices", "check_vma", "masked"),
+    [
+        (1, True, False),
+        (2, True, False),
+        (4, True, False),
+        (8, True, False),
+        (8, True, True),
+        (4, False, True),
+    ],
+)
+def test_operations_over_devices_equal_one_device(devices, check_vma, masked, one_device, x64):
+    """Outputs and all gradients to 1e-10 of the largest."""
+    actual = outputs(masked, devices, check_vma, OPERATIONS)
+    for name, expected in one_device[masked].items():
+        largest = max(np.max(np.abs(e)) for e in expected)
+        for e, a in zip(expected, actual[name], strict=True):
+            assert a.dtype == np.float64
+            np.testing.assert_allclose(a, e, rtol=0, atol=1e-10 * largest, err_msg=str(name))

@@ -49,18 +49,17 @@ def test_it_trains_resumes_after_sigkill_and_evaluates(config, source, tmp_path,
     killed.kill()
     killed.communicate()
     assert killed.returncode == -signal.SIGKILL
-    run = train(config, tmp_path / "run", source)
-    undisturbed = train(config, tmp_path / "undisturbed", source)
-    for a, b in zip(*(jax.tree.leaves(r.state.params) for r in (run, undisturbed)), strict=True):
+    evaluate = tasks.get_task(config).evaluator(config, source)
+    runs = [train(config, tmp_path / name, source, evaluate=evaluate) for name in ("run", "other")]
+    for a, b in zip(*(jax.tree.leaves(run.state.params) for run in runs), strict=True):
         np.testing.assert_array_equal(a, b)
     records = read_metrics(tmp_path / "run")
     assert [r["step"] for r in records if "train/entropy" in r] == list(range(1, 41))
     assert [r["step"] for r in records if "val/accuracy" in r] == [20, 40]
-    assert records[-1]["val/accuracy"] == 1.0
-
-    variables = convert.load(tmp_path / "run", config.model)
-    evaluate = tasks.get_task(config).evaluator(config, source)
-    assert evaluate(variables) == {"accuracy": 1.0}
+    assert records[-1]["val/accuracy"] > 0.8
+    assert evaluate(convert.load(tmp_path / "run", config.model)) == {
+        "accuracy": records[-1]["val/accuracy"]
+    }
 
 
 _COMPILE = """

@@ -51,7 +51,7 @@ def _without_sync(node: Any) -> None:
 
 
 def build(row: str, changes: Mapping[str, Any], align_corners: bool) -> torch.nn.Module:
-    """A network from the peer's own config of a published row, with weights from the formula.
+    """A network from mmsegmentation's own config of a published row, with weights from the formula.
 
     Args:
       row: name of the experiment, as in ``configs/segmentation.py``.
@@ -116,7 +116,7 @@ def logits(model, images, crop=None, stride=None) -> np.ndarray:
 def multi_scale(
     model, image, *, base_size, ratios, mean, std, crop=None, stride=None
 ) -> np.ndarray:
-    """Probabilities ``[H, W, classes]``: the ``--aug-test`` of 0.x, around the peer's inference."""
+    """Probabilities ``[H, W, classes]`` by the protocol of ``--aug-test`` in mmsegmentation 0.x."""
     height, width = image.shape[:2]
     total = 0.0
     for ratio in ratios:

@@ -1,4 +1,4 @@
-"""The benchmark's results as a Markdown table and as a plot."""
+"""Formats the results of the benchmark as a Markdown table and as a plot."""
 
 import math
 import pathlib
@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
-# A form's color is its own in all panels; PyTorch's are dashed.
+# Colors are the same in all panels. Lines of PyTorch are dashed.
 _COLORS = {
     "ours": "#0b4f8a",
     "ours_dense": "#6fb1e0",
@@ -21,12 +21,12 @@ _COLUMNS = 4
 
 
 def _digits(value: float) -> str:
-    """At least three digits, never an exponent."""
+    """Formats a number with at least three digits and no exponent."""
     return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}"
 
 
 def _grouped(report: Mapping[str, Any]) -> list[list[Mapping[str, Any]]]:
-    """The results of each case."""
+    """Groups the results by case."""
     groups = {}
     for result in report["results"]:
         key = (result["name"], tuple(result["size"]), result["mode"])
@@ -34,13 +34,13 @@ def _grouped(report: Mapping[str, Any]) -> list[list[Mapping[str, Any]]]:
     return list(groups.values())
 
 
-def _fastest_peer(group: list[Mapping[str, Any]], clock: str) -> str | None:
-    peers = [r for r in group if r["form"].startswith("torch_") and clock in r]
-    return min(peers, key=lambda r: statistics.median(r[clock]), default={}).get("form")
+def _fastest_torch(group: list[Mapping[str, Any]], clock: str) -> str | None:
+    torch = [r for r in group if r["variant"].startswith("torch_") and clock in r]
+    return min(torch, key=lambda r: statistics.median(r[clock]), default={}).get("variant")
 
 
 def _numbers(result: Mapping[str, Any], baseline: Mapping[str, Any], clock: str) -> list[str]:
-    """Median, spread, and the median of the ratios to the baseline, turn by turn."""
+    """Three cells: median, range, and the median over the turns of the ratio to the baseline."""
     if "note" in result:
         return [result["note"], "", ""]
     seconds = result[clock]
@@ -53,45 +53,37 @@ def _numbers(result: Mapping[str, Any], baseline: Mapping[str, Any], clock: str)
 
 
 def _throughput(result: Mapping[str, Any], clock: str) -> str:
-    """Images a second."""
-    return (
-        _digits(result["batch_size"] / statistics.median(result[clock])) if clock in result else ""
-    )
+    """Images per second."""
+    if clock not in result:
+        return ""
+    return _digits(result["batch_size"] / statistics.median(result[clock]))
 
 
 def table(report: Mapping[str, Any]) -> str:
-    """A line that names the device, and a row for each form of each case.
+    """Formats a line about the device and the settings, and a row for each variant of each case.
 
-    The column after the baseline is the time of a form over that of the baseline: above one, the
-    baseline is faster. The name of the fastest PyTorch form is bold.
+    The column "÷ BASELINE" is the time of a variant divided by the time of the baseline: the
+    baseline is faster where it exceeds 1. The name of the fastest PyTorch variant is bold.
     """
     baseline, clock = report["baseline"], report["clock"]
     networks = report["kind"] == "models"
     sizes = "size" if networks else "N"
     clock_name = {"wall_seconds": "ms", "cpu_seconds": "CPU ms"}[clock]
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-    head = [
-        report["kind"],
-        sizes,
-        "",
-        "form",
-        clock_name,
-        "min to max",
-        f"÷ {baseline}",
-        "peak MiB",
-    ]
+    head = [report["kind"], sizes, "", "variant"]
+    head += [clock_name, "min to max", f"÷ {baseline}", "peak MiB"]
     head += ["images/s"] if networks else []
     lines = [f"{report['device']}; {report['settings']}; {versions}", ""]
     lines += ["| " + " | ".join(head) + " |", "|---|---|---|---|" + "---:|" * (len(head) - 4)]
     for group in _grouped(report):
-        (base,) = [r for r in group if r["form"] == baseline] or [{}]
-        fastest = _fastest_peer(group, clock)
+        (base,) = [r for r in group if r["variant"] == baseline] or [{}]
+        fastest = _fastest_torch(group, clock)
         for i, result in enumerate(group):
-            form = f"**{fastest}**" if result["form"] == fastest else result["form"]
+            variant = f"**{fastest}**" if result["variant"] == fastest else result["variant"]
             size = "x".join(map(str, result["size"])) if networks else str(result["positions"])
             case = [result["name"], size, result["mode"]] if i == 0 else ["", "", ""]
             peak = f"{result['peak_mib']:.0f}" if "peak_mib" in result else ""
-            cells = [*case, form, *_numbers(result, base, clock), peak]
+            cells = [*case, variant, *_numbers(result, base, clock), peak]
             if networks:
                 cells.append(_throughput(result, clock))
             lines.append("| " + " | ".join(cells) + " |")
@@ -101,7 +93,10 @@ def table(report: Mapping[str, Any]) -> str:
 def _series(
     report: Mapping[str, Any], name: str, quantity: str
 ) -> dict[str, list[tuple[int, float]]]:
-    """For each form, (N, quantity) of a name's most demanding mode, in the order of N."""
+    """For each variant, pairs (N, quantity) of one case name, sorted by N.
+
+    Takes the results with gradient if there are any, else those without.
+    """
     results = [r for r in report["results"] if r["name"] == name and quantity in r]
     gradient = any(r["backward"] for r in results)
     series = {}
@@ -109,20 +104,20 @@ def _series(
         if r["backward"] == gradient and "note" not in r:
             value = r[quantity] if quantity == "peak_mib" else 1e3 * statistics.median(r[quantity])
             if value > 0:  # the axis is logarithmic
-                series.setdefault(r["form"], []).append((r["positions"], value))
+                series.setdefault(r["variant"], []).append((r["positions"], value))
     return series
 
 
 def _draw(axis: Any, series: Mapping[str, list[tuple[int, float]]]) -> dict[str, Any]:
-    """Lines of one panel by form."""
+    """Draws one panel; returns its line of each variant."""
     from matplotlib import ticker
 
     lines = {}
-    for form, points in series.items():
-        (lines[form],) = axis.plot(
+    for variant, points in series.items():
+        (lines[variant],) = axis.plot(
             *zip(*points, strict=True),
-            color=_COLORS.get(form, _OTHER_COLOR),
-            linestyle="--" if form.startswith("torch_") else "-",
+            color=_COLORS.get(variant, _OTHER_COLOR),
+            linestyle="--" if variant.startswith("torch_") else "-",
             marker="o",
             markersize=4,
         )
@@ -142,7 +137,7 @@ def _draw(axis: Any, series: Mapping[str, list[tuple[int, float]]]) -> dict[str,
 
 
 def plot(report: Mapping[str, Any], path: pathlib.Path) -> None:
-    """Time and memory against N, with the gradient where it was measured; needs matplotlib."""
+    """Plots time and memory against N, with gradient if that was measured. Needs matplotlib."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -170,7 +165,7 @@ def plot(report: Mapping[str, Any], path: pathlib.Path) -> None:
     figure.align_ylabels()
     mode = [r["mode"] for r in sorted(results, key=lambda r: r["backward"])][-1]
     title = f"{mode}; {report['device']}; {report['settings']}"
-    characters = round(13 * figure.get_figwidth())  # that fit at this size
+    characters = round(13 * figure.get_figwidth())  # that fit into the width
     figure.suptitle(textwrap.fill(title, characters), fontsize=10)
     figure.legend(
         lines.values(), lines, loc="outside lower center", ncols=max(1, len(lines)), frameon=False

@@ -1,8 +1,8 @@
 """Narrow networks against numbers of the real mmsegmentation, in float64.
 
 The networks are built by the same code as the published ones. Their weights come from a formula of
-name and shape (``tests/parity/formula.py``), so the files under ``tests/golden/peer`` hold outputs
-of the peer alone; ``tests/parity/write_golden.py`` wrote them.
+name and shape (``tests/parity/formula.py``), so ``tests/golden/mmsegmentation`` contains outputs only.
+``tests/parity/write_golden.py`` wrote them.
 """
 
 import functools
@@ -20,7 +20,7 @@ import nonlocal_jax as nlj
 from configs import segmentation
 from nonlocal_jax.evaluation import multi_scale_inference, slide_inference
 
-GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "peer"
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "mmsegmentation"
 
 
 @functools.cache

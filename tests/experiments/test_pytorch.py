@@ -1,4 +1,4 @@
-"""The benchmark's PyTorch networks and operations compute what ours do, in float64."""
+"""The PyTorch operations and networks of the benchmark give the results of ours, in float64."""
 
 import warnings
 
@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.benchmark.cases import NETWORKS, Case
-from experiments.benchmark.operations import OPERATIONS
-from experiments.benchmark.ours import network_config
+from experiments.benchmark._cases import NETWORKS, OPERATIONS, Case
+from experiments.benchmark._ours import network_config
 from nonlocal_jax import convert, create_model
 from nonlocal_jax.train import loss_fn
 
@@ -18,7 +17,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     torch = pytest.importorskip("torch")
 
-from experiments.benchmark import peers, pytorch
+from experiments.benchmark import _pytorch, _pytorch_models
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -45,7 +44,7 @@ def test_operations_are_the_same(name, options):
     ]
     scale = operation.options(8)
     tensors = [torch.from_numpy(array).requires_grad_() for array in arrays]
-    theirs = getattr(peers, name)(*tensors, **scale, **options)
+    theirs = getattr(_pytorch_models, name)(*tensors, **scale, **options)
     ours, pull = jax.vjp(lambda *a: operation.function(*a, **scale), *map(jnp.asarray, arrays))
     _close(theirs, ours)
     dy = formula.uniform("dy", ours.shape)
@@ -57,15 +56,15 @@ def test_operations_are_the_same(name, options):
 @pytest.mark.parametrize("sdpa", [False, True])
 @pytest.mark.parametrize("head", ["nonlocal", "dnl", "gc"])
 def test_networks_are_the_same(head, sdpa):
-    # One size of each convention of corners.
+    # One size for each value of align_corners.
     size = (41, 41) if head == "dnl" else (32, 41)
     assert f"r50_{head}" in NETWORKS
     config = network_config(Case(f"r50_{head}", size, 2, 8, "float32", backward=True))
     config.model.update(stage_sizes=(1, 2, 2, 2), dropout=0.0)
-    net = peers.SegmentationNet(config.model, sdpa=sdpa).double()
+    net = _pytorch_models.SegmentationNet(config.model, sdpa=sdpa).double()
     shapes = {name: tuple(value.shape) for name, value in net.state_dict().items()}
     weights = formula.state_dict(shapes)
-    # Names that do not fit are refused.
+    # Raises an error if a name does not match.
     variables = convert.from_torch(weights, config.model)
     variables = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), variables)
     net.load_state_dict({name: torch.from_numpy(np.array(w)) for name, w in weights.items()})
@@ -84,11 +83,11 @@ def test_networks_are_the_same(head, sdpa):
     assert theirs.item() == pytest.approx(float(ours), rel=1e-9)
 
 
-@pytest.mark.parametrize("form", ["torch_eager", "torch_sdpa"])
+@pytest.mark.parametrize("variant", ["torch_eager", "torch_sdpa"])
 @pytest.mark.parametrize("name", ["disentangled", "nonlocal_block", "r50_dnl"])
-def test_programs_run(name, form, monkeypatch):
-    monkeypatch.setattr(pytorch, "_compile", lambda function, _: function)  # minutes of g++
+def test_programs_run(name, variant, monkeypatch):
+    monkeypatch.setattr(_pytorch, "_compile", lambda function, _: function)  # g++ takes minutes
     for backward in (False, True):
         size = (9, 16) if name in NETWORKS else (2, 3)
-        program = pytorch.build(Case(name, size, 1, 8, "bfloat16", backward), form)
+        program = _pytorch.build(Case(name, size, 1, 8, "bfloat16", backward), variant)
         program.wait(program.run())

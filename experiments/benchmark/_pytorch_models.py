@@ -1,7 +1,8 @@
 """The same operations, blocks and networks in plain PyTorch, written from the formulas.
 
-Modules are named as in mmsegmentation, so that its state dicts load. Features of operations are
-``[B, N, C]``, maps are ``[B, C, H, W]``. With ``sdpa`` the attention is PyTorch's fused one.
+Modules have the names of mmsegmentation, so that its state dicts load. Operations take features
+``[B, N, C]``; modules take feature maps ``[B, C, H, W]``. With ``sdpa`` the attention is
+``torch.nn.functional.scaled_dot_product_attention``.
 """
 
 from collections import OrderedDict
@@ -48,7 +49,7 @@ def disentangled(
 def _conv_module(
     inputs: int, outputs: int, size: int = 1, *, norm: bool = True, relu: bool = False
 ) -> nn.Sequential:
-    """mmcv's ``ConvModule``: a convolution, with bias where no norm follows."""
+    """mmcv's ``ConvModule``: a convolution, which has a bias only if no norm follows."""
     layers = OrderedDict(conv=nn.Conv2d(inputs, outputs, size, padding=size // 2, bias=not norm))
     if norm:
         layers["bn"] = nn.BatchNorm2d(outputs)
@@ -58,12 +59,12 @@ def _conv_module(
 
 
 def _positions(x: Tensor) -> Tensor:
-    """``[B, C, H, W]`` to ``[B, N, C]``; of a channels-last map, a view."""
+    """``[B, C, H, W]`` to ``[B, N, C]``: a view if the map is channels-last."""
     return x.flatten(2).mT
 
 
 class NonLocal2d(nn.Module):
-    """NL: x + bn(W y), y the embedded Gaussian attention over half of the channels."""
+    """NL: x + bn(W y), where y is embedded Gaussian attention with half of the channels."""
 
     def __init__(self, channels: int, sdpa: bool = False):
         super().__init__()
@@ -84,7 +85,7 @@ class NonLocal2d(nn.Module):
 
 
 class DisentangledNonLocal2d(NonLocal2d):
-    """DNL: whitened pairwise and unary attention."""
+    """DNL: whitened pairwise attention plus unary attention."""
 
     def __init__(self, channels: int, sdpa: bool = False):
         super().__init__(channels, sdpa)
@@ -97,7 +98,7 @@ class DisentangledNonLocal2d(NonLocal2d):
 
 
 class ContextBlock(nn.Module):
-    """GC: x + t(c), c one context for all positions."""
+    """GC: x + t(c), where the context c is the same for all positions."""
 
     def __init__(self, channels: int, sdpa: bool = False):
         super().__init__()
@@ -115,7 +116,7 @@ class ContextBlock(nn.Module):
         return x + self.channel_add_conv(context.mT.unsqueeze(-1))
 
 
-# By the names of ``models.build.BLOCKS``: the module, and what mmsegmentation's heads call it.
+# For each key of ``models.build.BLOCKS``: the module, and its name in mmsegmentation's heads.
 BLOCKS = {
     "nonlocal": (NonLocal2d, "nl_block"),
     "disentangled_nonlocal": (DisentangledNonLocal2d, "dnl_block"),
@@ -148,7 +149,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """ResNet V1c of output stride 8; gives the last two stages."""
+    """ResNet V1c with output stride 8; returns the outputs of the last two stages."""
 
     def __init__(self, stage_sizes: Sequence[int], width: int):
         super().__init__()
@@ -163,7 +164,7 @@ class ResNet(nn.Module):
         for stage, (size, stride, dilation) in enumerate(stages):
             blocks = []
             for index in range(size):
-                # the first block of a dilated stage has half the dilation
+                # The first block of a dilated stage has half the dilation.
                 rate = max(dilation // 2, 1) if index == 0 else dilation
                 stage_width = width * 2**stage
                 blocks.append(Bottleneck(inputs, stage_width, 1 if index else stride, rate))
@@ -177,7 +178,7 @@ class ResNet(nn.Module):
 
 
 class FCNHead(nn.Module):
-    """Convolutions, a block behind the first, the input beside the result; or one convolution."""
+    """One convolution and the classifier."""
 
     def __init__(self, inputs: int, channels: int, classes: int, dropout: float):
         super().__init__()
@@ -193,6 +194,8 @@ class FCNHead(nn.Module):
 
 
 class BlockHead(FCNHead):
+    """A convolution, a block, a convolution, one over the concatenated input, the classifier."""
+
     def __init__(
         self, block: str, inputs: int, channels: int, classes: int, dropout: float, sdpa: bool
     ):
@@ -208,7 +211,7 @@ class BlockHead(FCNHead):
 
 
 class SegmentationNet(nn.Module):
-    """mmsegmentation's ``EncoderDecoder``, from the options of ``create_model``."""
+    """mmsegmentation's ``EncoderDecoder``, built from a config of ``create_model``."""
 
     def __init__(self, config, *, sdpa: bool = False):
         super().__init__()
@@ -229,7 +232,7 @@ class SegmentationNet(nn.Module):
         return self.resize(self.decode_head(last), images.shape[2:])
 
     def loss(self, images: Tensor, labels: Tensor, config) -> tuple[Tensor, Tensor]:
-        """mmsegmentation's loss, and the pixel accuracy that it reports with it."""
+        """mmsegmentation's loss and its pixel accuracy."""
         before, last = self.backbone(images)
         logits = self.resize(self.decode_head(last), labels.shape[1:])
         auxiliary = self.resize(self.auxiliary_head(before), labels.shape[1:])

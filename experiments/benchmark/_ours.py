@@ -1,4 +1,4 @@
-"""Our forms of a case, as programs."""
+"""Our variants of a case, as programs."""
 
 import functools
 from collections.abc import Mapping
@@ -10,21 +10,18 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import segmentation
-from experiments.benchmark.cases import BLOCKS, NETWORKS, Case, Program
-from experiments.benchmark.operations import OPERATIONS
-from nonlocal_jax import create_model
-from nonlocal_jax.models.build import BLOCKS as MODULES
-from nonlocal_jax.train import create_optimizer, create_state, make_mesh, make_train_step, to_global
+from experiments.benchmark._cases import BLOCKS, NETWORKS, OPERATIONS, Case, Program
+from nonlocal_jax.models import BLOCKS as MODULES
+from nonlocal_jax.sharding import Shardings, make_mesh, to_global
+from nonlocal_jax.train import create_experiment, create_state, make_train_step
 
 
 def network_config(case: Case) -> ConfigDict:
-    """The experiment of a network: that of Cityscapes at another size, width and type."""
+    """The Cityscapes experiment of a network, with the size, width and type of the case."""
     backbone, head = NETWORKS[case.name]
     config = segmentation.get_config(f"{head}_{backbone}_512x1024_40k_cityscapes")
-    # Sizes of 8 n + 1 put corners on corners.
-    aligned = all(n % 8 == 1 for n in case.size)
     config.model.update(
-        align_corners=aligned,
+        align_corners=all(n % 8 == 1 for n in case.size),
         width=case.channels,
         head_channels=8 * case.channels,
         auxiliary_channels=4 * case.channels,
@@ -67,9 +64,9 @@ def _operation(case: Case, options: Mapping[str, str]) -> Program:
 def _block(case: Case, options: Mapping[str, str]) -> Program:
     block = MODULES[BLOCKS[case.name]](dtype=case.dtype, **options)
     (x,) = _random(case, (case.batch_size, *case.size, 2 * case.channels))
-    # It runs once, and optimizing it would take longer than that.
-    fast = {"xla_backend_optimization_level": 0}
-    variables = jax.jit(block.init, compiler_options=fast)(jax.random.key(0), x)
+    # Compiled without optimization, because the initialization runs only once.
+    compiler_options = {"xla_backend_optimization_level": 0}
+    variables = jax.jit(block.init, compiler_options=compiler_options)(jax.random.key(0), x)
 
     if not case.backward:
         return _program(block.apply, variables, x)
@@ -90,38 +87,35 @@ def _block(case: Case, options: Mapping[str, str]) -> Program:
 
 def _network(case: Case, options: Mapping[str, str]) -> Program:
     config = network_config(case)
-    config.model.update(options)
-    model = create_model(config.model)
-    tx, _ = create_optimizer(config)
-    mesh = make_mesh(jax.devices()[:1])
-    # Parameters do not depend on the size of the images.
-    state = create_state(model, tx, mesh=mesh, seed=0, image_size=(65, 65))
+    config.model.update({f"block_{name}": value for name, value in options.items()})
+    experiment, shardings = create_experiment(config), Shardings(make_mesh(jax.devices()[:1]))
+    state = create_state(experiment, shardings)
     shape = (case.batch_size, *case.size)
     generator = np.random.default_rng(0)
     if not case.backward:
         images = generator.standard_normal((*shape, 3), np.float32)
-        return _program(model.apply, state.variables, jnp.asarray(images))
+        return _program(experiment.model.apply, state.variables, jnp.asarray(images))
 
     batch = {
         "image": generator.integers(256, size=(*shape, 3), dtype=np.uint8),
         "label": generator.integers(config.model.num_classes, size=shape, dtype=np.uint8),
     }
-    batch = to_global(batch, mesh)
-    compiled = make_train_step(model, config, mesh).lower(state, batch).compile()
+    batch = to_global(batch, shardings)
+    compiled = make_train_step(experiment, shardings).lower(state, batch).compile()
 
     def run():
-        nonlocal state  # the step takes the old one's memory
+        nonlocal state  # the step donates the old state
         state, metrics = compiled(state, batch)
         return metrics
 
     return Program(run, jax.block_until_ready)
 
 
-def build(case: Case, form: str) -> Program:
-    """The program of a form: "ours" (what "auto" chooses), or "ours_" and its name."""
+def build(case: Case, variant: str) -> Program:
+    """Compiles ``ours`` (implementation="auto") or ``ours_IMPLEMENTATION`` of a case."""
     options = {}
     if case.pairwise:
-        options["implementation"] = form.removeprefix("ours").removeprefix("_") or "auto"
+        options["implementation"] = variant.removeprefix("ours").removeprefix("_") or "auto"
     if case.is_network:
         return _network(case, options)
     return (_block if case.name in BLOCKS else _operation)(case, options)

@@ -1,4 +1,4 @@
-"""PyTorch's forms of a case, as programs. Importing this needs torch."""
+"""PyTorch's variants of a case, as programs. Importing this module needs torch."""
 
 import functools
 from collections.abc import Callable
@@ -6,17 +6,16 @@ from collections.abc import Callable
 import jax
 import torch
 
-from experiments.benchmark import peers
-from experiments.benchmark.cases import BLOCKS, Case, Program
-from experiments.benchmark.measure import cores
-from experiments.benchmark.operations import OPERATIONS
-from experiments.benchmark.ours import network_config
+from experiments.benchmark import _pytorch_models as models
+from experiments.benchmark._cases import BLOCKS, OPERATIONS, Case, Program
+from experiments.benchmark._measure import cores
+from experiments.benchmark._ours import network_config
 
 DEVICE = "cuda" if jax.default_backend() == "gpu" else "cpu"
 
 torch.set_num_threads(cores())
 torch.backends.cudnn.benchmark = True
-torch.set_float32_matmul_precision("high")  # TF32 on a GPU, as JAX has it by default
+torch.set_float32_matmul_precision("high")  # TF32 on a GPU, the default of JAX
 
 
 def _wait(_: object) -> None:
@@ -24,11 +23,11 @@ def _wait(_: object) -> None:
         torch.cuda.synchronize()
 
 
-def _compile(function: Callable, form: str) -> Callable:
-    """A function as it is in the eager form; compiled for this one shape in all others."""
-    if form == "torch_eager":
+def _compile(function: Callable, variant: str) -> Callable:
+    """Compiles a function for one shape, except in the eager variant."""
+    if variant == "torch_eager":
         return function
-    # On a GPU with CUDA graphs, whose results the next call may overwrite.
+    # On a GPU, max-autotune records CUDA graphs. The next call may overwrite their results.
     mode = "max-autotune" if DEVICE == "cuda" else None
     compiled = torch.compile(function, mode=mode, dynamic=False)
 
@@ -47,12 +46,12 @@ def _autocast(case: Case) -> torch.autocast:
     return torch.autocast(DEVICE, torch.bfloat16, enabled=case.dtype == "bfloat16")
 
 
-def _layout(form: str) -> torch.memory_format:
-    return torch.contiguous_format if form == "torch_eager" else torch.channels_last
+def _layout(variant: str) -> torch.memory_format:
+    return torch.contiguous_format if variant == "torch_eager" else torch.channels_last
 
 
 def _program(case: Case, function: Callable, inputs: list[torch.Tensor], *args) -> Program:
-    """y of the arguments; with the gradients of the inputs where the case has them."""
+    """Computes y of the arguments, and the gradients of the inputs if ``case.backward``."""
     dy = None
 
     def run():
@@ -68,46 +67,46 @@ def _program(case: Case, function: Callable, inputs: list[torch.Tensor], *args) 
     return Program(run, _wait)
 
 
-def _operation(case: Case, form: str) -> Program:
+def _operation(case: Case, variant: str) -> Program:
     operation = OPERATIONS[case.name]
     arrays = [
         _random(case, *shape).requires_grad_(case.backward)
         for shape in operation.shapes(case.batch_size, case.positions, case.channels)
     ]
     options = operation.options(case.channels)
-    if form in ("torch_sdpa", "torch_reassociated"):
-        options[form.removeprefix("torch_")] = True
-    function = functools.partial(getattr(peers, case.name), **options)
-    return _program(case, _compile(function, form), arrays, *arrays)
+    if variant in ("torch_sdpa", "torch_reassociated"):
+        options[variant.removeprefix("torch_")] = True
+    function = functools.partial(getattr(models, case.name), **options)
+    return _program(case, _compile(function, variant), arrays, *arrays)
 
 
-def _block(case: Case, form: str) -> Program:
-    module, _ = peers.BLOCKS[BLOCKS[case.name]]
-    block = module(2 * case.channels, sdpa=form == "torch_sdpa")
-    block = block.to(DEVICE, memory_format=_layout(form)).train(case.backward)
+def _block(case: Case, variant: str) -> Program:
+    module, _ = models.BLOCKS[BLOCKS[case.name]]
+    block = module(2 * case.channels, sdpa=variant == "torch_sdpa")
+    block = block.to(DEVICE, memory_format=_layout(variant)).train(case.backward)
     x = _random(case, case.batch_size, 2 * case.channels, *case.size)
-    x = x.to(memory_format=_layout(form)).requires_grad_(case.backward)
-    return _program(case, _compile(block, form), [*block.parameters(), x], x)
+    x = x.to(memory_format=_layout(variant)).requires_grad_(case.backward)
+    return _program(case, _compile(block, variant), [*block.parameters(), x], x)
 
 
-def _network(case: Case, form: str) -> Program:
+def _network(case: Case, variant: str) -> Program:
     config = network_config(case)
-    net = peers.SegmentationNet(config.model, sdpa=form == "torch_sdpa")
-    net = net.to(DEVICE, memory_format=_layout(form)).train(case.backward)
+    net = models.SegmentationNet(config.model, sdpa=variant == "torch_sdpa")
+    net = net.to(DEVICE, memory_format=_layout(variant)).train(case.backward)
     shape = (case.batch_size, 3, *case.size)
     if not case.backward:
-        images = torch.randn(shape, device=DEVICE).to(memory_format=_layout(form))
-        return _program(case, _compile(net, form), [], images)
+        images = torch.randn(shape, device=DEVICE).to(memory_format=_layout(variant))
+        return _program(case, _compile(net, variant), [], images)
 
     images = torch.randint(256, shape, device=DEVICE, dtype=torch.uint8)
-    images = images.to(memory_format=_layout(form))
+    images = images.to(memory_format=_layout(variant))
     labels = torch.randint(config.model.num_classes, shape[:1] + case.size, device=DEVICE)
     mean, std = (
         torch.tensor(values, device=DEVICE).reshape(3, 1, 1)
         for values in (config.data.mean, config.data.std)
     )
     loss_config, options = config.loss.to_dict(), config.optimizer
-    compute = _compile(lambda i, y: net.loss((i - mean) / std, y, loss_config), form)
+    compute = _compile(lambda i, y: net.loss((i - mean) / std, y, loss_config), variant)
     optimizer = torch.optim.SGD(
         net.parameters(),
         lr=options.learning_rate,
@@ -127,16 +126,16 @@ def _network(case: Case, form: str) -> Program:
     return Program(run, _wait)
 
 
-def build(case: Case, form: str) -> Program:
-    """The program of a form, "torch_" and a name of ``Case.forms``."""
+def build(case: Case, variant: str) -> Program:
+    """Prepares one of the ``torch_`` variants of a case."""
     if case.is_network:
-        return _network(case, form)
-    return (_block if case.name in BLOCKS else _operation)(case, form)
+        return _network(case, variant)
+    return (_block if case.name in BLOCKS else _operation)(case, variant)
 
 
 def peak_mib(program: Program) -> float:
-    """Peak of the GPU's memory over two calls, inputs and parameters counted."""
+    """Peak of the GPU memory over two calls, including inputs and parameters."""
     torch.cuda.reset_peak_memory_stats()
-    for _ in range(2):  # the first after compilation may record a CUDA graph
+    for _ in range(2):  # the first one may record a CUDA graph
         program.wait(program.run())
     return torch.cuda.max_memory_allocated() / 2**20
