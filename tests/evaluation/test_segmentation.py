@@ -65,8 +65,8 @@ def test_one_confusion_matrix_counts_images_of_several_sizes(config):
         "overall_accuracy": 0.8,
         "classes": [
             {"name": "background", "iou": 0.0, "accuracy": 0.0},
-            {"name": "disc's color", "iou": 0.8, "accuracy": 1.0},
-            {"name": "ring's color", "iou": None, "accuracy": None},
+            {"name": "digit (disc)", "iou": 0.8, "accuracy": 1.0},
+            {"name": "digit (ring)", "iou": None, "accuracy": None},
         ],
     }
 
