@@ -32,3 +32,4 @@ def _forget_flags():
     for name in names:
         delattr(flags.FLAGS, name)
     flags.FLAGS.unparse_flags()
+    sys.modules.pop("config_config", None)  # ml_collections would run the next file in it
