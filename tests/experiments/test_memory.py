@@ -28,6 +28,7 @@ def test_resident_memory_of_attention_is_a_fraction_of_the_dense_implementation(
     assert peak_mib("auto") < dense / 4
 
 
+@pytest.mark.usefixtures("unoptimized")
 def test_the_forward_pass_of_a_network_is_measured(command):
     config = "--config=configs/segmentation.py:demo_fcn", "--config.model.width=8"
     status, stdout, stderr = command("benchmark.memory", "forward", *config, "--size=16x24")
@@ -62,7 +63,7 @@ def test_the_ring_needs_memory_only_for_the_positions_of_a_chip(command):
         (["forward"], "forward needs a network; add --config=configs/FILE.py:NAME"),
         (["forward", "--config=configs/segmentation.py", "--size=64"], "--size=64 is not HEIGHTx"),
         (["operation", "--context=2"], "--context=2 needs --topology; add --topology=v5e:4x4"),
-        (["operation", "--implementation=fast"], "got 'fast'"),
+        (["operation", "--implementation=fast"], "is 'fast'; use one of auto, dense"),
         (
             ["operation", "--operation=context_pool", "--implementation=dense"],
             "context_pool has only one implementation, not 'dense'; leave --implementation out",
