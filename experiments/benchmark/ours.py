@@ -13,7 +13,7 @@ from configs import segmentation
 from experiments.benchmark.cases import BLOCKS, NETWORKS, Case, Program
 from experiments.benchmark.operations import OPERATIONS
 from nonlocal_jax import create_model
-from nonlocal_jax.models.build import BLOCKS as MODULES
+from nonlocal_jax.models import BLOCKS as MODULES
 from nonlocal_jax.train import create_optimizer, create_state, make_mesh, make_train_step, to_global
 
 
@@ -90,7 +90,7 @@ def _block(case: Case, options: Mapping[str, str]) -> Program:
 
 def _network(case: Case, options: Mapping[str, str]) -> Program:
     config = network_config(case)
-    config.model.update(options)
+    config.model.update({f"block_{name}": value for name, value in options.items()})
     model = create_model(config.model)
     tx, _ = create_optimizer(config)
     mesh = make_mesh(jax.devices()[:1])

@@ -11,12 +11,12 @@ import numpy as np
 
 from nonlocal_jax.convert.names import HEAD_BLOCKS
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.models.build import BLOCKS, NETWORKS, block_options
+from nonlocal_jax.models import NETWORKS, model_options
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 # Options that change no output at inference.
-_NEUTRAL = ("dropout", "dtype", "implementation")
+_NEUTRAL = ("dropout", "dtype", "block_implementation")
 
 _SHOWN = 6
 
@@ -87,7 +87,7 @@ def _traits(shapes: Shapes) -> dict[str, Any]:
         traits["stage_sizes"] = sizes
         traits["stem"] = "v1c" if "backbone.stem." in names else "v1"
         plugins = re.findall(r"^backbone\.(layer\d+\.\d+)\.\w+_block\.", names, re.MULTILINE)
-        traits["insert_at"] = tuple(sorted(set(plugins)))
+        traits["block_at"] = tuple(sorted(set(plugins)))
     if "decode_head." in names:
         blocks = [ours for name, ours in HEAD_BLOCKS.items() if f"decode_head.{name}." in names]
         traits["block of the head"] = blocks[0] if blocks else "none"
@@ -144,12 +144,8 @@ def check_model(
 
 def _complete(config: Mapping[str, Any]) -> dict[str, Any]:
     options = json.loads(to_json(config))
-    build = NETWORKS.get(options.setdefault("network", "segmentation"))
-    if build is None:  # of a newer version
+    if options.setdefault("network", "segmentation") not in NETWORKS:  # of a newer version
         return options
-    defaults = {name: p.default for name, p in inspect.signature(build).parameters.items()}
-    block = BLOCKS.get(options.get("block", defaults["block"]))
-    if block is not None:
-        defaults = block_options(block) | defaults
+    defaults = {name: option.default for name, option in model_options(options).items()}
     known = {k: v for k, v in defaults.items() if v is not inspect.Parameter.empty}
     return json.loads(json.dumps(known)) | options

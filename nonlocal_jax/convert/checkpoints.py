@@ -22,7 +22,7 @@ from nonlocal_jax.convert import _torch_file as torch_file
 from nonlocal_jax.convert import _unpickle as unpickle
 from nonlocal_jax.convert import names
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.models import create_model
+from nonlocal_jax.models import create_model, example_input
 
 Arrays = dict[str, np.ndarray]
 
@@ -304,7 +304,7 @@ def _trees(fresh: Collection[names.Leaf], kept: Collection[str]) -> Collection[s
 def _initialize(
     leaves: Collection[names.Leaf], model_config: Mapping[str, Any], seed: int
 ) -> Arrays:
-    model, example = create_model(model_config), names.example_input(model_config)
+    model, example = create_model(model_config), example_input(model_config)
 
     @jax.jit  # computes no more than what is returned
     def init(key):

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from nonlocal_jax.models import create_model
+from nonlocal_jax.models import create_model, example_input
 
 # Kinds of modules: leaf in Flax -> (leaf in PyTorch, its rank there). A rank above Flax's is made
 # of axes of length one: nn.Dense is a 1x1 convolution there, and mmcv's layer norm acts on
@@ -94,7 +94,7 @@ def segmentation(config: Mapping[str, Any]) -> tuple[Row, ...]:
     if block == "none":
         return _FCN
     inside = _GLOBAL_CONTEXT if block == "global_context" else _NON_LOCAL
-    if config.get("sub_sample") in (True, "after"):
+    if config.get("block_sub_sample") in (True, "after"):
         inside = tuple((path, _POOLED.get(path, name), kind) for path, name, kind in inside)
     (in_head,) = (name for name, value in HEAD_BLOCKS.items() if value == block)
     places = (
@@ -109,15 +109,8 @@ def segmentation(config: Mapping[str, Any]) -> tuple[Row, ...]:
     return _FCN + blocks
 
 
-class Network(NamedTuple):
-    """What the names of a kind of network follow from."""
-
-    table: Callable[[Mapping[str, Any]], tuple[Row, ...]]
-    example: tuple[int, ...]  # the shape of an input, for tracing
-
-
-# Keys as in ``models.build.NETWORKS``.
-NETWORKS = {"segmentation": Network(segmentation, (1, 64, 64, 3))}
+# Keys as in ``models.NETWORKS``.
+TABLES: dict[str, Callable[[Mapping[str, Any]], tuple[Row, ...]]] = {"segmentation": segmentation}
 
 
 class Leaf(NamedTuple):
@@ -155,12 +148,6 @@ class Leaf(NamedTuple):
         return array.transpose(*range(2, n), 1, 0) if n > 1 else array
 
 
-def example_input(config: Mapping[str, Any]) -> jax.ShapeDtypeStruct:
-    """The shape and type of an input of the network."""
-    network = NETWORKS[config.get("network", "segmentation")]
-    return jax.ShapeDtypeStruct(network.example, np.float32)
-
-
 def leaves(config: Mapping[str, Any]) -> tuple[Leaf, ...]:
     """All arrays of the model that ``config`` describes.
 
@@ -169,7 +156,7 @@ def leaves(config: Mapping[str, Any]) -> tuple[Leaf, ...]:
     """
     init = create_model(config).init
     variables = jax.eval_shape(init, jax.random.key(0), example_input(config))
-    table = NETWORKS[config.get("network", "segmentation")].table(config)
+    table = TABLES[config.get("network", "segmentation")](config)
     return tuple(
         _leaf(path, value.shape, table) for path, value in flatten_dict(variables, sep="/").items()
     )

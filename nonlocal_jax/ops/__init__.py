@@ -4,7 +4,7 @@ Positions are flattened: queries ``[..., N, C]``, keys ``[..., M, C]``, values `
 """
 
 from nonlocal_jax.ops.context import channel_whiten, context_pool
-from nonlocal_jax.ops.convolution import dilated_conv
+from nonlocal_jax.ops.convolution import conv
 from nonlocal_jax.ops.pairwise import (
     IMPLEMENTATIONS,
     best_attention,
@@ -24,7 +24,7 @@ __all__ = [
     "channel_whiten",
     "concatenation",
     "context_pool",
-    "dilated_conv",
+    "conv",
     "disentangled",
     "dot_product",
     "resize",

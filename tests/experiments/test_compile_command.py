@@ -23,7 +23,7 @@ def test_the_demo_compiles_for_a_pod(tmp_path):
         "--topology=v5e:2x4",
         "--batch_size=16",
         # The kernel that large maps get, with two chips to an image.
-        "--config.model.implementation=flash",
+        "--config.model.block_implementation=flash",
         "--config.mesh.context=2",
         f"--output={output}",
     )

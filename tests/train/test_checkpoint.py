@@ -148,7 +148,7 @@ def test_no_checkpoint_is_refused(tmp_path, path, message):
         ({"width": 8}, r"(?s)does not fit.*of another shape.*is \(4,\), \(8,\) in the model"),
         ({"stage_sizes": (1, 2)}, r"(?s)does not fit.*missing:.*layer2_1"),
         ({"head_kernel_size": 3}, r"(?s)does not fit.*convs_0/conv/kernel is \(1, 1"),
-        ({"use_scale": False}, r"(?s)is of another model.*use_scale is True .* False"),
+        ({"block_use_scale": False}, r"(?s)is of another model.*block_use_scale is True .* False"),
     ],
 )
 def test_a_checkpoint_of_another_model_is_refused(workdir, change, message):

@@ -38,12 +38,12 @@ def test_the_map_is_a_row_of_the_attention_matrix(block):
 
 
 def test_the_map_of_pooled_keys_has_their_size():
-    model, variables, images = build(sub_sample=True)
+    model, variables, images = build(block_sub_sample=True)
     assert attention_map(model, variables, images, (32, 47)).shape == (4, 6)
 
 
 def test_of_several_blocks_one_is_chosen():
-    model, variables, images = build(insert_at=("layer1.0", "layer2.0"))
+    model, variables, images = build(block_in_head=False, block_at=("layer1.0", "layer2.0"))
     with pytest.raises(InputError, match="choose one") as error:
         attention_map(model, variables, images, (0, 0))
     paths = str(error.value).removeprefix("the model has attention blocks at ").split(": ")[0]
@@ -55,7 +55,7 @@ def test_of_several_blocks_one_is_chosen():
 
 
 @pytest.mark.parametrize(
-    "options", [{"block": "global_context"}, {"block": "none"}, {"mode": "dot_product"}]
+    "options", [{"block": "global_context"}, {"block": "none"}, {"block_mode": "dot_product"}]
 )
 def test_models_without_softmax_attention_are_refused(options):
     model, variables, images = build(**options)
