@@ -1,4 +1,4 @@
-"""Memory forward and backward: resident, in a fresh process each, and on a TPU, as compiled for."""
+"""Memory forward and backward: resident, in a fresh process each, and as compiled for a TPU."""
 
 import json
 import subprocess
@@ -20,10 +20,10 @@ def peak_mib(operation: str, positions: int, implementation: str = "auto") -> fl
 
 
 @pytest.mark.parametrize("operation", ["softmax_attention", "disentangled"])
-def test_attention_is_linear_in_memory_and_a_fraction_of_the_dense_form(operation):
+def test_attention_is_linear_in_memory_and_a_fraction_of_dense(operation):
     dense = peak_mib(operation, 9409, "dense")
     once, twice = peak_mib(operation, 9409), peak_mib(operation, 18818)
-    # The dense form keeps at least one 9409 x 9409 matrix of float32: 338 MiB.
+    # "dense" materializes at least one 9409 x 9409 matrix of float32: 338 MiB.
     assert dense > 338
     assert once < dense / 4
     assert twice < 2.5 * once
@@ -37,7 +37,7 @@ def test_the_others_are_linear_in_memory(operation):
 
 
 def chip_mib(operation: str, positions: int, *flags: str) -> float:
-    """What the TPU compiler allocates on a chip, C = 256 in bfloat16, forward and backward."""
+    """Memory that the TPU compiler allocates on a chip: C = 256, bfloat16, forward and backward."""
     report = memory(operation, positions, "--channels=256", "--dtype=bfloat16", *flags)
     return sum(report["chip_mib"].values())
 
@@ -46,12 +46,12 @@ def chip_mib(operation: str, positions: int, *flags: str) -> float:
 @pytest.mark.parametrize("operation", ["softmax_attention", "disentangled"])
 def test_attention_is_linear_in_the_memory_of_a_tpu(operation):
     for positions in (25_088, 100_352):
-        # Of 12 MiB and 49 MiB; the matrix would take 1.2 GiB and 19 GiB in this type.
+        # 12 MiB and 49 MiB. The attention matrix would take 1.2 GiB and 19 GiB in this type.
         an_argument = positions * 256 * 2 / 2**20
         assert chip_mib(operation, positions, "--topology=v5e:2x2") < 25 * an_argument
 
 
 @pytest.mark.usefixtures("libtpu")
-def test_the_ring_needs_no_more_than_the_positions_of_a_chip():
+def test_the_ring_only_needs_memory_for_the_positions_of_a_chip():
     flags = "--topology=v5e:4x4", "--context=16", "--implementation=ring"
     assert chip_mib("softmax_attention", 100_352, *flags) < 32
