@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 
-from nonlocal_jax import ops
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.ops._numerics import check_mask, zero_padding
 from nonlocal_jax.sharding import CONTEXT, DATA
@@ -57,26 +56,30 @@ def relate(
     return _reshard(_restore(y, size, axes), PartitionSpec(*sharding))
 
 
-def context_vector(
-    x: jax.Array, score: jax.Array | None, *, axes: str, mask: jax.Array | None = None
+def on_positions(
+    function: Callable[[jax.Array, jax.Array | None], jax.Array],
+    x: jax.Array,
+    *,
+    axes: str,
+    mask: jax.Array | None = None,
 ) -> jax.Array:
-    """``ops.context_pool`` over the related positions of a feature map.
+    """``function(x, mask)`` on the positions ``[..., N, C]`` and ``[..., N]`` of a feature map.
+
+    Unlike ``relate``, leaves the partitioning to XLA.
 
     Args:
+      function: maps positions ``[..., N, C]`` to ``[..., N, D]``.
       x: feature map ``[B, *S, C]``.
-      score: ``[B, *S]``; None takes the mean.
-      axes: the axes of S to pool over.
+      axes: the axes of S that N runs over.
       mask: ``[B, *S]``, False where x is padding.
 
     Returns:
-      ``[B, *S, C]`` with length one on the axes that were pooled.
+      Feature map ``[B, *S, D]``. With Explicit mesh axes it is sharded like ``x``.
     """
-    rank, size = x.ndim - 2, x.shape[1:-1]
-    sharding = jax.typeof(x).sharding.spec
-    positions = jax.tree.map(lambda x: _flatten(_gather(x, sharding), axes, rank), (x, score, mask))
-    context = ops.context_pool(*positions[:2], mask=positions[2])
-    pooled = range(1) if axes == "time" else range(len(_frames(size, axes)), rank)
-    return _restore(context, [1 if i in pooled else n for i, n in enumerate(size)], axes)
+    rank, sharding = x.ndim - 2, jax.typeof(x).sharding.spec
+    positions = jax.tree.map(lambda x: _flatten(_gather(x, sharding), axes, rank), (x, mask))
+    y = function(*positions)
+    return _reshard(_restore(y, x.shape[1:-1], axes), PartitionSpec(*sharding[:-1]))
 
 
 def read_feature_map(
@@ -128,11 +131,6 @@ def _max_pool_mask(mask: jax.Array) -> jax.Array:
     return max_pool_space((~mask)[..., None].astype(jnp.float32))[..., 0] == 0
 
 
-def _frames(size: Sequence[int], axes: str) -> Sequence[int]:
-    """The leading axes of S that "spacetime" and "space" do not relate."""
-    return size[:1] if axes == "space" and len(size) == 3 else ()
-
-
 def _flatten(x: jax.Array, axes: str, rank: int) -> jax.Array:
     """``[B, *S, ...]``, with ``rank`` axes S, to ``[..., N, ...]``: N positions are related.
 
@@ -142,7 +140,7 @@ def _flatten(x: jax.Array, axes: str, rank: int) -> jax.Array:
     if axes == "time":
         return jnp.moveaxis(x, 1, rank)
     batch, size = x.shape[0], x.shape[1 : rank + 1]
-    frames = _frames(size, axes)
+    frames = size[:1] if axes == "space" and rank == 3 else ()
     return x.reshape(batch, *frames, math.prod(size[len(frames) :]), *x.shape[rank + 1 :])
 
 

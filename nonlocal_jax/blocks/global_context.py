@@ -6,7 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from nonlocal_jax.blocks._positions import context_vector, read_feature_map
+from nonlocal_jax import ops
+from nonlocal_jax.blocks._positions import on_positions, read_feature_map
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.layers import initializers
 from nonlocal_jax.layers.norm import NormFn, apply_norm
@@ -107,18 +108,24 @@ class GlobalContextBlock(nn.Module):
         if not self.fusion or set(self.fusion) - set(FUSIONS):
             raise InputError(f"fusion is {self.fusion!r}; use one or both of {', '.join(FUSIONS)}")
 
-        z, mask = read_feature_map(x, self.axes, mask)
+        x, mask = read_feature_map(x, self.axes, mask)
+        fuse = functools.partial(self._fuse, train=train)
+        return on_positions(fuse, x, axes=self.axes, mask=mask)
+
+    def _fuse(self, x: jax.Array, mask: jax.Array | None, *, train: bool) -> jax.Array:
+        """z on positions ``[..., N, C]``."""
         score = None
         if self.pooling == "attention":
             w = nn.Dense(
                 1, dtype=self.dtype, kernel_init=initializers.kaiming_fan_in, name="conv_mask"
             )
-            score = w(z)[..., 0]
-        c = context_vector(z, score, axes=self.axes, mask=mask)
+            score = w(x)[..., 0]
+        c = ops.context_pool(x, score, mask=mask)
 
         transform = functools.partial(
             _ChannelTransform, ratio=self.ratio, norm=self.norm, dtype=self.dtype
         )
+        z = x
         if "multiply" in self.fusion:
             z = z * jax.nn.sigmoid(transform(name="channel_mul_conv")(c, train=train))
         if "add" in self.fusion:

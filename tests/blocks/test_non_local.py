@@ -49,6 +49,7 @@ def dense(p, x):
 
 def expected_non_local(variables, x, *, mode, use_scale=True, temperature=None):
     """The block in eval mode on ``[B, N, C]``, in numpy."""
+    variables = jax.device_get(variables)
     p = variables["params"]
     g = dense(p["g"], x)
     theta, phi = (x, x) if mode == "gaussian" else (dense(p["theta"], x), dense(p["phi"], x))

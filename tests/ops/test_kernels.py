@@ -1,4 +1,4 @@
-"""The kernels of softmax attention: TPU's run in interpret mode, and which is chosen where."""
+"""The kernels of softmax attention, TPU's in interpret mode, and which one "auto" chooses."""
 
 import functools
 
@@ -9,6 +9,7 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from nonlocal_jax import ops
+from nonlocal_jax.errors import InputError
 from nonlocal_jax.ops import _kernels as kernels
 
 
@@ -23,8 +24,8 @@ def value_and_gradients(implementation, given, weights, mask):
     return jax.device_get((y, *vjp(weights.astype(y.dtype))))
 
 
-def assert_as_accurate_as_the_matrix(implementation, n, m, widths, dtype, masked):
-    """The error of output and gradients, root mean square, is at most twice the dense form's."""
+def assert_as_accurate_as_dense(implementation, n, m, widths, dtype, masked):
+    """The RMS errors of output and gradients are at most twice those of "dense"."""
     rng = np.random.default_rng(n)
     shapes = (n, widths[0]), (m, widths[0]), (m, widths[1]), (n, widths[1])
     *given, weights = (jnp.asarray(rng.standard_normal((2, *s)), dtype) for s in shapes)
@@ -50,27 +51,28 @@ def assert_as_accurate_as_the_matrix(implementation, n, m, widths, dtype, masked
         (1, 513, (32, 32), "bfloat16", False),
     ],
 )
-def test_flash_is_as_accurate_as_the_matrix(n, m, widths, dtype, masked):
-    assert_as_accurate_as_the_matrix("flash", n, m, widths, dtype, masked)
+def test_flash_is_as_accurate_as_dense(n, m, widths, dtype, masked):
+    assert_as_accurate_as_dense("flash", n, m, widths, dtype, masked)
 
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_cudnn_is_given_what_it_takes(masked, monkeypatch):
-    """Tests the padding, sorting and slicing around cuDNN's kernel, with XLA's attention instead."""
+    """XLA's attention replaces cuDNN's, to test how arguments are padded, sorted and sliced."""
     attention = jax.nn.dot_product_attention
 
-    def stand_in(q, k, v, *, implementation, **options):
+    def replacement(q, k, v, *, implementation, **options):
         assert implementation == "cudnn"
         assert q.shape[1] % 2 == k.shape[1] % 2 == 0
         assert q.shape[-1] == v.shape[-1]
-        return attention(q, k, v, implementation="xla", **options)
+        with jax.numpy_dtype_promotion("standard"):  # JAX promotes types in it
+            return attention(q, k, v, implementation="xla", **options)
 
-    monkeypatch.setattr(kernels, "cudnn_width", lambda: 256)
-    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
-    assert_as_accurate_as_the_matrix("cudnn", 37, 29, (24, 40), "bfloat16", masked)
+    monkeypatch.setattr(kernels, "cudnn_channels", lambda: 256)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", replacement)
+    assert_as_accurate_as_dense("cudnn", 37, 29, (24, 40), "bfloat16", masked)
 
 
-def test_flash_gives_zeros_where_all_is_padding():
+def test_flash_gives_zeros_if_all_keys_are_padding():
     x = jnp.ones((2, 130, 16))
     mask = jnp.zeros((2, 130), bool).at[0].set(True)
     with pltpu.force_tpu_interpret_mode():
@@ -96,14 +98,14 @@ def test_flash_gives_zeros_where_all_is_padding():
     ],
 )
 def test_choice(platform, n, widths, dtype, expected, x64, monkeypatch):
-    monkeypatch.setattr(kernels, "cudnn_width", lambda: 256)  # as on Hopper
+    monkeypatch.setattr(kernels, "cudnn_channels", lambda: 256)  # as on Hopper
     theta, g = (jax.ShapeDtypeStruct((n, width), dtype) for width in widths)
     assert ops.best_attention(platform, theta, theta, g) == expected
 
 
 @pytest.mark.parametrize(("platform", "expected"), [("tpu", "flash"), ("cuda", "chunked")])
 def test_choice_for_mixed_types(platform, expected, monkeypatch):
-    monkeypatch.setattr(kernels, "cudnn_width", lambda: 256)
+    monkeypatch.setattr(kernels, "cudnn_channels", lambda: 256)
     wide, half = (jax.ShapeDtypeStruct((9409, 256), dtype) for dtype in ("float32", "bfloat16"))
     for given in ((wide, half, half), (half, wide, half), (half, half, wide)):
         assert ops.best_attention(platform, *given) == expected
@@ -111,7 +113,7 @@ def test_choice_for_mixed_types(platform, expected, monkeypatch):
 
 @pytest.mark.parametrize(("platform", "kernels"), [("cpu", False), ("tpu", True)])
 def test_auto_follows_the_platform_compiled_for(platform, kernels):
-    """Not the one that this runs on: a program for a pod is compiled on a laptop."""
+    """Not the platform that this runs on: a program for a pod may be compiled on a laptop."""
     x = jax.ShapeDtypeStruct((1, 9409, 32), jnp.bfloat16)
 
     def loss(theta, phi, g):
@@ -122,7 +124,7 @@ def test_auto_follows_the_platform_compiled_for(platform, kernels):
     assert ("tpu_custom_call" in program) == kernels
 
 
-def test_cudnn_is_refused_where_it_is_not():
+def test_cudnn_is_refused_without_a_gpu():
     x = jnp.ones((3, 8), jnp.bfloat16)
-    with pytest.raises(ValueError, match="cudnn needs cuDNN on an NVIDIA GPU"):
+    with pytest.raises(InputError, match=r"needs an NVIDIA GPU.*use implementation='auto'"):
         ops.softmax_attention(x, x, x, implementation="cudnn")

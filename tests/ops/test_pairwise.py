@@ -1,4 +1,4 @@
-"""Every operation against its formula, written out in numpy with loops over positions."""
+"""All operations against their formulas, written in NumPy with loops over positions."""
 
 import functools
 
@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nonlocal_jax import ops
+from nonlocal_jax.errors import InputError
 
 
 def draw(seed, *shapes):
@@ -110,15 +111,15 @@ def assert_equals_dense(operation, implementation, given, mask=None):
         np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-12 * size)
 
 
-# What XLA compiles for any platform; the kernels have a test file of their own.
-FORMS = [
+# Those that run on all platforms; kernels are tested in test_kernels.py.
+IMPLEMENTATIONS = [
     ("softmax_attention", "chunked"),
     ("dot_product", "reassociated"),
     ("concatenation", "sorted"),
 ]
 
 
-@pytest.mark.parametrize(("operation", "implementation"), FORMS)
+@pytest.mark.parametrize(("operation", "implementation"), IMPLEMENTATIONS)
 @given(
     n=st.integers(1, 300),
     m=st.integers(1, 300),
@@ -129,10 +130,10 @@ FORMS = [
     seed=st.integers(0, 2**32 - 1),
 )
 @settings(max_examples=15, deadline=None)
-def test_every_form_is_the_dense_one(
+def test_implementations_equal_the_dense_one(
     operation, implementation, n, m, leading, widths, ties, real, seed
 ):
-    """``real`` is the share of the keys that are no padding."""
+    """``real`` is the fraction of the keys that are not padding."""
     with jax.enable_x64(True):
         given = arguments(operation, seed, leading, n, m, *widths, ties)
         rng = np.random.default_rng(seed)
@@ -141,15 +142,15 @@ def test_every_form_is_the_dense_one(
 
 
 @pytest.mark.parametrize("n", [4097, pytest.param(9409, marks=pytest.mark.large)])
-@pytest.mark.parametrize(("operation", "implementation"), FORMS)
-def test_every_form_is_the_dense_one_at_size(operation, implementation, n, x64):
+@pytest.mark.parametrize(("operation", "implementation"), IMPLEMENTATIONS)
+def test_implementations_equal_the_dense_one_at_size(operation, implementation, n, x64):
     given = arguments(operation, 11, (), n, n, 4, 4)
     assert_equals_dense(operation, implementation, given)
 
 
 @pytest.mark.parametrize("operation", [*ops.IMPLEMENTATIONS, "disentangled", "context_pool"])
 def test_padding_changes_nothing(operation, x64):
-    """Maps of 7 and 4 positions in one batch, anything in the padding, against each map by itself."""
+    """Maps of 7 and 4 positions in one batch, with NaN in the padding, against each by itself."""
     theta, phi, g, unary = draw(9, (2, 7, 3), (2, 7, 3), (2, 7, 2), (2, 7))
     mask = np.arange(7) < np.array([[7], [4]])
     options = {"mask": mask}
@@ -164,7 +165,7 @@ def test_padding_changes_nothing(operation, x64):
         given = [theta, phi, g]
     op = getattr(ops, operation)
     padded = [np.where(mask if x.ndim == 2 else mask[..., None], x, np.nan) for x in given]
-    # The outputs of padded queries are what they are: only real ones count.
+    # The outputs of padded queries are undefined.
     shared = operation == "context_pool"
 
     def loss(*given):
@@ -172,7 +173,7 @@ def test_padding_changes_nothing(operation, x64):
         return jnp.sum(jnp.square(y if shared else jnp.where(mask[..., None], y, 0)))
 
     y = op(*padded, **options)
-    if operation in ops.IMPLEMENTATIONS:  # there a query is nothing to others
+    if operation in ops.IMPLEMENTATIONS:  # they have no mask of the queries
         padded[0] = given[0]
     gradients = jax.grad(loss, range(len(given)))(*padded)
     for i, size in enumerate((7, 4)):
@@ -185,26 +186,26 @@ def test_padding_changes_nothing(operation, x64):
             np.testing.assert_array_equal(actual[i, size:], 0)
 
 
-def test_masks_that_do_not_fit_are_refused():
+def test_wrong_masks_are_refused():
     x, unary = jnp.zeros((2, 5, 3)), jnp.zeros((2, 5))
-    with pytest.raises(ValueError, match=r"mask must be \(2, 5\).*got \(5,\)"):
+    with pytest.raises(InputError, match=r"mask has shape \(5,\).*use \(2, 5\)"):
         ops.softmax_attention(x, x, x, mask=jnp.ones(5, bool))
-    with pytest.raises(ValueError, match="mask must be boolean"):
+    with pytest.raises(InputError, match="mask is float32; use bool"):
         ops.context_pool(x, unary, mask=jnp.ones((2, 5)))
-    with pytest.raises(ValueError, match="mask and query_mask together"):
+    with pytest.raises(InputError, match=r"only one of mask and query_mask.*pass both"):
         ops.disentangled(x, x, x, unary, mask=jnp.ones((2, 5), bool))
 
 
 @pytest.mark.parametrize("offset", [9.0, -9.0, 0.0])
-def test_sorting_bears_scores_that_are_all_on_off_or_zero(offset, x64):
+def test_sorting_scores_that_are_all_active_inactive_or_zero(offset, x64):
     a, b, g = arguments("concatenation", 12, (2,), 40, 30, 1, 3)
     given = (a + offset, b + offset, g) if offset else (0 * a, 0 * b, g)
     assert_equals_dense("concatenation", "sorted", given)
 
 
 @pytest.mark.parametrize("offset", [0.0, 50.0])
-def test_prefix_sums_are_as_accurate_as_the_matrix(offset):
-    """100,352 positions in float32, against float64 and against the dense form's own error."""
+def test_prefix_sums_are_as_accurate_as_the_dense_implementation(offset):
+    """The error of 100,352 positions in float32 is at most that of the dense implementation."""
     a, b, g = arguments("concatenation", 13, (), 100_352, 100_352, 1, 2)
     given = [x.astype(np.float32) for x in (a - offset, b + offset, g)]
     rows = slice(None, None, 784)
@@ -218,7 +219,7 @@ def test_prefix_sums_are_as_accurate_as_the_matrix(offset):
 
 
 @pytest.mark.parametrize("operation", ops.IMPLEMENTATIONS)
-def test_auto_holds_the_matrix_only_while_it_is_small(operation):
+def test_auto_materializes_small_matrices_only(operation):
     def largest_intermediate(n):
         scores = [jax.ShapeDtypeStruct((n,), jnp.float32)] * 2
         maps = [jax.ShapeDtypeStruct((n, 64), jnp.float32)] * 2
@@ -254,7 +255,7 @@ def test_half_precision_keeps_float32_logits(implementation):
 )
 @pytest.mark.parametrize("real", [1000, 700])
 def test_half_precision_is_summed_in_float32(operation, implementation, real):
-    """Off by the rounding of the result; sums in bfloat16 are off by 1e-3 of the largest."""
+    """Only the result is rounded to bfloat16; sums in bfloat16 would have errors of 1e-3."""
     given = [jnp.asarray(x, jnp.bfloat16) for x in arguments("dot_product", 17, (), 40, 1000, 8, 4)]
     op = functools.partial(getattr(ops, operation), mask=np.arange(1000) < real)
     if operation == "context_pool":
@@ -272,8 +273,8 @@ def test_half_precision_is_summed_in_float32(operation, implementation, real):
     )
 
 
-def test_disentangled_centres_in_float32():
-    # A common offset of 100 leaves bfloat16 a resolution of 0.5 for what makes the difference.
+def test_disentangled_whitens_in_float32():
+    # At an offset of 100, bfloat16 has a resolution of 0.5.
     theta, phi, g, unary = draw(6, (32, 8), (32, 8), (32, 4), (32,))
     half = [jnp.asarray(a, jnp.bfloat16) for a in (theta + 100, phi + 100, g, unary)]
     expected = ops.disentangled(*(a.astype(jnp.float32) for a in half), scale=5.0)
@@ -308,12 +309,13 @@ def test_large_logits_do_not_overflow():
     chex.assert_tree_all_finite((y, grads))
 
 
-@pytest.mark.parametrize(("operation", "implementation"), FORMS)
+@pytest.mark.parametrize(("operation", "implementation"), IMPLEMENTATIONS)
 @pytest.mark.parametrize("types", [("f4", "f4", "f8"), ("f4", "f8", "f4"), ("f2", "f4", "f8")])
 def test_gradients_have_the_types_of_the_arguments(operation, implementation, types, x64):
     given = arguments(operation, 14, (), 30, 20, 4, 4)
     given = [x.astype(t) for x, t in zip(given, types, strict=True)]
-    _, *gradients = value_and_gradients(operation, implementation, given)
+    with jax.numpy_dtype_promotion("standard"):
+        _, *gradients = value_and_gradients(operation, implementation, given)
     assert [x.dtype for x in gradients] == list(types)
 
 
@@ -330,15 +332,15 @@ def test_the_scale_may_be_learned(implementation, x64):
 
 
 def test_large_logits_keep_their_digits():
-    """Gradients of logits in the thousands, against the dense form's own error."""
+    """Gradients of logits in the thousands: at most twice the error of the dense implementation."""
     given = [x.astype(np.float32) for x in arguments("softmax_attention", 16, (), 400, 300, 8, 4)]
     given[0] *= 300
     with jax.enable_x64(True):
         wide = [x.astype(np.float64) for x in given]
         exact = jax.device_get(value_and_gradients("softmax_attention", "dense", wide))
     dense, fast = (
-        jax.device_get(value_and_gradients("softmax_attention", form, given))
-        for form in ("dense", "chunked")
+        jax.device_get(value_and_gradients("softmax_attention", implementation, given))
+        for implementation in ("dense", "chunked")
     )
     for e, d, f in zip(exact, dense, fast, strict=True):
         assert np.linalg.norm(f - e) <= 2 * np.linalg.norm(d - e)
@@ -347,30 +349,32 @@ def test_large_logits_keep_their_digits():
 @pytest.mark.parametrize(
     ("shapes", "message"),
     [
-        (((4,), (4, 2), (4, 2)), r"theta \[..., N, C\]"),
-        (((4, 3), (4, 2), (4, 2)), r"same width C; got theta \(4, 3\), phi \(4, 2\)"),
+        (((4,), (4, 2), (4, 2)), r"use theta \[..., N, C\]"),
+        (((4, 3), (4, 2), (4, 2)), r"got theta \(4, 3\), phi \(4, 2\).* same number of channels"),
         (((4, 3), (5, 3), (4, 2)), r"same number of positions M"),
         (((2, 4, 3), (5, 3), (5, 2)), r"same leading dimensions"),
         (((4, 3), (0, 3), (0, 2)), r"at least one query and one key"),
     ],
 )
 @pytest.mark.parametrize("op", [ops.softmax_attention, ops.dot_product])
-def test_shapes_that_do_not_fit_are_quoted(op, shapes, message):
-    with pytest.raises(ValueError, match=message):
+def test_wrong_shapes_are_quoted(op, shapes, message):
+    with pytest.raises(InputError, match=message):
         op(*(jnp.zeros(shape) for shape in shapes))
 
 
 def test_unknown_implementation_is_refused():
     x = jnp.zeros((3, 2))
-    message = "softmax_attention must be one of auto, dense, .* flash, cudnn; got 'fast'"
-    with pytest.raises(ValueError, match=message):
+    message = "softmax_attention is 'fast'; use one of auto, dense, .* flash, cudnn"
+    with pytest.raises(InputError, match=message):
         ops.softmax_attention(x, x, x, implementation="fast")
-    with pytest.raises(ValueError, match=r"dot_product must be .* dense, reassociated; got 'chunk"):
+    with pytest.raises(
+        InputError, match=r"dot_product is 'chunked'; use one of auto, dense, reassoc"
+    ):
         ops.dot_product(x, x, x, implementation="chunked")
 
 
 def test_score_must_fit_the_positions():
-    with pytest.raises(ValueError, match=r"x.shape\[:-1\] = \(2, 5\); got \(2, 4\)"):
+    with pytest.raises(InputError, match=r"score has shape \(2, 4\).*use \(2, 5\)"):
         ops.context_pool(jnp.zeros((2, 5, 3)), jnp.zeros((2, 4)))
 
 
