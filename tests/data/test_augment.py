@@ -126,7 +126,7 @@ def half_and_half():
 
 def test_a_crop_that_one_class_dominates_is_drawn_again():
     image, label = half_and_half()
-    # Columns 0..7 show class 0 alone; 2..9 show it on 3/4, which is too much; 3..10 are varied.
+    # Columns 0..7 show only class 0; 2..9 show it on 3/4, which is too much; 3..10 are varied.
     windows = Windows([(0, 0), (0, 2), (0, 3), (0, 4)])
     _, out = augment.random_crop(image, label, (8, 8), 0.75, windows)
     assert windows.used == 2 * 3
@@ -201,7 +201,7 @@ def test_saturation(rng, scale):
 @pytest.mark.parametrize("shift", [-18, -1, 0, 17])
 def test_hue(rng, shift):
     image = rng.integers(60, 200, (8, 8, 3), np.uint8)
-    image[..., 0] = 220  # well saturated, so that 8 bits hold the hue
+    image[..., 0] = 220  # well saturated, so that 8 bits represent the hue
     image[..., 2] = 20
     out = augment.shift_hue(image, shift)
     for before, after in zip(image.reshape(-1, 3), out.reshape(-1, 3), strict=True):

@@ -37,7 +37,7 @@ def test_ids_are_unique(examples):
 
 
 def test_labels_are_the_same_everywhere(examples):
-    # Integers and OpenCV's bit-exact resize alone, so every machine draws these.
+    # Integers and OpenCV's bit-exact resize only, so every machine draws these.
     labels = {e["id"]: e["label"] for split in SPLITS for e in examples[split]}
     digest = hashlib.sha256(b"".join(labels[key].tobytes() for key in sorted(labels)))
     assert digest.hexdigest()[:16] == "8ccbfc0518bf19e3"

@@ -56,7 +56,7 @@ def test_flash_is_as_accurate_as_the_matrix(n, m, widths, dtype, masked):
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_cudnn_is_given_what_it_takes(masked, monkeypatch):
-    """XLA's attention stands in for cuDNN's: what is filled up, sorted and cut off is ours."""
+    """Tests the padding, sorting and slicing around cuDNN's kernel, with XLA's attention instead."""
     attention = jax.nn.dot_product_attention
 
     def stand_in(q, k, v, *, implementation, **options):

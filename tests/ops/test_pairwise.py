@@ -149,7 +149,7 @@ def test_every_form_is_the_dense_one_at_size(operation, implementation, n, x64):
 
 @pytest.mark.parametrize("operation", [*ops.IMPLEMENTATIONS, "disentangled", "context_pool"])
 def test_padding_changes_nothing(operation, x64):
-    """Maps of 7 and 4 positions in one batch, anything in the padding, against each alone."""
+    """Maps of 7 and 4 positions in one batch, anything in the padding, against each map by itself."""
     theta, phi, g, unary = draw(9, (2, 7, 3), (2, 7, 3), (2, 7, 2), (2, 7))
     mask = np.arange(7) < np.array([[7], [4]])
     options = {"mask": mask}

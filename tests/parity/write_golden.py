@@ -2,7 +2,7 @@
 
     make golden
 
-The weights come from ``formula``, so the files hold outputs alone.
+The weights come from ``formula``, so the files contain outputs only.
 """
 
 import pathlib
