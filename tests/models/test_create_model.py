@@ -179,9 +179,8 @@ def test_a_clip_equals_its_frames(options, x64):
     variables = draw(shapes_of(model), jnp.float64)
     clip = jnp.asarray(np.random.default_rng(1).standard_normal((2, 3, 33, 41, 3)))
     apply = jit(model.apply)
-    with jax.numpy_dtype_promotion("standard"):  # for Flax's layer norm
-        logits = apply(variables, clip)
-        frames = apply(variables, clip.reshape(6, 33, 41, 3)).reshape(logits.shape)
+    logits = apply(variables, clip)
+    frames = apply(variables, clip.reshape(6, 33, 41, 3)).reshape(logits.shape)
     np.testing.assert_allclose(logits, frames, rtol=0, atol=1e-12 * jnp.abs(frames).max())
     assert logits.shape == (2, 3, 33, 41, 5)
 
@@ -225,8 +224,7 @@ def test_networks_can_be_registered(monkeypatch):
     with pytest.raises(InputError, match="features='3' is not valid; use an integer"):
         nlj.create_model({**toy, "features": "3"})
 
-    with pytest.raises(InputError, match=r"no example input; add one to models.EXAMPLE_INPUTS"):
-        models.example_input(toy)
+    assert models.example_input(toy) is None
     monkeypatch.setitem(models.EXAMPLE_INPUTS, "toy", jax.ShapeDtypeStruct((1, 2), jnp.float32))
     assert models.example_input(toy).shape == (1, 2)
 

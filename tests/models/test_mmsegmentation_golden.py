@@ -30,7 +30,7 @@ def network(row):
     config.model.update(narrow.CHANGES)
     config.model.dropout = 0.0
     model = nlj.create_model(config.model)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 33, 33, 3)))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), nlj.models.example_input(config.model))
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
     names = {k: v.shape for k, v in nlj.convert.to_torch(zeros, config.model).items()}
     variables = nlj.convert.from_torch(formula.state_dict(names), config.model)
