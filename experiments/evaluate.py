@@ -36,7 +36,7 @@ def main(_: list[str]) -> None:
     task = get_task(config)
     source = task.open_source(config, _SPLIT.value, _DATA_DIR.value)
     evaluate = task.evaluator(config, source, multi_scale=_MULTI_SCALE.value)
-    summary = evaluate(convert.load(_CHECKPOINT.value, config.model))
+    summary = evaluate(convert.load(_CHECKPOINT.value, config.model, allow_missing_heads=False))
     if jax.process_index() > 0:
         return
     table, values = task.report(summary, config)

@@ -51,7 +51,8 @@ def main(arguments: list[str]) -> None:
     directory = make_directory(_OUTPUT.value)
     _check_outputs(files, directory)
     predictor = evaluation.Predictor(config, multi_scale=_MULTI_SCALE.value)
-    predict = predictor.label_maps(convert.load(_CHECKPOINT.value, config.model))
+    variables = convert.load(_CHECKPOINT.value, config.model, allow_missing_heads=False)
+    predict = predictor.label_maps(variables)
 
     errors = []
     for path, image in progress(_read(files), len(files), "predicting"):

@@ -1,17 +1,18 @@
 """Settings of the whole suite: eight CPU devices, strict types and shapes, float64 on request."""
 
-import importlib.util
 import os
-import pathlib
 import socket
 import subprocess
 import sys
+from unittest import mock
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import pytest
 
+from nonlocal_jax.errors import InputError
+from nonlocal_jax.topology import use_tpu_compiler
 from tests.helpers import child_environment
 
 # Before the first use of a device.
@@ -46,16 +47,15 @@ def unused_port():
         return listener.getsockname()[1]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def libtpu():
-    """The TPU compiler, where `make setup` puts it or where it was installed."""
-    installed = (
-        "TPU_LIBRARY_PATH" in os.environ
-        or importlib.util.find_spec("libtpu") is not None
-        or pathlib.Path(sys.prefix, "libtpu", "libtpu", "libtpu.so").exists()
-    )
-    if not installed:
-        pytest.skip("libtpu is not installed: `make setup`")
+    """The TPU compiler, for this process and those that it starts."""
+    with mock.patch.dict(os.environ):
+        try:
+            use_tpu_compiler()
+        except InputError as error:
+            pytest.skip(str(error))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,12 @@ _COLLECTIONS = ("params", "batch_stats")
 
 
 def load(
-    path: PathLike, model_config: Mapping[str, Any], *, reinit_head: bool = False, seed: int = 0
+    path: PathLike,
+    model_config: Mapping[str, Any],
+    *,
+    reinit_head: bool = False,
+    allow_missing_heads: bool = True,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Loads the variables of a model from a checkpoint.
 
@@ -52,6 +57,7 @@ def load(
       path: The checkpoint.
       model_config: As for ``create_model``.
       reinit_head: Initialize the classifiers, whatever the checkpoint contains.
+      allow_missing_heads: Whether a file of a backbone only is accepted, to start a training from.
       seed: For the modules that are initialized, as by ``model.init(jax.random.key(seed), ...)``.
 
     Returns:
@@ -80,6 +86,7 @@ def load(
             return _from_flax(path, arrays, config, model_config, dtype=np.float32, **options)
     else:
         arrays = torch_file.read_state_dict(path)
+    options["allow_missing_heads"] = allow_missing_heads
     return _from_torch(path, arrays, model_config, **options)
 
 
@@ -193,11 +200,17 @@ def _from_torch(
     *,
     reinit_head: bool,
     seed: int,
+    allow_missing_heads: bool = True,
 ) -> dict[str, Any]:
     source, leaves = names.source(model_config), names.leaves(model_config)
     arrays = _plain_names(name, arrays, source)
     fresh = _classifiers(leaves, source) if reinit_head else []
     if not any(re.match(source.head, found) for found in arrays):
+        if not allow_missing_heads:
+            raise InputError(
+                f"{name} has no heads, only a backbone; train with --init={name} first, and use "
+                "the work directory of that training"
+            )
         arrays = {n: array for n, array in arrays.items() if re.match(source.backbone, n)}
         has_blocks = any(re.match(source.block, found) for found in arrays)
         kept = source.backbone if has_blocks else rf"(?!{source.block}){source.backbone}"

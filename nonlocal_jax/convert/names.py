@@ -113,7 +113,7 @@ def leaves(config: Mapping[str, Any]) -> tuple[Leaf, ...]:
     if wanted is None:
         raise InputError(
             f"the shapes in the network {config['network']!r} are not known; let "
-            "nonlocal_jax.models.example_input give an input of it"
+            "nonlocal_jax.models.EXAMPLE_INPUTS have an input of it"
         )
     return tuple(_leaf(path, shape, table) for path, shape in wanted.items())
 

@@ -1,7 +1,6 @@
 import json
 import os
 
-import jax
 import pytest
 
 from experiments.benchmark import _cases, _ours, _report, _runner
@@ -51,7 +50,7 @@ def test_operations_and_blocks_are_timed_in_all_sizes_and_modes(command, tmp_pat
 
 @pytest.fixture
 def _small_networks(monkeypatch):
-    """Networks with two stages, compiled without optimization."""
+    """Networks with two stages."""
     network_config = _ours.network_config
 
     def small(case):
@@ -60,13 +59,9 @@ def _small_networks(monkeypatch):
         return config
 
     monkeypatch.setattr(_ours, "network_config", small)
-    optimize = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", optimize)
 
 
-@pytest.mark.usefixtures("_small_networks")
+@pytest.mark.usefixtures("_small_networks", "unoptimized")
 def test_networks_are_timed_in_training_and_inference(command, tmp_path):
     report, table, _ = _benchmark(
         command,

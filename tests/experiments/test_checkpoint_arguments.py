@@ -79,6 +79,11 @@ def test_train_from_a_classifier_then_predict_from_the_run(command, tmp_path, im
         labels.append((output / "image_labels.png").read_bytes())
     assert labels[0] == labels[1]
 
+    arguments = (f"--checkpoint={tmp_path / 'resnet50_v1c.pth'}", f"--output={tmp_path}", image)
+    status, _, err = command("predict", *options("demo_fcn"), *arguments)
+    assert status == 2
+    assert "has no heads, only a backbone; train with --init=" in err
+
 
 def test_evaluate_a_pytorch_checkpoint(command, tmp_path, pth):
     arguments = (f"--checkpoint={pth}", f"--output={tmp_path}")

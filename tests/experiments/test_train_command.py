@@ -68,5 +68,5 @@ def test_what_is_no_flag_is_refused(tmp_path, start):
     run = start("config.steps=4")
     _, errors = run.communicate()
     assert run.returncode == 2
-    assert errors == "error: 'config.steps=4' is no flag: options start with two dashes\n"
+    assert errors == "error: unexpected argument 'config.steps=4'; flags start with --\n"
     assert not (tmp_path / "run").exists()

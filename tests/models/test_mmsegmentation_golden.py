@@ -1,8 +1,8 @@
 """Narrow networks against numbers of the real mmsegmentation, in float64.
 
 The networks are built by the same code as the published ones. Their weights come from a formula of
-name and shape (``tests/parity/formula.py``), so ``tests/golden/mmsegmentation`` contains outputs only.
-``tests/parity/write_golden.py`` wrote them.
+name and shape (``tests/parity/formula.py``), so ``tests/golden/mmsegmentation`` contains only
+outputs. ``tests/parity/write_golden.py`` wrote them.
 """
 
 import functools
