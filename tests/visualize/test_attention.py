@@ -1,5 +1,7 @@
 """``attention_map``, against rows of the whole attention matrix."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -34,8 +36,9 @@ def run(block, shape):
     model = Network(block)
     # Bright enough for an attention that is far from uniform.
     inputs = 5 * jax.random.normal(jax.random.key(1), shape)
-    variables = jax.tree.map(lambda x: 40 * x, model.init(jax.random.key(0), inputs))
-    _, recorded = model.apply(variables, inputs, mutable=["intermediates"])
+    variables = jax.tree.map(lambda x: 40 * x, jax.jit(model.init)(jax.random.key(0), inputs))
+    apply = jax.jit(functools.partial(model.apply, mutable=["intermediates"]))
+    _, recorded = apply(variables, inputs)
     recorded = recorded["intermediates"]["block"]
     return model, variables, inputs, recorded["query"][0][0], recorded["key"][0][0]
 
