@@ -3,7 +3,7 @@
 The gradient of the whole backbone is compiled for an H200. Every weight gradient must be cuDNN's
 backward filter, and no convolution may have a window larger than the largest kernel. The ordinary
 gradient of the dilated convolutions is compiled as well and must fail: once it passes, XLA has
-mended what ``ops.dilated_conv`` works around.
+fixed what ``ops.dilated_conv`` works around.
 """
 
 import collections
