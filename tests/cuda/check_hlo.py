@@ -1,16 +1,9 @@
 """Checks the program that XLA compiles for ResNet-50-D8 on an NVIDIA GPU: ``make check-cuda-hlo``.
 
-<<<<<<< HEAD
 No GPU is needed. The gradient of the whole backbone is compiled for an H200. Every weight gradient
 must be cuDNN's backward filter, and no convolution may have a window larger than the largest
 kernel. The ordinary gradient of the dilated convolutions is compiled too and must fail this check:
 once it passes, the workaround in ``ops.conv`` is no longer needed.
-=======
-The gradient of the whole backbone is compiled for an H200. Every weight gradient must be cuDNN's
-backward filter, and no convolution may have a window larger than the largest kernel. The ordinary
-gradient of the dilated convolutions is compiled as well and must fail: once it passes, XLA has
-fixed what ``ops.dilated_conv`` works around.
->>>>>>> bench
 """
 
 import collections
