@@ -48,7 +48,7 @@ def _block_sums(
     )
     losses = jax.nn.logsumexp(logits, axis=2) - jnp.sum(logits, axis=2, where=picked)
     counted = labels != ignore_index
-    correct = jnp.argmax(logits, axis=2) == labels
+    correct = jnp.argmax(logits, axis=2).astype(labels.dtype) == labels
     return jnp.sum(losses, -1, where=counted), jnp.sum(correct, -1, where=counted)
 
 
