@@ -1,6 +1,7 @@
-# The two commands of the README are `make demo` and `make test`; everything else is for developers.
-#   ACCEL=cpu|tpu|cuda13   the JAX build that `make setup` installs (default cpu)
-#   PYTHON=python3.12      the interpreter of the environment (default python3)
+# Users need `make demo` and `make test`. CONTRIBUTING.md explains the other targets. Variables:
+#   ACCEL=cpu|tpu|cuda13   the JAX build that `make setup` installs (default: cpu)
+#   PYTHON=python3.12      the Python interpreter (default: python3)
+#   VENV=.venv             the directory of the virtual environment
 
 ACCEL ?= cpu
 PYTHON ?= python3
@@ -32,7 +33,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# An environment of its own beside `.venv`, from requirements-NAME.txt.
+# A separate environment .venv-NAME with the packages of requirements-NAME.txt.
 .venv-%/.ready: requirements-%.txt requirements.txt
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet -r $<

@@ -1,1 +1,1 @@
-"""Experiments as ``ml_collections`` configs: plain Python, no JAX, nothing built."""
+"""Experiments as ``ml_collections`` configs, in plain Python without JAX."""

@@ -1,26 +1,43 @@
-"""One entry for every command: what a user can mend ends in one message and exit status 2."""
+"""The entry point of every command: a user's mistake ends in one message and exit status 2."""
 
-import importlib.util
+import difflib
 import os
 import pathlib
+import re
 import signal
 import sys
 from collections.abc import Callable
 
 from absl import app, flags, logging
+from flax.traverse_util import flatten_dict
 from ml_collections import config_flags
 
 from nonlocal_jax.errors import InputError
+from nonlocal_jax.topology import use_tpu_compiler
 
-# What flags and files can raise on a user's account. Everything else is a bug and keeps its
-# traceback.
-_FLAG_ERRORS = (flags.Error, KeyError, AttributeError, TypeError, ValueError, ImportError, OSError)
+__all__ = ["define_config", "fail", "run", "use_tpu_compiler"]
+
+# Errors that a user's mistake can raise: while the flags are parsed and the config file is run, and
+# afterwards. All other errors are bugs and keep their traceback.
+_FLAG_ERRORS = (
+    flags.Error,
+    KeyError,
+    AttributeError,
+    TypeError,
+    ValueError,
+    ImportError,
+    OSError,
+    SyntaxError,
+)
 _INPUT_ERRORS = (InputError, OSError)
 
 
 def define_config(*, required: bool = True) -> flags.FlagHolder:
-    """Defines ``--config=configs/FILE.py:NAME`` with ``--config.a.b=value`` for every leaf."""
-    config = config_flags.DEFINE_config_file("config", help_string="configs/FILE.py:NAME")
+    """Defines ``--config=configs/FILE.py:NAME`` and ``--config.a.b=value`` for every leaf."""
+    try:
+        config = config_flags.DEFINE_config_file("config", help_string="configs/FILE.py:NAME")
+    except flags.Error as error:  # it reads the file of --flagfile
+        fail(error)
     if required:
         flags.mark_flag_as_required("config")
     return config
@@ -32,16 +49,42 @@ def fail(message: object) -> None:
     sys.exit(2)
 
 
+def _config_mistake(argv: list[str]) -> str | None:
+    """A message if --config names a missing file, or if a --config.a.b is not in the config."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=[])  # no --config.a.b
+    try:
+        values(argv, known_only=True)
+    except _FLAG_ERRORS:
+        return None  # the error of the config file itself
+    if values.config is None:
+        return None
+    given = values["config"].config_filename
+    file = given.partition(":")[0]
+    if not pathlib.Path(file).is_file():
+        return f"--config={given}: there is no file {file!r}; use --config=configs/FILE.py:NAME"
+    leaves = [*flatten_dict(values.config.to_dict(), sep=".")]
+    for argument in argv:
+        leaf = re.split(r"[=\[]", argument)[0].removeprefix("--config.")
+        if argument.startswith("--config.") and leaf not in leaves:
+            near = difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.4)
+            hint = f"did you mean --config.{near[0]}?" if near else f"see {file}"
+            return f"the config has no leaf {leaf!r}; {hint}"
+    return None
+
+
 def _flag_message(error: Exception) -> str:
-    """The one sentence of a flag error: without the repr of a KeyError or a quoted traceback."""
+    """The message of an error, in one line and without a quoted traceback."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    if missing := re.findall(r"Flag --(\S+) must have a value other than None", text):
+        return f"missing --{' and --'.join(missing)}; run with --help to see all flags"
     if "Traceback" in text:
         text = text.strip().splitlines()[-1].partition(": ")[2]
-    return text.strip("'\"").replace("\\'", "'").replace("\\n", ". ").replace("\n", " ")
+    return text.replace("module 'config_config'", "the file of --config").replace("\n", " ")
 
 
 def _with_underscores(argument: str) -> str:
-    """``--data-dir=x`` as ``--data_dir=x``; leaves of the config keep their spelling."""
+    """Changes ``--data-dir=x`` to ``--data_dir=x``. Names of config leaves are not changed."""
     name, equals, value = argument.partition("=")
     if name.startswith("--") and not name.startswith("--config"):
         name = "--" + name[2:].replace("-", "_")
@@ -49,48 +92,32 @@ def _with_underscores(argument: str) -> str:
 
 
 def _parse(argv: list[str]) -> list[str]:
+    argv = [_with_underscores(argument) for argument in argv]
     try:
-        return flags.FLAGS([_with_underscores(argument) for argument in argv])
+        arguments = flags.FLAGS(argv)
+        if "config" in flags.FLAGS and flags.FLAGS.config is not None:
+            # If the file is missing, ml_collections raises only here.
+            _ = flags.FLAGS.config.lock
     except _FLAG_ERRORS as error:
-        fail(_flag_message(error))
-        raise
-
-
-def use_tpu_compiler() -> None:
-    """Finds libtpu, and keeps it from looking for a machine with TPUs or for other users."""
-    beside = pathlib.Path(sys.prefix, "libtpu", "libtpu", "libtpu.so")
-    if "TPU_LIBRARY_PATH" not in os.environ and importlib.util.find_spec("libtpu") is None:
-        if not beside.exists():
-            raise InputError(
-                "the TPU compiler is not installed: run `make setup`, or "
-                f"`pip install --target {beside.parents[1]} -r requirements-libtpu.txt`"
-            )
-        os.environ["TPU_LIBRARY_PATH"] = str(beside)
-    os.environ.update(
-        JAX_PLATFORMS="cpu",
-        ALLOW_MULTIPLE_LIBTPU_LOAD="1",
-        # Any valid names do: the topology decides what is compiled for.
-        TPU_ACCELERATOR_TYPE="v5litepod-8",
-        TPU_WORKER_HOSTNAMES="localhost",
-    )
-    import jax  # after the environment, which it reads when it is first imported
-
-    jax.config.update("jax_platforms", "cpu")
+        fail(_config_mistake(argv) or _flag_message(error))
+    return arguments
 
 
 def run(main: Callable[[list[str]], None], *, positional: bool = False) -> None:
-    """Runs ``main`` with the parsed arguments; exits 0 only if it returns.
+    """Runs ``main`` with the parsed arguments. Exits with status 0 only if it returns.
 
-    Arguments that are no flags are refused unless ``main`` takes ``positional`` ones.
+    Args:
+      main: Takes the arguments that are not flags, after the name of the program.
+      positional: Whether there may be such arguments.
     """
-    # The commands' own lines are what counts: of libraries, warnings alone.
+    # Libraries print warnings and errors only.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
     logging.set_verbosity(logging.WARNING)
 
     def guarded(arguments: list[str]) -> None:
         try:
             if arguments[1:] and not positional:
-                raise InputError(f"{arguments[1]!r} is no flag: options start with two dashes")
+                raise InputError(f"unexpected argument {arguments[1]!r}; flags start with --")
             main(arguments)
         except _INPUT_ERRORS as error:
             fail(error)

@@ -1,10 +1,11 @@
-"""Compiles the real train step for a TPU pod that is not there; memory and cost per chip as JSON.
+"""Compiles the train step of an experiment for a TPU pod that this machine does not have.
 
     python -m experiments.compile --topology=v5e:2x4 --output=FILE.json \\
         --config=configs/segmentation.py:nonlocal_r50-d8_512x1024_40k_cityscapes \\
         --config.model.dtype=bfloat16
 
-The compiler comes with libtpu and runs on any x86 Linux. Whole networks take minutes.
+Writes the memory and the cost per chip as JSON. The compiler comes with libtpu and runs on any x86
+Linux. Large networks take minutes.
 """
 
 import json
@@ -14,21 +15,21 @@ from absl import flags
 
 from experiments import cli
 from nonlocal_jax._files import make_directory, write_json
+from nonlocal_jax.topology import use_tpu_compiler
+from nonlocal_jax.train.compile import compile_train_step
 
 _CONFIG = cli.define_config()
 _TOPOLOGY = flags.DEFINE_string(
-    "topology", None, "generation and chips, such as v5e:2x4 or v5p:2x2x2", required=True
+    "topology", None, "generation and grid of chips, such as v5e:2x4 or v5p:2x2x2", required=True
 )
 _BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", None, "global batch; the experiment's own by default", lower_bound=1
+    "batch_size", None, "global batch size; default: that of the config", lower_bound=1
 )
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write", required=True)
 
 
 def main(_: list[str]) -> None:
-    cli.use_tpu_compiler()
-    from nonlocal_jax.train.compile import compile_train_step  # imports jax: environment first
-
+    use_tpu_compiler()
     config, output = _CONFIG.value, pathlib.Path(_OUTPUT.value)
     if _BATCH_SIZE.value:
         config.data.batch_size = _BATCH_SIZE.value

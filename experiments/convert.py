@@ -1,11 +1,11 @@
-"""Imports a checkpoint of PyTorch for use here, or exports one.
+"""Imports a PyTorch checkpoint as a .safetensors file, or exports a .pth file for PyTorch.
 
     python -m experiments.convert --source=FILE.pth --output=FILE.safetensors \\
         --config=configs/segmentation.py:nonlocal_r50-d8_512x1024_40k_cityscapes
     python -m experiments.convert --reverse --source=PATH --output=FILE.pth --config=...
 
-PATH is a training work directory, one saved step in it, or a .safetensors written by this command.
---reinit-head starts new classifiers, for data with other classes. PyTorch is not needed.
+PATH is a training work directory, one saved step in it, a .safetensors or a .pth file.
+--reinit-head initializes the classifiers, for data with other classes. PyTorch is not needed.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ _REINIT_HEAD = flags.DEFINE_boolean(
 
 
 def _warn_of_wrong_hash(path: pathlib.Path) -> None:
-    """OpenMMLab's names end in the file's hash; since 1.x of another file, so it proves nothing."""
+    """OpenMMLab's file names end in a hash of the file, or since 1.x in one of an earlier file."""
     claimed = re.search(r"-([0-9a-f]{8})\.pth$", path.name)
     if claimed is None or not path.is_file():
         return
@@ -39,7 +39,7 @@ def _warn_of_wrong_hash(path: pathlib.Path) -> None:
     if not actual.startswith(claimed[1]):
         print(
             f"warning: the SHA-256 of {path} begins with {actual[:8]}, its name says {claimed[1]}: "
-            "the file may be damaged (names given by OpenMMLab 1.x need not match)",
+            "the file may be damaged; download it again (names of OpenMMLab 1.x need not match)",
             file=sys.stderr,
         )
 
@@ -50,17 +50,10 @@ def main(_: list[str]) -> None:
     suffix = ".pth" if _REVERSE.value else ".safetensors"
     if output.suffix != suffix:
         raise InputError(f"--output must end in {suffix}; got {output}")
-    if _REVERSE.value:
-        if _REINIT_HEAD.value:
-            raise InputError("--reinit-head belongs to an import; leave it out of --reverse")
-        from nonlocal_jax.train.checkpoint import load_variables  # imports orbax
-
-        variables = load_variables(_SOURCE.value, model_config)
-        convert.export_torch(output, variables, model_config)
-    else:
-        _warn_of_wrong_hash(pathlib.Path(_SOURCE.value))
-        variables = convert.load(_SOURCE.value, model_config, reinit_head=_REINIT_HEAD.value)
-        convert.save(output, variables, model_config)
+    _warn_of_wrong_hash(pathlib.Path(_SOURCE.value))
+    variables = convert.load(_SOURCE.value, model_config, reinit_head=_REINIT_HEAD.value)
+    write = convert.export_torch if _REVERSE.value else convert.save
+    write(output, variables, model_config)
     params = sum(x.size for x in jax.tree.leaves(variables["params"]))
     arrays = len(jax.tree.leaves(variables))
     print(f"wrote {output}: {arrays} arrays, {params:,} parameters")

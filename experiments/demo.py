@@ -1,34 +1,39 @@
-"""Shows on a laptop what a non-local network learns and a local one cannot.
+"""Trains a small network with and without a non-local block, in a few minutes on a laptop.
 
     python -m experiments.demo                  (make demo)
     python -m experiments.demo --seeds=0,1,2    (the table of the README)
 
-Trains the same small network with a non-local block and without one on the embedded dataset
-``digits_flag``: the shape of the far flag of its color is a digit's class. Prints both mIoU and
-writes DIR/metrics.json, DIR/pictures.png and a work directory of each run. The same command again
-goes on where it was stopped.
+The dataset is the embedded ``digits_flag``. The class of a digit depends on the shape of a distant
+flag of the same color, which the network sees only with the block. Prints the mIoU of both networks
+and writes DIR/metrics.json, DIR/pictures.png and the work directory of each run. If the command is
+interrupted, run it again to resume.
 
-With --seeds all four networks are trained once for each seed, and DIR/seeds.md receives the table.
+With --seeds, all four networks are trained once with each seed, and the table is written to
+DIR/seeds.md.
 """
 
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
-import jax
 import numpy as np
 from absl import flags
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from ml_collections import ConfigDict
 
 from configs import segmentation
 from experiments import cli
 from nonlocal_jax import create_model, data, evaluation, train, visualize
 from nonlocal_jax._files import make_directory, write_file, write_json
 
-_OUTPUT = flags.DEFINE_string("output", "demo", "directory for everything that is written")
-_SEEDS = flags.DEFINE_list("seeds", [], "train all four networks once for each of these seeds")
+_OUTPUT = flags.DEFINE_string("output", "demo", "directory for all results")
+_SEEDS = flags.DEFINE_list("seeds", [], "train all four networks once with each of these seeds")
+
+flags.register_validator(
+    "seeds", lambda seeds: all(map(str.isdecimal, seeds)), "use integers, such as 0,1,2"
+)
 
 _TITLES = {
     "demo_fcn": "no block",
@@ -37,12 +42,19 @@ _TITLES = {
     "demo_dnl": "DNL",
 }
 _ROWS = 4
-# A picture is enlarged to this many pixels a side, so that rings and heat maps are smooth.
+# Images are enlarged to this many pixels a side, so that rings and heat maps are smooth.
 _ENLARGED = 384
 
 
-def _train(name: str, workdir: pathlib.Path, seed: int = 0) -> tuple[Any, dict, dict]:
-    """Trains one network; gives its config, variables and metrics."""
+class _Network(NamedTuple):
+    """A trained network."""
+
+    config: ConfigDict
+    variables: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+
+
+def _train(name: str, workdir: pathlib.Path, seed: int = 0) -> _Network:
     config = segmentation.get_config(name)
     config.seed = seed
     sources = {split: data.load_source(config.data.name, split) for split in ("train", "val")}
@@ -50,12 +62,12 @@ def _train(name: str, workdir: pathlib.Path, seed: int = 0) -> tuple[Any, dict, 
     result = train.train(config, workdir, sources["train"], evaluate=evaluate)
     if result.signal is not None:
         raise KeyboardInterrupt
-    variables = jax.device_get(result.state.variables)
-    return config, variables, evaluate(variables)
+    variables = result.state.variables
+    return _Network(config, variables, evaluate(variables))
 
 
 def _table(metrics: Mapping[str, Mapping[str, Any]], classes: Sequence[str]) -> str:
-    """The IoU of every class and their mean, in percent, networks side by side."""
+    """The IoU of every class and the mIoU of each network, in percent."""
     lines = [
         "| IoU % | " + " | ".join(_TITLES[name] for name in metrics) + " |",
         "|---|" + "---:|" * len(metrics),
@@ -69,7 +81,7 @@ def _table(metrics: Mapping[str, Mapping[str, Any]], classes: Sequence[str]) -> 
 
 
 def _choose_pixel(label: np.ndarray, local: np.ndarray, non_local: np.ndarray) -> tuple[int, int]:
-    """A pixel well inside a digit, where only the non-local network is right if there is such."""
+    """A pixel inside a digit. If possible, one that only the non-local network classifies right."""
     digits = label > 0
     right = digits & (local != label) & (non_local == label)
     wanted = right if right.any() else digits
@@ -82,32 +94,33 @@ def _enlarge(image: np.ndarray) -> np.ndarray:
     return image.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
-def _draw(networks: Mapping[str, tuple], path: pathlib.Path) -> None:
-    """Writes one sheet: input, truth, both predictions, and where a chosen pixel looks."""
+def _draw(networks: Mapping[str, _Network], path: pathlib.Path) -> None:
+    """Draws a sheet: input, ground truth, the predictions, and the attention of one pixel."""
     source = data.load_source("digits_flag", "val")
-    palette = data.get_info("digits_flag").palette
-    apply_fns, protocols = {}, {}
-    for name, (config, variables, _) in networks.items():
-        apply_fns[name] = evaluation.inference_fn(create_model(config.model), variables)
-        protocols[name] = evaluation.inference_protocol(config)
+    palette = data.get_dataset("digits_flag").palette
+    predict = {
+        name: evaluation.Predictor(network.config).label_maps(network.variables)
+        for name, network in networks.items()
+    }
     config, variables, _ = networks["demo_nonlocal"]
     model = create_model(config.model)
 
     columns = [
         "input",
-        "truth",
-        *(f"{_TITLES[n]}: mIoU {100 * m['miou']:.1f} %" for n, (_, _, m) in networks.items()),
-        "where the ringed pixel looks",
+        "ground truth",
+        *(
+            f"{_TITLES[name]}: mIoU {100 * network.metrics['miou']:.1f} %"
+            for name, network in networks.items()
+        ),
+        "attention of the ringed pixel",
     ]
     figure = Figure(figsize=(2.4 * len(columns), 2.4 * _ROWS + 0.4), layout="constrained")
     axes = figure.subplots(_ROWS, len(columns))
     for row in range(_ROWS):
         example = source[row]
         image, label = example["image"], example["label"]
-        predictions = {
-            name: evaluation.predict(apply_fns[name], image, protocols[name]) for name in networks
-        }
-        pixel = _choose_pixel(label, *predictions.values())
+        predictions = [predict[name](image) for name in networks]
+        pixel = _choose_pixel(label, *predictions)
         images = data.normalize(image[None], config.data.mean, config.data.std)
         weights = visualize.attention_map(model, variables, images, pixel)
         enlarged = _enlarge(image)
@@ -117,7 +130,7 @@ def _draw(networks: Mapping[str, tuple], path: pathlib.Path) -> None:
             image,
             *(
                 visualize.color_overlay(image, labels, palette, alpha=0.85)
-                for labels in (label, *predictions.values())
+                for labels in (label, *predictions)
             ),
             visualize.attention_overlay(enlarged, weights, center),
         ]
@@ -131,9 +144,9 @@ def _draw(networks: Mapping[str, tuple], path: pathlib.Path) -> None:
 
 def _demo(directory: pathlib.Path) -> None:
     networks = {name: _train(name, directory / name) for name in ("demo_fcn", "demo_nonlocal")}
-    metrics = {name: network[2] for name, network in networks.items()}
+    metrics = {name: network.metrics for name, network in networks.items()}
     _draw(networks, directory / "pictures.png")
-    classes = data.get_info("digits_flag").classes
+    classes = data.get_dataset("digits_flag").classes
     write_json(
         directory / "metrics.json",
         {
@@ -154,7 +167,7 @@ def _compare_seeds(directory: pathlib.Path, seeds: Sequence[int]) -> None:
         "|---|" + "---:|" * (len(seeds) + 1),
     ]
     for name, title in _TITLES.items():
-        miou = [_train(name, directory / f"{name}_{s}", s)[2]["miou"] for s in seeds]
+        miou = [_train(name, directory / f"{name}_{s}", s).metrics["miou"] for s in seeds]
         cells = " | ".join(f"{100 * value:.1f}" for value in (*miou, np.mean(miou)))
         lines.append(f"| {title} (`{name}`) | {cells} |")
     table = "\n".join(lines)

@@ -1,21 +1,20 @@
-"""Segments images: a label map and a colored overlay for each.
+"""Segments images: writes a label map and a colored overlay for each.
 
     python -m experiments.predict --checkpoint=PATH --output=DIR IMAGE... \\
         --config=configs/segmentation.py:nonlocal_r50-d8_512x1024_40k_cityscapes
 
-PATH is a training work directory, one saved step in it, or a .safetensors file. IMAGE is a PNG or
-JPEG of any size, or a directory of them. For street.jpg DIR gets
+PATH is a training work directory, a saved step in one, a .safetensors file or a PyTorch file. IMAGE
+is a PNG or JPEG of any size, or a directory of them. For street.jpg it writes to DIR:
 
-    street_labels.png    8-bit gray at the size of the image: the value of a pixel is the index of
-                         its class, from 0, in the order of the dataset's classes
-    street_overlay.png   the image tinted in the colors of the classes, a legend underneath
+    street_labels.png    8-bit gray, the size of the image. The value of a pixel is the index of its
+                         class, from 0, in the order of the dataset's classes.
+    street_overlay.png   The image blended with the colors of the classes, with a legend.
 
-The protocol is the published one of the experiment; --multi_scale averages over its scales and
-flips. An image that cannot be read does not stop the others: it is reported at the end, and the
-exit status is 2.
+The protocol is the published one of the experiment. --multi_scale averages over its scales and
+flips. If an image cannot be read, the others are still segmented. The errors are listed at the end,
+and the exit status is 2.
 """
 
-import collections
 import pathlib
 from collections.abc import Iterator
 
@@ -24,70 +23,77 @@ import numpy as np
 from absl import flags
 
 from experiments import cli
-from nonlocal_jax import create_model, data, evaluation, visualize
+from nonlocal_jax import convert, data, evaluation, visualize
 from nonlocal_jax._files import make_directory
 from nonlocal_jax._progress import progress
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.train.checkpoint import load_variables
+from nonlocal_jax.tasks import get_task
 
 _CONFIG = cli.define_config()
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "work directory, saved step or .safetensors file", required=True
+    "checkpoint", None, "work directory, saved step, .safetensors or .pth file", required=True
 )
 _OUTPUT = flags.DEFINE_string("output", None, "directory for the pictures", required=True)
 _MULTI_SCALE = flags.DEFINE_bool("multi_scale", False, "average over scales and flips")
 
-# Images read by threads while the device works.
+# This many threads read images while the device computes.
 _READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 
 
 def main(arguments: list[str]) -> None:
     config = _CONFIG.value
-    files = _list_files(arguments[1:])
-    info = data.get_info(config.data.name)
-    info.check_num_classes(config.model.num_classes)
+    get_task(config)  # checks the config
+    if not arguments[1:]:
+        raise InputError("there are no images; give at least one image or directory of images")
+    files = list(dict.fromkeys(data.list_images(arguments[1:])))
+    dataset = data.get_dataset(config.data.name)
+    dataset.check_num_classes(config.model.num_classes)
     directory = make_directory(_OUTPUT.value)
-    variables = load_variables(_CHECKPOINT.value, config.model)
-    mesh = evaluation.inference_mesh(config)
-    apply_fn = evaluation.inference_fn(create_model(config.model), variables, mesh)
-    protocol = evaluation.inference_protocol(config, multi_scale=_MULTI_SCALE.value)
+    _check_outputs(files, directory)
+    predictor = evaluation.Predictor(config, multi_scale=_MULTI_SCALE.value)
+    variables = convert.load(_CHECKPOINT.value, config.model, allow_missing_heads=False)
+    predict = predictor.label_maps(variables)
 
     errors = []
     for path, image in progress(_read(files), len(files), "predicting"):
         if isinstance(image, InputError):
             errors.append(image)
             continue
-        labels = evaluation.predict(apply_fn, image, protocol)
-        overlay = visualize.color_overlay(image, labels, info.palette)
-        overlay = visualize.add_legend(overlay, labels, info.classes, info.palette)
-        data.write_png(directory / f"{path.stem}_labels.png", labels)
-        data.write_png(directory / f"{path.stem}_overlay.png", overlay)
+        labels = predict(image)
+        overlay = visualize.color_overlay(image, labels, dataset.palette)
+        overlay = visualize.add_legend(overlay, labels, dataset.classes, dataset.palette)
+        for output, picture in zip(_outputs(path, directory), (labels, overlay), strict=True):
+            data.write_png(output, picture)
     if errors:
-        done = len(files) - len(errors)
         listed = "".join(f"\n  {error}" for error in errors)
-        raise InputError(f"{done} of {len(files)} images done; not the others:{listed}")
+        raise InputError(f"{len(errors)} of {len(files)} images could not be read:{listed}")
 
 
-def _list_files(arguments: list[str]) -> list[pathlib.Path]:
-    if not arguments:
-        raise InputError("name at least one image, or a directory of images")
-    files = list(dict.fromkeys(data.list_images(arguments)))
-    by_stem = collections.defaultdict(list)
+def _outputs(path: pathlib.Path, directory: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+    """The files of the label map and of the overlay of an image."""
+    return directory / f"{path.stem}_labels.png", directory / f"{path.stem}_overlay.png"
+
+
+def _check_outputs(files: list[pathlib.Path], directory: pathlib.Path) -> None:
+    """Requires that no output replaces an input or another output."""
+    inputs = {path.resolve() for path in files}
+    first: dict[str, pathlib.Path] = {}
+    errors = []
     for path in files:
-        by_stem[path.stem].append(str(path))
-    for paths in by_stem.values():
-        if len(paths) > 1:
-            raise InputError(
-                f"the pictures of {' and '.join(paths)} would have the same names: "
-                "rename one, or run them apart with another --output"
-            )
-    return files
+        if first.setdefault(path.stem, path) != path:
+            errors.append(f"{first[path.stem]} and {path} would have the same outputs")
+        for output in _outputs(path, directory):
+            if output.resolve() in inputs:
+                errors.append(f"{output} would replace an input")
+    if errors:
+        listed = "".join(f"\n  {error}" for error in errors)
+        raise InputError(f"choose another --output, or segment fewer images at once:{listed}")
 
 
 def _read(
     files: list[pathlib.Path],
 ) -> Iterator[tuple[pathlib.Path, np.ndarray | InputError]]:
-    """Each file with its image, or with the error of reading it."""
+    """Yields each file with its image, or with the error of reading it."""
     images = grain.MapDataset.source(files).map(_read_file)
     return iter(images.to_iter_dataset(_READ_OPTIONS))
 

@@ -1,9 +1,9 @@
-"""Trains an experiment; the same command again goes on where it was stopped or killed.
+"""Trains an experiment. The same command again resumes a run that was stopped or killed.
 
     python -m experiments.train --workdir=DIR --config=configs/segmentation.py:demo_nonlocal
 
-DIR receives checkpoints/STEP, config.json, metrics.jsonl and curves.png. SIGTERM saves and exits
-with status 0, Ctrl-C saves and exits with 130.
+Writes checkpoints/STEP, config.json, metrics.jsonl and curves.png to DIR. SIGTERM saves the state
+and exits with status 0, Ctrl-C saves the state and exits with status 130.
 """
 
 import signal
@@ -11,32 +11,35 @@ import signal
 from absl import flags
 
 from experiments import cli
-from nonlocal_jax import data, evaluation, train
+from nonlocal_jax import train
+from nonlocal_jax.tasks import get_task
 
 _CONFIG = cli.define_config()
-_WORKDIR = flags.DEFINE_string("workdir", None, "directory of this run alone", required=True)
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "where prepared datasets lie")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of this run only.", required=True)
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Directory of the prepared datasets.")
 _INIT = flags.DEFINE_string(
-    "init", None, "checkpoint to start from: a .safetensors, a work directory or a step in one"
+    "init",
+    None,
+    "Checkpoint to start from: a .pth or .safetensors file, a work directory, or a saved step.",
 )
 
 
 def main(_: list[str]) -> None:
     config = _CONFIG.value
-    data.get_info(config.data.name).check_num_classes(config.model.num_classes)
+    task = get_task(config)
     training, validation = (
-        data.load_source(config.data.name, split, _DATA_DIR.value) for split in ("train", "val")
+        task.open_source(config, split, _DATA_DIR.value) for split in ("train", "val")
     )
     result = train.train(
         config,
         _WORKDIR.value,
         training,
-        evaluate=evaluation.evaluator(config, validation),
+        evaluate=task.evaluator(config, validation),
         init=_INIT.value,
     )
     step = int(result.state.step)
     if result.signal is not None:
-        print(f"{result.signal.name}: saved step {step}; the same command goes on from there")
+        print(f"{result.signal.name}: saved step {step}; run the same command to resume")
     if result.signal == signal.SIGINT:
         raise KeyboardInterrupt
     if step == config.steps:

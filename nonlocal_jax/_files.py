@@ -1,27 +1,40 @@
-"""Directories that can be written, and files that appear whole or not at all."""
+"""Paths, directories that can be written, and files that are written completely or not at all."""
 
 import contextlib
 import json
 import os
-import pathlib
 import tempfile
 from collections.abc import Iterator
 from typing import Any
+
+from etils import epath
 
 from nonlocal_jax.errors import InputError
 
 PathLike = str | os.PathLike
 
 
-def make_directory(path: PathLike) -> pathlib.Path:
-    """Makes a directory and tries whether it can be written: before the work, not after it.
+def as_path(path: PathLike) -> epath.Path:
+    """A path of the local file system.
 
     Raises:
-      InputError: it cannot.
+      InputError: The path is empty, or it is a URL such as "gs://bucket/run".
     """
-    if not os.fspath(path):
-        raise InputError("the name of the directory is empty")
-    directory = pathlib.Path(path)
+    text = os.fspath(path)
+    if not text:
+        raise InputError("the path is empty; give a file or a directory")
+    if "://" in text:
+        raise InputError(f"object stores are not supported yet: {text}; give a local path")
+    return epath.Path(text)
+
+
+def make_directory(path: PathLike) -> epath.Path:
+    """Creates a directory and checks that it can be written, before the work and not after it.
+
+    Raises:
+      InputError: The directory cannot be created or written.
+    """
+    directory = as_path(path)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):
@@ -33,20 +46,20 @@ def make_directory(path: PathLike) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def replacing(path: PathLike) -> Iterator[pathlib.Path]:
-    """Gives a new, empty file beside ``path``, which takes its place if all goes well.
+def replacing(path: PathLike) -> Iterator[epath.Path]:
+    """Yields a new, empty file next to ``path``, and renames it to ``path`` on success.
 
     Raises:
-      InputError: the file cannot be written; what was at ``path`` is still there.
+      InputError: The file cannot be written. The old file, if any, is unchanged.
     """
-    path = pathlib.Path(path)
+    path = as_path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         partial.touch()
-        mode = partial.stat().st_mode
+        mode = os.stat(partial).st_mode
         yield partial
-        partial.chmod(mode)  # safetensors makes files that only their owner may read
-        partial.replace(path)
+        os.chmod(partial, mode)  # safetensors makes files that only their owner can read
+        os.replace(partial, path)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
@@ -55,11 +68,11 @@ def replacing(path: PathLike) -> Iterator[pathlib.Path]:
 
 
 def write_file(path: PathLike, data: str | bytes) -> None:
-    """Writes all of a file; see ``replacing``."""
+    """Writes a file completely or not at all, see ``replacing``."""
     with replacing(path) as partial:
         partial.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
 def write_json(path: PathLike, value: Any) -> None:
-    """Writes JSON, which knows no NaN; see ``replacing``."""
+    """Writes strict JSON, without NaN, completely or not at all."""
     write_file(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

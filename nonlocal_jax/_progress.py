@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a line now and then in a log."""
+"""Progress of long loops: a bar on a terminal, a line every ten seconds in a log."""
 
 import sys
 import time
@@ -9,14 +9,14 @@ from tqdm import tqdm
 
 Item = TypeVar("Item")
 
-# Seconds between two lines in a log.
+# Seconds between two lines of a log.
 _INTERVAL = 10.0
 
 
 def progress(
     iterable: Iterable[Item], total: int, description: str, unit: str = "image"
 ) -> Iterator[Item]:
-    """Yields the items and reports count, rate and time left on stderr."""
+    """Yields the items, and reports the count, the rate and the remaining time on stderr."""
     if sys.stderr.isatty():
         return iter(tqdm(iterable, total=total, desc=description, unit=unit))
     return _lines(iterable, total, description, unit)

@@ -21,6 +21,7 @@ from nonlocal_jax.errors import InputError
 
 DATA = "data"
 CONTEXT = "context"
+_BATCH = PartitionSpec(DATA)
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None, *, context: int = 1) -> Mesh:
@@ -68,7 +69,7 @@ class Shardings:
 
     mesh: Mesh
     rules: tuple[tuple[str, PartitionSpec], ...] = ()
-    batch_spec: PartitionSpec = PartitionSpec(DATA)
+    batch_spec: PartitionSpec = _BATCH
 
     @property
     def batch(self) -> NamedSharding:
@@ -89,8 +90,11 @@ class Shardings:
         return jax.tree.map_with_path(self._of_leaf, tree)
 
     def place(self, tree: Any) -> Any:
-        """Puts a tree of arrays on the devices, each leaf with its sharding."""
-        return jax.device_put(jax.tree.map(_addressable, tree), self.of(tree))
+        """Puts a tree of arrays on the devices, each leaf with its sharding.
+
+        Leaves that have their sharding already are returned as they are.
+        """
+        return jax.tree.map(_place, tree, self.of(tree))
 
     def _of_leaf(self, path: tuple, leaf: Any) -> NamedSharding:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -116,11 +120,15 @@ def _number_of_parts(mesh: Mesh, axes: str | tuple[str, ...] | None) -> int:
     return math.prod(mesh.shape[name] for name in names)
 
 
-def _addressable(x: Any) -> Any:
-    """This process's copy of an array that is replicated over several processes."""
-    if isinstance(x, jax.Array) and x.is_fully_replicated and not x.is_fully_addressable:
-        return x.addressable_data(0)
-    return x
+def _place(x: Any, sharding: NamedSharding) -> jax.Array:
+    if isinstance(x, jax.Array):
+        if x.sharding.is_equivalent_to(sharding, x.ndim):
+            return x
+        if x.is_fully_replicated and not x.is_fully_addressable:
+            x = x.addressable_data(0)  # this process's copy
+        if not sharding.is_fully_addressable and x.is_fully_addressable:
+            x = np.asarray(x)  # JAX moves only NumPy arrays to devices of several processes
+    return jax.device_put(x, sharding)
 
 
 def check_batch_size(batch_size: int, shardings: Shardings) -> None:

@@ -1,17 +1,18 @@
 """Settings of the whole suite: eight CPU devices, strict types and shapes, float64 on request."""
 
-import importlib.util
 import os
-import pathlib
 import socket
 import subprocess
 import sys
+from unittest import mock
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import pytest
 
+from nonlocal_jax.errors import InputError
+from nonlocal_jax.topology import use_tpu_compiler
 from tests.helpers import child_environment
 
 # Before the first use of a device.
@@ -23,9 +24,12 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 @pytest.fixture(scope="session", autouse=True)
 def _data_dir(tmp_path_factory):
-    """Embedded data is built once, and not in the user's own data directory."""
+    """The embedded data is built once for all workers, not in the user's own data directory."""
+    directory = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        directory = directory.parent
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NONLOCAL_JAX_DATA", str(tmp_path_factory.mktemp("data")))
+        patch.setenv("NONLOCAL_JAX_DATA", str(directory / "data"))
         yield
 
 
@@ -43,16 +47,15 @@ def unused_port():
         return listener.getsockname()[1]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def libtpu():
-    """The TPU compiler, where `make setup` puts it or where it was installed."""
-    installed = (
-        "TPU_LIBRARY_PATH" in os.environ
-        or importlib.util.find_spec("libtpu") is not None
-        or pathlib.Path(sys.prefix, "libtpu", "libtpu", "libtpu.so").exists()
-    )
-    if not installed:
-        pytest.skip("libtpu is not installed: `make setup`")
+    """The TPU compiler, for this process and those that it starts."""
+    with mock.patch.dict(os.environ):
+        try:
+            use_tpu_compiler()
+        except InputError as error:
+            pytest.skip(str(error))
+        yield
 
 
 @pytest.fixture(scope="session")

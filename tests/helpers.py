@@ -4,10 +4,13 @@ import json
 import os
 import sys
 
+import jax
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from nonlocal_jax.convert import names
+from nonlocal_jax.sharding import Shardings, make_mesh
+from nonlocal_jax.train import loop
 
 # A network with all parts of the published ones, small enough to build in a moment.
 TINY = {
@@ -51,6 +54,16 @@ def random_variables(config, seed=0):
 
     flat = {leaf.path: draw(leaf).astype(np.float32) for leaf in names.leaves(config)}
     return unflatten_dict(flat, sep="/")
+
+
+def one_device():
+    """Everything on the first of the devices that the tests have."""
+    return Shardings(make_mesh(jax.devices()[:1]))
+
+
+def train(config, workdir, source, **options):
+    """``nonlocal_jax.train.train``, by default on one device."""
+    return loop.train(config, workdir, source, **{"shardings": one_device(), **options})
 
 
 def read_metrics(workdir):

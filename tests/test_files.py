@@ -1,13 +1,12 @@
 import os
-import pathlib
 
 import pytest
 
-from nonlocal_jax._files import make_directory, replacing, write_file
+from nonlocal_jax._files import as_path, make_directory, replacing, write_file
 from nonlocal_jax.errors import InputError
 
 
-def test_a_file_is_replaced_as_a_whole(tmp_path):
+def test_a_file_is_replaced_completely(tmp_path):
     path = tmp_path / "a"
     write_file(path, "first")
     with replacing(path) as partial:
@@ -17,7 +16,7 @@ def test_a_file_is_replaced_as_a_whole(tmp_path):
     assert os.listdir(tmp_path) == ["a"]
 
 
-def test_after_an_error_the_old_file_stays_alone(tmp_path):
+def test_after_an_error_the_old_file_is_unchanged(tmp_path):
     path = tmp_path / "a"
     write_file(path, b"old")
 
@@ -36,11 +35,11 @@ def test_permissions_are_those_of_any_new_file(tmp_path):
     (tmp_path / "usual").touch()
     with replacing(tmp_path / "a") as partial:
         partial.write_text("x")
-        partial.chmod(0o600)
+        os.chmod(partial, 0o600)
     assert (tmp_path / "a").stat().st_mode == (tmp_path / "usual").stat().st_mode
 
 
-def test_what_cannot_be_written_is_named(tmp_path):
+def test_the_message_names_the_path(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"cannot write .*file/a: Not a directory"):
         write_file(tmp_path / "file" / "a", "x")
@@ -50,20 +49,29 @@ def test_what_cannot_be_written_is_named(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["directory", "file"]
 
 
-def test_a_full_disk_costs_nothing_that_was_there(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "a"
     write_file(path, b"old")
 
-    def fail(self, target):
+    def fail(source, target):
         raise OSError("disk full")
 
-    monkeypatch.setattr(pathlib.Path, "replace", fail)
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(InputError, match=r"cannot write .*a: disk full"):
         write_file(path, b"new")
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["a"]
 
 
-def test_no_name_is_not_the_current_directory():
+def test_an_empty_path_is_not_the_current_directory():
     with pytest.raises(InputError, match="empty"):
         make_directory("")
+
+
+@pytest.mark.parametrize("function", [as_path, make_directory])
+def test_object_stores_are_refused(function, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    message = "object stores are not supported yet: gs://bucket/run; give a local path"
+    with pytest.raises(InputError, match=message):
+        function("gs://bucket/run")
+    assert not os.listdir(tmp_path)

@@ -1,1 +1,1 @@
-"""Time and memory of operations, blocks and networks, beside PyTorch's."""
+"""Measures the time and the memory of operations, blocks and networks, and of PyTorch's."""

@@ -1,15 +1,22 @@
-"""Times and memory of this project beside PyTorch's, paired in one run.
+"""Compares the time and memory of this project with PyTorch's.
 
     python -m experiments.benchmark ops    --output=DIR --positions=4096,9409 --threads=1
     python -m experiments.benchmark models --output=DIR --networks=r50_nonlocal --sizes=512x1024
 
-The same on CPU, GPU and TPU. "ours" is what implementation="auto" chooses. Where torch is
-installed, its forms stand beside: eager (autocast in bfloat16), compiled (channels last; on a GPU
-max-autotune), and compiled with the fused attention (sdpa). Forms take turns, so that what disturbs
-one disturbs all; the memory of each is measured in a fresh process.
+Runs on the first CPU, GPU or TPU device of JAX. Each case is measured in several variants:
 
-Writes DIR/ops.json with every sample, DIR/ops.md and, with matplotlib, DIR/ops.png, after every
-case; models likewise.
+    ours                 what implementation="auto" chooses
+    ours_IMPLEMENTATION  one of our implementations, such as ours_dense
+    torch_eager          PyTorch, with autocast in bfloat16
+    torch_compile        compiled and channels-last; on a GPU with max-autotune
+    torch_sdpa           as torch_compile, with scaled_dot_product_attention
+    torch_reassociated   as torch_compile, with the dot product reassociated
+
+The variants take turns, so that a disturbance of the machine affects all of them. The memory of
+each is measured in a fresh process. Without torch, only ours are measured.
+
+Writes DIR/ops.json with every sample, DIR/ops.md and, if matplotlib is installed, DIR/ops.png; for
+models, DIR/models.json and so on. The first two are updated after every case.
 """
 
 import importlib.util
@@ -27,74 +34,80 @@ import jax
 from absl import flags
 
 from experiments import cli
-from experiments.benchmark import report, runner
-from experiments.benchmark.cases import BLOCKS, DTYPES, NETWORKS, Case, feature_map
-from experiments.benchmark.measure import cores
-from experiments.benchmark.operations import OPERATIONS
+from experiments.benchmark import _report, _runner
+from experiments.benchmark._cases import BLOCKS, DTYPES, NETWORKS, OPERATIONS, Case, feature_map
+from experiments.benchmark._measure import cores
 from nonlocal_jax._files import make_directory, replacing, write_file, write_json
 from nonlocal_jax.errors import InputError
 
 _OUTPUT = flags.DEFINE_string("output", None, "directory for the results", required=True)
-_OPERATIONS = flags.DEFINE_list("operations", [*OPERATIONS, *BLOCKS], "of ops: what to measure")
-_POSITIONS = flags.DEFINE_list("positions", ["4096", "8192", "9409"], "of ops: each N")
+_OPERATIONS = flags.DEFINE_list(
+    "operations", [*OPERATIONS, *BLOCKS], "ops: operations and blocks to measure"
+)
+_POSITIONS = flags.DEFINE_list("positions", ["4096", "8192", "9409"], "ops: numbers of positions")
 _CHANNELS = flags.DEFINE_integer(
-    "channels", 256, "of ops: channels of theta, phi and g; blocks have twice as many", 1
+    "channels", 256, "ops: channels of theta, phi and g; blocks have twice as many", 1
 )
 _STD = flags.DEFINE_float(
     "std",
     Case.std,
-    "of ops: standard deviation of the features; greater ones sharpen the softmax",
+    "ops: standard deviation of the features; a larger one sharpens the softmax",
     0,
 )
-_NETWORKS = flags.DEFINE_list("networks", list(NETWORKS), "of models: what to measure")
-_SIZES = flags.DEFINE_list("sizes", ["512x512", "512x1024", "769x769"], "of models: HEIGHTxWIDTH")
-_WIDTH = flags.DEFINE_integer("width", 64, "of models: channels of the first stage", 8)
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "by default 1 of ops, 2 of models", 1)
-_DTYPE = flags.DEFINE_enum(
-    "dtype", None, DTYPES, "by default bfloat16 on an accelerator, float32 on a CPU"
-)
-_FORMS = flags.DEFINE_list(
-    "forms", [], "forms to compare, the first with all others; ours, ours_dense and all of torch"
+_NETWORKS = flags.DEFINE_list("networks", list(NETWORKS), "models: networks to measure")
+_SIZES = flags.DEFINE_list("sizes", ["512x512", "512x1024", "769x769"], "models: HEIGHTxWIDTH")
+_WIDTH = flags.DEFINE_integer("width", 64, "models: channels of the first stage", 8)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "default: 1 for ops, 2 for models", 1)
+_DTYPE = flags.DEFINE_enum("dtype", None, DTYPES, "default: float32 on a CPU, else bfloat16")
+_VARIANTS = flags.DEFINE_list(
+    "variants",
+    [],
+    "variants to compare, the baseline first; default: ours,ours_dense and all of PyTorch's",
 )
 _GRADIENT = flags.DEFINE_enum(
-    "gradient", "both", ["both", "with", "without"], "train steps are with, inference is without"
+    "gradient", "both", ["both", "with", "without"], "with: train steps; without: inference"
 )
-_REPEATS = flags.DEFINE_integer("repeats", 10, "samples of each form", 1)
+_REPEATS = flags.DEFINE_integer("repeats", 10, "samples of each variant", 1)
 _THREADS = flags.DEFINE_integer(
-    "threads", None, "CPU cores to use; with one, times are CPU time; by default all", 1
+    "threads", None, "CPU cores to use; with one, times are CPU time; default: all", 1
 )
-_MEMORY = flags.DEFINE_boolean("memory", True, "measure memory, each form in a fresh process")
+_MEMORY = flags.DEFINE_boolean("memory", True, "measure memory")
 
 
 def _choices(flag: flags.FlagHolder, known: Sequence[str]) -> list[str]:
     for name in flag.value:
         if name not in known:
-            raise InputError(f"--{flag.name} must be some of {','.join(known)}; got {name!r}")
+            raise InputError(f"unknown --{flag.name}={name}; use one or more of {','.join(known)}")
     return list(dict.fromkeys(flag.value))
 
 
 def _sizes() -> list[tuple[int, int]]:
     for size in _SIZES.value:
         if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", size):
-            raise InputError(f"--sizes must be HEIGHTxWIDTH,...; got {size!r}")
+            raise InputError(f"--sizes={size} is not HEIGHTxWIDTH; use, for example, 512x1024")
     return [tuple(map(int, size.split("x"))) for size in dict.fromkeys(_SIZES.value)]
 
 
 def _positions() -> list[int]:
     for positions in _POSITIONS.value:
         if not re.fullmatch(r"[1-9]\d*", positions):
-            raise InputError(f"--positions must be positive integers; got {positions!r}")
+            raise InputError(
+                f"--positions={positions} is not a positive integer; use, for example, 4096"
+            )
     return list(dict.fromkeys(map(int, _POSITIONS.value)))
 
 
 def _prepare_process() -> None:
-    """Cores and memory, before JAX starts its threads and takes most of a GPU for itself."""
+    """Limits cores and memory before JAX starts its threads and preallocates GPU memory."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     if _THREADS.value:
         if sys.platform != "linux":
-            raise InputError("--threads works on Linux only: leave it out")
+            raise InputError("--threads works only on Linux; leave it out")
         if _THREADS.value > cores():
-            raise InputError(f"--threads must be at most {cores()}, the cores there are")
+            raise InputError(
+                f"--threads={_THREADS.value} exceeds the {cores()} available cores; "
+                f"use at most {cores()}"
+            )
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-_THREADS.value :])
 
 
@@ -115,30 +128,32 @@ def _cases(kind: str, dtype: str) -> list[Case]:
     ]
 
 
-def _forms(cases: Sequence[Case], torch: bool) -> dict[Case, list[str]]:
-    """The forms of each case: those asked for, or all but our other implementations."""
-    known = dict.fromkeys(form for case in cases for form in case.forms())
-    wanted = _choices(_FORMS, list(known)) or [
-        form for form in known if form == "ours_dense" or not form.startswith("ours_")
-    ]
+def _variants(cases: Sequence[Case], torch: bool) -> dict[Case, list[str]]:
+    """The variants of each case: by default all except our other implementations."""
+    known = dict.fromkeys(variant for case in cases for variant in case.variants())
+    default = [v for v in known if v == "ours_dense" or not v.startswith("ours_")]
+    wanted = _choices(_VARIANTS, list(known)) or default
     if not torch:
-        if asked := [form for form in _FORMS.value if form.startswith("torch_")]:
-            raise InputError(f"--forms={','.join(asked)} needs PyTorch on this device")
-        wanted = [form for form in wanted if not form.startswith("torch_")]
-    return {case: [form for form in wanted if form in case.forms()] for case in cases}
+        if asked := [variant for variant in _VARIANTS.value if variant.startswith("torch_")]:
+            raise InputError(
+                f"--variants={','.join(asked)} needs PyTorch on this device; leave it out or "
+                "install torch"
+            )
+        wanted = [variant for variant in wanted if not variant.startswith("torch_")]
+    return {case: [v for v in wanted if v in case.variants()] for case in cases}
 
 
 def _torch_version() -> str | None:
-    """Of the PyTorch that runs on the same device as JAX, or None."""
+    """The version of PyTorch, or None if it cannot run on the device of JAX."""
     if importlib.util.find_spec("torch") is None:
-        print("PyTorch is not installed: its forms are left out", file=sys.stderr)
+        print("PyTorch is not installed; its variants are left out", file=sys.stderr)
         return None
     import torch
 
     backend = jax.default_backend()
     if backend == "cpu" or (backend == "gpu" and torch.cuda.is_available()):
         return torch.__version__
-    print(f"PyTorch does not run on this {backend}: its forms are left out", file=sys.stderr)
+    print(f"PyTorch does not run on this {backend}; its variants are left out", file=sys.stderr)
     return None
 
 
@@ -164,23 +179,26 @@ def _print_progress(
         return result.get("note") or f"{1e3 * statistics.median(result[clock]):.4g} ms"
 
     size = "x".join(map(str, case.size)) if case.is_network else f"N={case.positions}"
-    line = ", ".join(f"{result['form']} {outcome(result)}" for result in results)
+    line = ", ".join(f"{result['variant']} {outcome(result)}" for result in results)
     print(f"[{count}] {case.name} {size} {case.mode}: {line}", file=sys.stderr, flush=True)
 
 
 def main(arguments: list[str]) -> None:
     kinds = ("ops", "models")
     if len(arguments) != 2 or arguments[1] not in kinds:
-        raise InputError(f"give one of {', '.join(kinds)}")
+        raise InputError(f"cannot measure {' '.join(arguments[1:])!r}; use {' or '.join(kinds)}")
     kind = arguments[1]
     _prepare_process()
     on_cpu = jax.default_backend() == "cpu"
     cases = _cases(kind, _DTYPE.value or ("float32" if on_cpu else "bfloat16"))
     torch_version = _torch_version()
-    forms = _forms(cases, torch_version is not None)
-    cases = [case for case in cases if forms[case]]
+    variants = _variants(cases, torch_version is not None)
+    cases = [case for case in cases if variants[case]]
     if not cases:
-        raise InputError("nothing to measure: no case is named, or none has one of --forms")
+        raise InputError(
+            "nothing to measure: there is no case, or no case has one of these --variants; "
+            "leave --operations, --networks and --variants out"
+        )
     directory = make_directory(_OUTPUT.value)
 
     versions = {"jax": jax.__version__, "flax": flax.__version__, "torch": torch_version}
@@ -190,23 +208,23 @@ def main(arguments: list[str]) -> None:
         "device": _device(),
         "settings": _settings(cases[0]),
         "versions": {name: version for name, version in versions.items() if version},
-        "baseline": (_FORMS.value or ["ours"])[0],
-        # Of one thread, its own time: what else runs on the machine does not count.
+        "baseline": (_VARIANTS.value or ["ours"])[0],
+        # With one thread, CPU time: it does not depend on what else runs on the machine.
         "clock": "cpu_seconds" if on_cpu and cores() == 1 else "wall_seconds",
         "results": [],
     }
     for i, case in enumerate(cases, 1):
-        results = runner.run(case, forms[case], repeats=_REPEATS.value, memory=_MEMORY.value)
+        results = _runner.run(case, variants[case], repeats=_REPEATS.value, memory=_MEMORY.value)
         _print_progress(f"{i}/{len(cases)}", case, results, summary["clock"])
         summary["results"] += [{**case.describe(), **result} for result in results]
         write_json(directory / f"{kind}.json", summary)
-        write_file(directory / f"{kind}.md", report.table(summary) + "\n")
+        write_file(directory / f"{kind}.md", _report.table(summary) + "\n")
     if importlib.util.find_spec("matplotlib") is None:
-        print("matplotlib is not installed: no plot", file=sys.stderr)
+        print("matplotlib is not installed; no plot is written", file=sys.stderr)
     else:
         with replacing(directory / f"{kind}.png") as partial:
-            report.plot(summary, partial)
-    print(report.table(summary))
+            _report.plot(summary, partial)
+    print(_report.table(summary))
 
 
 if __name__ == "__main__":

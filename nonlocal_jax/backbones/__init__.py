@@ -1,4 +1,4 @@
-"""Functional ResNets that return the output of every stage."""
+"""ResNets for images and clips that return the feature map of every stage."""
 
 from nonlocal_jax.backbones.resnet import ResNet
 

@@ -2,113 +2,100 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Literal, get_args
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.layers import initializers
-from nonlocal_jax.layers.norm import BatchNorm
-from nonlocal_jax.ops import dilated_conv
+from nonlocal_jax.layers import BatchNorm, Conv, NormFn, apply_norm
 
-INSERT_POSITIONS = ("after_residual", "after_conv3")
-STEMS = ("v1", "v1c")
-
-
-def _make_dilated_conv() -> Callable[..., jax.Array]:
-    """``ops.dilated_conv`` for ``nn.Conv``, which calls it as ``lax.conv_general_dilated``."""
-    return lambda x, kernel, *_, rhs_dilation, **__: dilated_conv(x, kernel, rhs_dilation[0])
-
-
-def conv(features: int, size: int, *, stride: int = 1, dilation: int = 1, **kwargs) -> nn.Conv:
-    """A square convolution without bias, padded as PyTorch pads: the same on both sides."""
-    pad = dilation * (size // 2)
-    return nn.Conv(
-        features,
-        (size, size),
-        strides=stride,
-        padding=((pad, pad), (pad, pad)),
-        kernel_dilation=dilation,
-        use_bias=False,
-        kernel_init=initializers.kaiming_fan_out,
-        conv_general_dilated_cls=_make_dilated_conv if dilation > 1 and stride == 1 else None,
-        **kwargs,
-    )
+BlockPosition = Literal["after_residual", "after_conv3"]
+Stem = Literal["v1", "v1c"]
 
 
 class Bottleneck(nn.Module):
-    """ReLU(shortcut(x) + block(conv3(conv2(conv1(x))))): 1x1, 3x3 and 1x1, each with batch norm.
+    """A residual block of 1x1, 3x3 and 1x1 convolutions, each with a norm::
 
-    ResNet (arXiv:1512.03385) with the stride in the 3x3 ("pytorch style"). The shortcut is x, or a
-    1x1 convolution with norm where the shape changes. The last norm starts at zero.
+        y = ReLU(shortcut(x) + block(conv3(conv2(conv1(x)))))
+
+    ResNet (arXiv:1512.03385) with the stride in the 3x3 convolution (PyTorch's style). The shortcut
+    is x, or a 1x1 convolution with norm where the shape changes. The scale of the last norm starts
+    at zero.
 
     Attributes:
-      width: channels of the 3x3; four times as many leave the block.
-      stride: of the 3x3.
-      dilation: of the 3x3.
-      block: constructor of a block behind conv3, inside the residual branch (GCNet), or None.
-      dtype: of the computation; None promotes the input with the float32 parameters.
+      width: channels of the 3x3 convolution; the output has four times as many.
+      stride: of the 3x3 convolution.
+      dilation: of the 3x3 convolution.
+      block: constructor of a block after conv3, inside the residual branch (GCNet), or None.
+      norm: constructor of the norms, see ``layers.apply_norm``.
+      dtype: type of the computation; None promotes the input with the float32 parameters.
     """
 
     width: int
     stride: int = 1
     dilation: int = 1
     block: Callable[..., nn.Module] | None = None
+    norm: NormFn = BatchNorm
     dtype: jnp.dtype | None = None
 
     expansion = 4
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        """Maps ``[B, H, W, C]`` to ``[B, H', W', 4 * width]``."""
-        norm = functools.partial(BatchNorm, use_running_average=not train, dtype=self.dtype)
+        """Maps ``[B, *S, C]`` to ``[B, *S', 4 * width]``."""
+        conv = functools.partial(Conv, dtype=self.dtype)
+        norm = functools.partial(self.norm, dtype=self.dtype)
+        normalize = functools.partial(apply_norm, train=train)
         channels = self.width * self.expansion
 
-        y = conv(self.width, 1, dtype=self.dtype, name="conv1")(x)
-        y = nn.relu(norm(name="bn1")(y))
-        y = conv(
-            self.width,
-            3,
-            stride=self.stride,
-            dilation=self.dilation,
-            dtype=self.dtype,
-            name="conv2",
-        )(y)
-        y = nn.relu(norm(name="bn2")(y))
-        y = conv(channels, 1, dtype=self.dtype, name="conv3")(y)
-        y = norm(name="bn3", scale_init=nn.initializers.zeros)(y)
+        y = conv(self.width, 1, name="conv1")(x)
+        y = nn.relu(normalize(norm(name="bn1"), y))
+        y = conv(self.width, 3, self.stride, self.dilation, name="conv2")(y)
+        y = nn.relu(normalize(norm(name="bn2"), y))
+        y = conv(channels, 1, name="conv3")(y)
+        y = normalize(norm(name="bn3", scale_init=nn.initializers.zeros), y)
         if self.block is not None:
             y = self.block(name="block")(y, train=train)
 
         if self.stride != 1 or x.shape[-1] != channels:
-            x = conv(channels, 1, stride=self.stride, dtype=self.dtype, name="downsample_conv")(x)
-            x = norm(name="downsample_bn")(x)
+            x = conv(channels, 1, self.stride, name="downsample_conv")(x)
+            x = normalize(norm(name="downsample_bn"), x)
         return nn.relu(x + y)
 
 
 class ResNet(nn.Module):
-    """A bottleneck ResNet on ``[B, H, W, 3]`` that returns the output of every stage.
+    """A bottleneck ResNet that returns the feature map of every stage.
 
-    The defaults are ResNet-50 V1c with output stride 8, as in mmsegmentation: three 3x3
-    convolutions (width/2, width/2, width) as the stem, stages 3 and 4 dilated instead of strided,
-    the first block of a dilated stage with half the dilation (``contract_dilation``). ResNet-101
-    has ``stage_sizes=(3, 4, 23, 3)``. Stem "v1" is the 7x7 convolution of torchvision.
+    The defaults are ResNet-50 V1c with output stride 8, as in mmsegmentation: the stem consists of
+    three 3x3 convolutions (width/2, width/2, width), stages 3 and 4 are dilated instead of strided,
+    and the first residual block of a dilated stage has half the dilation (``contract_dilation``).
+    ResNet-101 has ``stage_sizes=(3, 4, 23, 3)``. The stem "v1" is the 7x7 convolution of
+    torchvision.
 
-    Parameters are named as in PyTorch with ``layer3.0`` written ``layer3_0``.
+    Clips ``[B, T, H, W, 3]`` are processed frame by frame. Only two things can relate frames: a
+    block, unless its ``axes`` is "space", and a norm whose statistics are over positions. At
+    inference, a batch norm treats frames independently; in training, its statistics are those of
+    all frames. ``nn.GroupNorm`` normalizes a clip as a whole.
+
+    Parameters have the names of PyTorch, with ``layer3.0`` written ``layer3_0``. Parameter paths
+    are final: they will not change for rematerialization or for scanning over layers.
 
     Attributes:
-      stage_sizes: bottlenecks in each stage.
-      strides: of the first block of each stage.
-      dilations: of each stage.
-      contract_dilation: halve the dilation of the first block of a dilated stage.
-      width: channels of the stem and of the 3x3 convolutions of stage 1; doubles each stage.
+      stage_sizes: number of residual blocks in each stage.
+      strides: stride of the first residual block of each stage.
+      dilations: dilation of each stage.
+      contract_dilation: halve the dilation of the first residual block of a dilated stage.
+      width: channels of the stem and of the 3x3 convolutions of stage 1; doubles in each stage.
       stem: "v1c" or "v1".
-      insert_block: constructor of a block to insert, or None.
-      insert_at: where to, as residual blocks "layer{stage}.{index}", stages from 1, indices from 0.
-      insert_position: "after_residual" puts it behind the residual block (NL paper),
+      block: constructor of the block that ``block_at`` inserts, or None.
+      block_at: the residual blocks to insert it at, as "layer{stage}.{index}" with stages from 1
+        and indices from 0.
+      block_position: "after_residual" inserts the block after the residual block (NL paper),
         "after_conv3" inside its residual branch (GCNet).
-      dtype: of the computation; None promotes the input with the float32 parameters.
+      norm: constructor of the norms, see ``layers.apply_norm``. Inserted blocks have their own.
+      dtype: type of the computation; None promotes the input with the float32 parameters.
     """
 
     stage_sizes: Sequence[int] = (3, 4, 6, 3)
@@ -116,77 +103,89 @@ class ResNet(nn.Module):
     dilations: Sequence[int] = (1, 1, 2, 4)
     contract_dilation: bool = True
     width: int = 64
-    stem: str = "v1c"
-    insert_block: Callable[..., nn.Module] | None = None
-    insert_at: Sequence[str] = ()
-    insert_position: str = "after_conv3"
+    stem: Stem = "v1c"
+    block: Callable[..., nn.Module] | None = None
+    block_at: Sequence[str] = ()
+    block_position: BlockPosition = "after_conv3"
+    norm: NormFn = BatchNorm
     dtype: jnp.dtype | None = None
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> list[jax.Array]:
-        """Gives the stages' feature maps, ``[B, H/4, W/4, 4 * width]`` the first.
+        """Returns a feature map for each stage; the first is ``[B, H/4, W/4, 4 * width]``.
+
+        ``images`` are ``[B, H, W, 3]``, or ``[B, T, H, W, 3]`` with feature maps ``[B, T, ...]``.
 
         Raises:
           InputError: the shape or an attribute does not fit.
         """
         self._check(images)
         x = self._apply_stem(images, train)
-        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        frames = images.ndim - 4  # number of axes of frames: 0 or 1
+        x = nn.max_pool(
+            x,
+            (1,) * frames + (3, 3),
+            strides=(1,) * frames + (2, 2),
+            padding=((0, 0),) * frames + ((1, 1), (1, 1)),
+        )
 
         outputs = []
         stages = zip(self.stage_sizes, self.strides, self.dilations, strict=True)
         for stage, (size, stride, dilation) in enumerate(stages, start=1):
             for index in range(size):
                 first = index == 0
-                inserted = self.insert_block if f"layer{stage}.{index}" in self.insert_at else None
-                inside = self.insert_position == "after_conv3"
+                block = self.block if f"layer{stage}.{index}" in self.block_at else None
+                inside = self.block_position == "after_conv3"
+                contract = first and self.contract_dilation
                 name = f"layer{stage}_{index}"
                 x = Bottleneck(
                     width=self.width * 2 ** (stage - 1),
                     stride=stride if first else 1,
-                    dilation=max(dilation // 2, 1)
-                    if first and self.contract_dilation
-                    else dilation,
-                    block=inserted if inside else None,
+                    dilation=max(dilation // 2, 1) if contract else dilation,
+                    block=block if inside else None,
+                    norm=self.norm,
                     dtype=self.dtype,
                     name=name,
                 )(x, train=train)
-                if inserted is not None and not inside:
-                    x = inserted(name=f"{name}_block")(x, train=train)
+                if block is not None and not inside:
+                    x = block(name=f"{name}_block")(x, train=train)
             outputs.append(x)
         return outputs
 
     def _apply_stem(self, x: jax.Array, train: bool) -> jax.Array:
-        norm = functools.partial(BatchNorm, use_running_average=not train, dtype=self.dtype)
+        conv = functools.partial(Conv, dtype=self.dtype)
+        norm = functools.partial(self.norm, dtype=self.dtype)
         if self.stem == "v1":
-            x = conv(self.width, 7, stride=2, dtype=self.dtype, name="conv1")(x)
-            return nn.relu(norm(name="bn1")(x))
-        for i, (width, stride) in enumerate(
-            ((self.width // 2, 2), (self.width // 2, 1), (self.width, 1)), start=1
-        ):
-            x = conv(width, 3, stride=stride, dtype=self.dtype, name=f"stem_conv{i}")(x)
-            x = nn.relu(norm(name=f"stem_bn{i}")(x))
+            x = conv(self.width, 7, 2, name="conv1")(x)
+            return nn.relu(apply_norm(norm(name="bn1"), x, train=train))
+        half = self.width // 2
+        for i, (width, stride) in enumerate(((half, 2), (half, 1), (self.width, 1)), start=1):
+            x = conv(width, 3, stride, name=f"stem_conv{i}")(x)
+            x = nn.relu(apply_norm(norm(name=f"stem_bn{i}"), x, train=train))
         return x
 
     def _check(self, images: jax.Array) -> None:
-        if images.ndim != 4:
-            raise InputError(f"need images [B, H, W, 3]; got {images.shape}")
-        if self.stem not in STEMS:
-            raise InputError(f"stem must be one of {STEMS}; got {self.stem!r}")
-        if self.insert_position not in INSERT_POSITIONS:
+        if images.ndim not in (4, 5):
             raise InputError(
-                f"insert_position must be one of {INSERT_POSITIONS}; got {self.insert_position!r}"
+                f"images have the shape {images.shape}; "
+                "use images [B, H, W, 3] or clips [B, T, H, W, 3]"
             )
+        for name, kind in (("stem", Stem), ("block_position", BlockPosition)):
+            if getattr(self, name) not in get_args(kind):
+                choices = " or ".join(map(repr, get_args(kind)))
+                raise InputError(f"{name}={getattr(self, name)!r} is unknown; use {choices}")
         if self.width < 2:
-            raise InputError(f"width must be at least 2, the stem has half; got {self.width}")
+            raise InputError(
+                f"width={self.width} is too small, because the stem has half of it; use 2 or more"
+            )
         stages = self.stage_sizes, self.strides, self.dilations
         if len(set(map(len, stages))) > 1:
             raise InputError(
-                "stage_sizes, strides and dilations must have an entry for each stage; "
-                f"got {', '.join(map(str, stages))}"
+                f"stage_sizes, strides and dilations are {', '.join(map(str, stages))}; "
+                "give each of them one entry per stage"
             )
         places = [
             f"layer{s}.{i}" for s, size in enumerate(self.stage_sizes, 1) for i in range(size)
         ]
-        if unknown := [place for place in self.insert_at if place not in places]:
-            raise InputError(f"no such place to insert a block: {unknown}; there are {places}")
+        if unknown := [place for place in self.block_at if place not in places]:
+            raise InputError(f"block_at names {unknown}, which do not exist; use some of {places}")

@@ -1,4 +1,4 @@
-"""Checkpoints in and out: PyTorch's formats without PyTorch, and safetensors with Flax names."""
+"""Checkpoints in and out: PyTorch's formats without PyTorch, ``.safetensors``, work directories."""
 
 from nonlocal_jax.convert.checkpoints import (
     export_torch,
@@ -8,5 +8,16 @@ from nonlocal_jax.convert.checkpoints import (
     save,
     to_torch,
 )
+from nonlocal_jax.convert.names import SOURCES
+from nonlocal_jax.convert.source import Source
 
-__all__ = ["export_torch", "from_torch", "load", "read_model_config", "save", "to_torch"]
+__all__ = [
+    "SOURCES",
+    "Source",
+    "export_torch",
+    "from_torch",
+    "load",
+    "read_model_config",
+    "save",
+    "to_torch",
+]

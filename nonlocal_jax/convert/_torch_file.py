@@ -1,4 +1,7 @@
-"""Writes files that ``torch.load`` reads, its ``weights_only`` mode included, without PyTorch."""
+"""Reads and writes PyTorch's files without PyTorch.
+
+``torch.load(path, weights_only=True)`` reads what ``write`` writes.
+"""
 
 import io
 import math
@@ -10,13 +13,52 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from nonlocal_jax._files import PathLike
-from nonlocal_jax.convert._unpickle import STORAGE_DTYPES
+from nonlocal_jax.convert import _unpickle as unpickle
+from nonlocal_jax.errors import InputError, listing
 
-_STORAGE_NAMES = {dtype: name for name, dtype in STORAGE_DTYPES.items()}
+_STORAGE_NAMES = {dtype: name for name, dtype in unpickle.STORAGE_DTYPES.items()}
+
+
+def read_state_dict(path: PathLike) -> dict[str, np.ndarray]:
+    """Reads the state dict in a file of PyTorch.
+
+    It is the whole content of the file, or the entry "state_dict" or "model". Other entries of the
+    file are not used.
+
+    Raises:
+      InputError: The file cannot be read, is damaged, or its state dict contains anything but
+        tensors.
+    """
+    content = unpickle.read(path)
+    if isinstance(content, dict):
+        nested = (content.get(key) for key in ("state_dict", "model"))
+        content = next((value for value in nested if isinstance(value, dict)), content)
+    if not isinstance(content, dict):
+        raise InputError(
+            f"{path} contains {_describe(content)} instead of a state dict; "
+            "in PyTorch, save model.state_dict()"
+        )
+    refused = [
+        f"{key!r}: {_describe(value)}"
+        for key, value in content.items()
+        if not (isinstance(key, str) and isinstance(value, np.ndarray))
+    ]
+    if refused:
+        raise InputError(
+            f"the state dict in {path} contains more than tensors:{listing(refused)}\n"
+            "in PyTorch, save model.state_dict()"
+        )
+    return content
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, unpickle.Placeholder):
+        return f"an object of {value.name}, which is not imported"
+    return f"an object of type {type(value).__name__}"
 
 
 class _Global(NamedTuple):
-    """A function or class of a module that need not be installed."""
+    """The name of a function or class, whose module need not be installed."""
 
     module: str
     name: str
@@ -35,7 +77,7 @@ _REBUILD_TENSOR = _Global("torch._utils", "_rebuild_tensor_v2")
 
 
 class _Pickler(pickle._Pickler):
-    """Pickles arrays as PyTorch pickles tensors: views of storages kept outside the pickle."""
+    """Pickles arrays as PyTorch pickles tensors: as views of storages outside of the pickle."""
 
     def __init__(self, file: io.BytesIO):
         super().__init__(file, protocol=2)
@@ -53,7 +95,7 @@ class _Pickler(pickle._Pickler):
         storage = _Storage(str(len(self.arrays)), obj.dtype, obj.size)
         self.arrays.append(obj)
         strides = tuple(math.prod(obj.shape[i + 1 :]) for i in range(obj.ndim))
-        # the storage, offset, shape, strides, requires_grad, hooks of the backward pass
+        # storage, offset, shape, strides, requires_grad, backward hooks
         return _REBUILD_TENSOR, (storage, 0, obj.shape, strides, False, OrderedDict())
 
     def _save_global(self, obj: _Global) -> None:
@@ -65,7 +107,7 @@ class _Pickler(pickle._Pickler):
 def write(path: PathLike, content: Any) -> None:
     """Writes plain containers of numpy arrays in the format of PyTorch 1.6 and newer.
 
-    The same content gives the same bytes.
+    Equal contents give identical bytes.
     """
     stream = io.BytesIO()
     pickler = _Pickler(stream)

@@ -1,8 +1,8 @@
-"""Reads the pickles that checkpoints are made of and runs nothing of what is in them.
+"""Reads pickled checkpoints without running any code that they name.
 
-A pickle is a program that names functions and calls them. This reader knows the few names that
-tensors and plain containers are made of. Any other name becomes an inert ``Placeholder``, whatever
-the pickle goes on to do with it; nothing is ever imported.
+A pickle is a program that names functions and calls them. This reader knows only the few names
+that tensors and plain containers need. It replaces every other name by an inert ``Placeholder``
+and never imports anything.
 """
 
 import functools
@@ -40,7 +40,7 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
 class Placeholder:
-    """Stands for something that is not imported; takes any call and any state, keeps nothing."""
+    """Replaces an object that is not imported; accepts any call and state, and stores nothing."""
 
     def __init__(self, name: str):
         self.name = name
@@ -62,7 +62,7 @@ class _Storage(NamedTuple):
 def _rebuild_tensor(
     storage: _Storage | Placeholder, offset: int, shape: tuple, strides: tuple, *_
 ) -> np.ndarray | Placeholder:
-    """A view of the storage; numpy refuses one that reaches beyond its end."""
+    """Returns a view of the storage; numpy refuses a view that reaches beyond its end."""
     if isinstance(storage, Placeholder):
         return storage
     size = storage.dtype.itemsize
@@ -89,14 +89,15 @@ _FindStorage = Callable[[np.dtype, str, int], _Storage | Placeholder]
 
 
 class _Unpickler(pickle._Unpickler):
-    """The standard library's Python unpickler; its C twin allocates what a damaged file asks for.
+    """A restricted version of the standard library's unpickler.
 
-    Strings of Python 2 are read as latin1, which fits any byte.
+    It extends the Python implementation, because the one in C allocates as much memory as a damaged
+    file asks for. Strings of Python 2 are decoded as latin1, which accepts any byte.
     """
 
     dispatch: ClassVar[dict] = dict(pickle._Unpickler.dispatch)
-    # The extension registry holds whatever the process registered; bytearrays are allocated before
-    # they are read. No checkpoint has either.
+    # The extension registry names what the process registered, and bytearrays are allocated before
+    # they are read. No checkpoint contains either.
     for _code in (pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.BYTEARRAY8):
         del dispatch[_code[0]]
 
@@ -129,7 +130,7 @@ class _Unpickler(pickle._Unpickler):
         cls, args, kwargs = self.stack[-3:]
         self.stack[-3:] = [cls(*args, **kwargs)]
 
-    # Nothing that is kept has a state; calling is all that creating an object amounts to.
+    # The objects of a checkpoint have no state, and creating one means calling its class.
     dispatch[pickle.BUILD[0]] = _drop_state
     dispatch[pickle.NEWOBJ[0]] = _new_object
     dispatch[pickle.NEWOBJ_EX[0]] = _new_object_with_keywords
@@ -142,13 +143,13 @@ def _storage(data: memoryview, dtype: np.dtype, numel: int, name: str) -> _Stora
 
 
 def _read_zip(file: io.BufferedReader, content: memoryview) -> Any:
-    """PyTorch 1.6 and newer: an uncompressed zip of data.pkl and one record for each storage."""
+    """Reads a file of PyTorch 1.6 or newer: an uncompressed zip of data.pkl and the storages."""
     archive = zipfile.ZipFile(file)
 
     def record(name: str) -> memoryview:
         info = archive.getinfo(name)
         if info.compress_type != zipfile.ZIP_STORED:
-            raise ValueError(f"{name} is compressed, which PyTorch never does")
+            raise ValueError(f"{name} is compressed; PyTorch writes uncompressed records")
         # The local header is 30 bytes, the name and extra fields.
         lengths = struct.unpack_from("<HH", content, info.header_offset + 26)
         start = info.header_offset + 30 + sum(lengths)
@@ -175,7 +176,7 @@ def _read_zip(file: io.BufferedReader, content: memoryview) -> Any:
 
 
 def _read_pickle(stream: mmap.mmap, content: memoryview) -> Any:
-    """A plain pickle, or PyTorch before 1.6: pickles, then the storages, always little-endian."""
+    """Reads a plain pickle, or a file of PyTorch before 1.6: pickles, then the storages."""
     first = _Unpickler(stream).load()
     if first != _LEGACY_MAGIC:
         return first
@@ -183,7 +184,7 @@ def _read_pickle(stream: mmap.mmap, content: memoryview) -> Any:
     _Unpickler(stream).load()  # sizes of C types
     start = stream.tell()
 
-    # The storages stand behind the pickle that views them, their types in it: it is read twice.
+    # The storages follow the pickle, but only the pickle tells their types. So it is read twice.
     dtypes = {}
 
     def note_dtype(dtype: np.dtype, key: str, _: int) -> Placeholder:
@@ -203,14 +204,14 @@ def _read_pickle(stream: mmap.mmap, content: memoryview) -> Any:
 
 
 def read(path: PathLike) -> Any:
-    """The object in a ``.pth`` file of any PyTorch since 0.4, or in a plain pickle.
+    """Reads the object in a ``.pth`` file of any PyTorch since 0.4, or in a plain pickle.
 
-    Tensors become read-only numpy arrays that view the memory-mapped file, so only what is used
-    is read. Ordered dicts become dicts. Everything else that the pickle would import becomes a
-    ``Placeholder``.
+    Tensors become read-only numpy arrays that view the memory-mapped file, so only the arrays in
+    use are read from disk. Ordered dicts become dicts. Everything else that the pickle would import
+    becomes a ``Placeholder``.
 
     Raises:
-      InputError: the file cannot be read, is damaged, or is something else.
+      InputError: The file cannot be read, is damaged, or is not a pickle.
     """
     try:
         with open(path, "rb") as file:
@@ -220,10 +221,10 @@ def read(path: PathLike) -> Any:
                 if content[:4] == b"PK\x03\x04":
                     return _read_zip(file, content)
                 return _read_pickle(stream, content)
-            except Exception as error:  # bytes of a stranger can go wrong in any way
+            except Exception as error:  # a damaged file can raise anything
                 reason = textwrap.shorten(f"{type(error).__name__}: {error}", 200)
                 raise InputError(
-                    f"{path} is damaged or no PyTorch checkpoint ({reason}); "
+                    f"{path} is damaged or not a PyTorch checkpoint ({reason}); "
                     "download or save it again"
                 ) from error
     except OSError as error:

@@ -1,133 +1,37 @@
-"""What a parameter is called in Flax and in PyTorch, and how its axes are laid out in each.
-
-One table for each kind of network says it all; both directions are read off it. A row gives a
-module's path in Flax as a regular expression, its name in PyTorch, and its kind, which names the
-leaves.
-"""
+"""The arrays of a model: their names, shapes and layouts in Flax and in PyTorch."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from nonlocal_jax.models import create_model
+from nonlocal_jax.convert import mmsegmentation
+from nonlocal_jax.convert.source import Row, Shapes, Source
+from nonlocal_jax.errors import InputError
+from nonlocal_jax.models import create_model, example_input
 
-# Kinds of modules: leaf in Flax -> (leaf in PyTorch, its rank there). A rank above Flax's is made
-# of axes of length one: nn.Dense is a 1x1 convolution there, and mmcv's layer norm acts on
-# [C, 1, 1].
-_CONV = {"kernel": ("weight", 4), "bias": ("bias", 1)}
-_PROJECTION = {"concat_project": ("weight", 4)}
-_BATCH_NORM = {
-    "scale": ("weight", 1),
-    "bias": ("bias", 1),
-    "mean": ("running_mean", 1),
-    "var": ("running_var", 1),
-}
-_LAYER_NORM = {"scale": ("weight", 3), "bias": ("bias", 3)}
+# Network, as in ``nonlocal_jax.models.NETWORKS`` -> where its checkpoints come from.
+SOURCES: dict[str, Source] = {"segmentation": mmsegmentation.SOURCE}
 
-Row = tuple[str, str, Mapping[str, tuple[str, int]]]
-
-# How mmsegmentation's heads and mmcv's plugins (mmdetection, GCNet) call the blocks.
-HEAD_BLOCKS = {
-    "nl_block": "nonlocal",
-    "dnl_block": "disentangled_nonlocal",
-    "gc_block": "global_context",
-}
-_PLUGINS = {
-    "nonlocal": "nonlocal_block",
-    "disentangled_nonlocal": "nonlocal_block",
-    "global_context": "context_block",
-}
-
-_IN_LAYER = r"backbone/layer(\d+)_(\d+)"
-_TO_LAYER = r"backbone.layer\1.\2"
-
-_FCN: tuple[Row, ...] = (
-    (r"backbone/stem_conv1", "backbone.stem.0", _CONV),
-    (r"backbone/stem_bn1", "backbone.stem.1", _BATCH_NORM),
-    (r"backbone/stem_conv2", "backbone.stem.3", _CONV),
-    (r"backbone/stem_bn2", "backbone.stem.4", _BATCH_NORM),
-    (r"backbone/stem_conv3", "backbone.stem.6", _CONV),
-    (r"backbone/stem_bn3", "backbone.stem.7", _BATCH_NORM),
-    (r"backbone/conv1", "backbone.conv1", _CONV),
-    (r"backbone/bn1", "backbone.bn1", _BATCH_NORM),
-    (rf"{_IN_LAYER}/(conv[123])", rf"{_TO_LAYER}.\3", _CONV),
-    (rf"{_IN_LAYER}/(bn[123])", rf"{_TO_LAYER}.\3", _BATCH_NORM),
-    (rf"{_IN_LAYER}/downsample_conv", rf"{_TO_LAYER}.downsample.0", _CONV),
-    (rf"{_IN_LAYER}/downsample_bn", rf"{_TO_LAYER}.downsample.1", _BATCH_NORM),
-    (r"(\w+_head)/convs_(\d+)/conv", r"\1.convs.\2.conv", _CONV),
-    (r"(\w+_head)/convs_(\d+)/bn", r"\1.convs.\2.bn", _BATCH_NORM),
-    (r"(\w+_head)/conv_cat/conv", r"\1.conv_cat.conv", _CONV),
-    (r"(\w+_head)/conv_cat/bn", r"\1.conv_cat.bn", _BATCH_NORM),
-    (r"(\w+_head)/conv_seg", r"\1.conv_seg", _CONV),
-)
-
-# Inside a block: behind the block's own path and name.
-_GLOBAL_CONTEXT: tuple[Row, ...] = (
-    ("/conv_mask", ".conv_mask", _CONV),
-    ("/channel_add_conv/conv1", ".channel_add_conv.0", _CONV),
-    ("/channel_add_conv/norm", ".channel_add_conv.1", _LAYER_NORM),
-    ("/channel_add_conv/conv2", ".channel_add_conv.3", _CONV),
-    ("/channel_mul_conv/conv1", ".channel_mul_conv.0", _CONV),
-    ("/channel_mul_conv/norm", ".channel_mul_conv.1", _LAYER_NORM),
-    ("/channel_mul_conv/conv2", ".channel_mul_conv.3", _CONV),
-)
-_NON_LOCAL: tuple[Row, ...] = (
-    ("/theta", ".theta.conv", _CONV),
-    ("/phi", ".phi.conv", _CONV),
-    ("/g", ".g.conv", _CONV),
-    ("/conv_out", ".conv_out.conv", _CONV),
-    ("/norm", ".conv_out.bn", _BATCH_NORM),
-    ("/conv_mask", ".conv_mask", _CONV),
-    ("", ".concat_project.conv", _PROJECTION),
-)
-# Where the projection is followed by pooling, mmcv puts both into a sequence.
-_POOLED = {"/phi": ".phi.0.conv", "/g": ".g.0.conv"}
-
-
-def segmentation(config: Mapping[str, Any]) -> tuple[Row, ...]:
-    """mmsegmentation's names of FCN, NL, DNL and GC networks, the same in 0.x and 1.x."""
-    block = config.get("block", "nonlocal")
-    if block == "none":
-        return _FCN
-    inside = _GLOBAL_CONTEXT if block == "global_context" else _NON_LOCAL
-    if config.get("sub_sample") in (True, "after"):
-        inside = tuple((path, _POOLED.get(path, name), kind) for path, name, kind in inside)
-    (in_head,) = (name for name, value in HEAD_BLOCKS.items() if value == block)
-    places = (
-        (r"decode_head/block", f"decode_head.{in_head}"),
-        (rf"{_IN_LAYER}[/_]block", f"{_TO_LAYER}.{_PLUGINS[block]}"),
-    )
-    blocks = tuple(
-        (place + path, torch_place + name, kind)
-        for place, torch_place in places
-        for path, name, kind in inside
-    )
-    return _FCN + blocks
-
-
-class Network(NamedTuple):
-    """What the names of a kind of network follow from."""
-
-    table: Callable[[Mapping[str, Any]], tuple[Row, ...]]
-    example: tuple[int, ...]  # the shape of an input, for tracing
-
-
-# Keys as in ``models.build.NETWORKS``.
-NETWORKS = {"segmentation": Network(segmentation, (1, 64, 64, 3))}
+# A kernel of this rank, [O, I, T, H, W] in PyTorch, has a time axis.
+_RANK_WITH_TIME = 5
 
 
 class Leaf(NamedTuple):
     """One array of a model.
 
+    A kernel ``[*K, I, O]`` in Flax is ``[O, I, 1, ..., 1, *K]`` in PyTorch: as many axes of length
+    one as the rank asks for, behind the channels. A vector ``[C]`` is ``[C, 1, ..., 1]``.
+
     Attributes:
-      path: in Flax, collection first: "params/backbone/layer1_0/conv1/kernel".
-      name: in PyTorch: "backbone.layer1.0.conv1.weight".
-      shape: in Flax.
-      rank: in PyTorch.
+      path: In Flax, collection first: "params/backbone/layer1_0/conv1/kernel".
+      name: In PyTorch: "backbone.layer1.0.conv1.weight".
+      shape: In Flax.
+      rank: In PyTorch.
     """
 
     path: str
@@ -137,42 +41,81 @@ class Leaf(NamedTuple):
 
     @property
     def torch_shape(self) -> tuple[int, ...]:
-        """``shape`` in PyTorch: kernels [*K, I, O] are [O, I, *K] there."""
-        shape = self.shape[:-3:-1] + self.shape[:-2] if len(self.shape) > 1 else self.shape
-        return shape + (1,) * (self.rank - len(shape))
+        """The shape in PyTorch."""
+        channels, kernel = self.shape[:-3:-1], self.shape[:-2]
+        return channels + (1,) * (self.rank - len(self.shape)) + kernel
 
     def to_torch(self, array: np.ndarray) -> np.ndarray:
-        """A view in PyTorch's layout."""
+        """Returns a view in PyTorch's layout."""
         n = array.ndim
         if n > 1:
             array = array.transpose(n - 1, n - 2, *range(n - 2))
-        return array.reshape(array.shape + (1,) * (self.rank - n))
+        return array.reshape(self.torch_shape)
 
     def to_flax(self, array: np.ndarray) -> np.ndarray:
-        """A view in Flax's layout."""
+        """Returns a view in Flax's layout."""
         n = len(self.shape)
-        array = array.reshape(array.shape[:n])
+        array = array.reshape(self.shape[:-3:-1] + self.shape[:-2])
         return array.transpose(*range(2, n), 1, 0) if n > 1 else array
 
+    def inflate(self, array: np.ndarray) -> np.ndarray:
+        """Gives a kernel of images the time axis of this kernel of clips.
 
-def example_input(config: Mapping[str, Any]) -> jax.ShapeDtypeStruct:
-    """The shape and type of an input of the network."""
-    network = NETWORKS[config.get("network", "segmentation")]
-    return jax.ShapeDtypeStruct(network.example, np.float32)
+        The kernel ``[O, I, H, W]`` is repeated T times and divided by T, so that a clip of equal
+        frames has the features of one frame (I3D, arXiv:1705.07750). Other arrays are returned
+        as they are.
+        """
+        if self.rank != _RANK_WITH_TIME or not jnp.issubdtype(array.dtype, jnp.floating):
+            return array
+        outputs, inputs, time, *size = self.torch_shape
+        if array.shape != (outputs, inputs, *size):
+            return array
+        return np.repeat(array.astype(np.float32)[:, :, None] / time, time, axis=2)
+
+
+def shapes(config: Mapping[str, Any]) -> Shapes | None:
+    """The shapes of a model's variables by path in Flax, or None if its input is not known.
+
+    Raises:
+      InputError: ``config`` does not describe a model.
+    """
+    model, example = create_model(config), example_input(config)
+    if example is None:
+        return None
+    variables = jax.eval_shape(model.init, jax.random.key(0), example)
+    return {path: leaf.shape for path, leaf in flatten_dict(variables, sep="/").items()}
+
+
+def source(config: Mapping[str, Any]) -> Source:
+    """The source of a network's checkpoints.
+
+    Raises:
+      InputError: There is none for this network.
+    """
+    network = config.get("network", "segmentation")
+    if network not in SOURCES:
+        raise InputError(
+            f"no names in PyTorch are known for the network {network!r}; add a source to "
+            "nonlocal_jax.convert.SOURCES, or use a work directory or a .safetensors file of "
+            "nonlocal_jax without reinit_head"
+        )
+    return SOURCES[network]
 
 
 def leaves(config: Mapping[str, Any]) -> tuple[Leaf, ...]:
     """All arrays of the model that ``config`` describes.
 
     Raises:
-      InputError: ``config`` does not describe a model.
+      InputError: ``config`` does not describe a model, or there is no source for its network.
     """
-    init = create_model(config).init
-    variables = jax.eval_shape(init, jax.random.key(0), example_input(config))
-    table = NETWORKS[config.get("network", "segmentation")].table(config)
-    return tuple(
-        _leaf(path, value.shape, table) for path, value in flatten_dict(variables, sep="/").items()
-    )
+    table = source(config).rows(config)
+    wanted = shapes(config)
+    if wanted is None:
+        raise InputError(
+            f"the shapes in the network {config['network']!r} are not known; let "
+            "nonlocal_jax.models.EXAMPLE_INPUTS have an input of it"
+        )
+    return tuple(_leaf(path, shape, table) for path, shape in wanted.items())
 
 
 def _leaf(path: str, shape: tuple[int, ...], table: tuple[Row, ...]) -> Leaf:
@@ -182,4 +125,4 @@ def _leaf(path: str, shape: tuple[int, ...], table: tuple[Row, ...]) -> Leaf:
         if match and leaf in kind:
             torch_leaf, rank = kind[leaf]
             return Leaf(path, f"{match.expand(name)}.{torch_leaf}", shape, rank)
-    raise LookupError(f"no name for {path} in the table")
+    raise LookupError(f"the table has no row for {path}")

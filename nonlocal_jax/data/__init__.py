@@ -1,12 +1,19 @@
-"""Data: sources of examples, augmentation, batches, images in files, the embedded dataset."""
+"""Data: datasets, checks and augmentation of examples, training batches, image files."""
 
-from typing import TYPE_CHECKING
+from etils import epy
 
-from nonlocal_jax import lazy
-from nonlocal_jax.data.classes import IGNORE_INDEX, DatasetInfo, get_info
-from nonlocal_jax.data.normalization import normalize
-
-if TYPE_CHECKING:
+# Imported on first use: the train step needs neither OpenCV nor Grain nor TFDS.
+with epy.lazy_api_imports(globals()):
+    from nonlocal_jax.data.augment import prepare_example
+    from nonlocal_jax.data.checks import check_example, check_image, check_labels
+    from nonlocal_jax.data.datasets import (
+        DATASETS,
+        IGNORE_INDEX,
+        Dataset,
+        get_dataset,
+        load_source,
+    )
+    from nonlocal_jax.data.digits_flag import DigitsFlag
     from nonlocal_jax.data.images import (
         keep_ratio_size,
         list_images,
@@ -14,32 +21,29 @@ if TYPE_CHECKING:
         resize_image,
         write_png,
     )
+    from nonlocal_jax.data.normalization import normalize
     from nonlocal_jax.data.pipeline import train_batches
-    from nonlocal_jax.data.source import CheckedSource, Source, fingerprint, load_source
+    from nonlocal_jax.data.source import Example, Source, fingerprint
 
 __all__ = [
+    "DATASETS",
     "IGNORE_INDEX",
-    "CheckedSource",
-    "DatasetInfo",
+    "Dataset",
+    "DigitsFlag",
+    "Example",
     "Source",
+    "check_example",
+    "check_image",
+    "check_labels",
     "fingerprint",
-    "get_info",
+    "get_dataset",
     "keep_ratio_size",
     "list_images",
     "load_source",
     "normalize",
+    "prepare_example",
     "read_image",
     "resize_image",
     "train_batches",
     "write_png",
 ]
-
-# Normalization, a part of the train step, does without OpenCV, Grain and TFDS.
-__getattr__, __dir__ = lazy.names(
-    __name__,
-    {
-        "images": ("keep_ratio_size", "list_images", "read_image", "resize_image", "write_png"),
-        "pipeline": ("train_batches",),
-        "source": ("CheckedSource", "Source", "fingerprint", "load_source"),
-    },
-)

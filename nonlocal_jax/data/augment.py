@@ -1,8 +1,7 @@
-"""The training augmentation of mmsegmentation, on uint8 arrays of the host.
+"""The training augmentation of mmsegmentation, on NumPy arrays.
 
-Random resize, random crop, horizontal flip, photometric distortion, padding to the crop, in this
-order. A function that draws takes a numpy ``Generator``; those it calls with what it drew are
-deterministic.
+In this order: random resize, random crop, horizontal flip, photometric distortion, padding to the
+crop. Functions that draw random numbers take a NumPy ``Generator``. The others are deterministic.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,28 +10,53 @@ from typing import Any
 import cv2
 import numpy as np
 
-from nonlocal_jax.data.classes import IGNORE_INDEX
+from nonlocal_jax.data.checks import check_example
+from nonlocal_jax.data.datasets import IGNORE_INDEX
 from nonlocal_jax.data.images import keep_ratio_size, resize_image
+from nonlocal_jax.data.source import Example
 
-# A crop that a single class dominates is drawn again this many times; the last is taken as it is.
+# How often a crop is drawn again if one class dominates it. The last one is always accepted.
 _CROP_RETRIES = 10
+
+
+def prepare_example(
+    example: Example, config: Mapping[str, Any], num_classes: int, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Checks and augments one training example.
+
+    Args:
+      example: Example of a source, see ``check_example``.
+      config: Options of the augmentation, see ``augment``.
+      num_classes: Labels must be below this number, or 255.
+      rng: Source of all random draws.
+
+    Returns:
+      ``{"image": uint8 [h, w, 3], "label": uint8 [h, w]}`` of the size of the crop.
+
+    Raises:
+      InputError: The example is invalid.
+    """
+    check_example(example, num_classes)
+    image, label = augment(example["image"], example["label"], config, rng)
+    return {"image": image, "label": label}
 
 
 def augment(
     image: np.ndarray, label: np.ndarray, config: Mapping[str, Any], rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draws one training example from an image and its label.
+    """Augments an image and its label map.
 
     Args:
-      image: uint8 ``[H, W, 3]``, RGB.
+      image: RGB, uint8 ``[H, W, 3]``.
       label: uint8 ``[H, W]``.
-      config: ``base_size`` to fit the image into, times a factor from ``scale_range``; ``crop``,
-        (height, width), with at most a share of ``category_max_ratio`` of one class; probability
-        ``flip``; whether ``photometric``; ``mean`` to pad the image with.
-      rng: the source of all draws.
+      config: The options. The image is fitted into ``base_size`` times a factor drawn from
+        ``scale_range``. ``crop`` is the (height, width) of the crop, and ``category_max_ratio`` the
+        largest fraction of it that one class may cover. ``flip`` is the probability of a flip.
+        ``photometric`` turns the photometric distortion on. ``mean`` is the color of the padding.
+      rng: Source of all random draws.
 
     Returns:
-      Image and label of size ``crop``, uint8.
+      Image and label map of size ``crop``, uint8.
     """
     image, label = random_resize(image, label, config["base_size"], config["scale_range"], rng)
     image, label = random_crop(image, label, config["crop"], config["category_max_ratio"], rng)
@@ -50,7 +74,7 @@ def random_resize(
     scale_range: tuple[float, float],
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Fits the image into ``base_size`` times a uniform draw from ``scale_range``."""
+    """Fits the image into ``base_size`` times a factor, drawn uniformly from ``scale_range``."""
     scale = rng.uniform(*scale_range)
     size = keep_ratio_size(image.shape[:2], tuple(int(n * scale) for n in base_size))
     if size == image.shape[:2]:
@@ -66,10 +90,10 @@ def random_crop(
     category_max_ratio: float,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cuts out a uniformly drawn window; along a side shorter than the crop it takes all.
+    """Cuts out a uniformly drawn window. An axis that is shorter than the crop is not cut.
 
-    While the window shows less than two classes, or one class on ``category_max_ratio`` of its
-    labelled pixels or more, it is drawn again, up to ten times.
+    The window is drawn again, up to ten times, while it contains fewer than two classes, or while
+    one class covers the fraction ``category_max_ratio`` or more of its labeled pixels.
     """
     margins = [max(extent - size, 0) for extent, size in zip(label.shape, crop, strict=True)]
     if not any(margins):
@@ -95,9 +119,9 @@ def _is_varied(label: np.ndarray, category_max_ratio: float) -> bool:
 
 
 def photometric_distortion(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Brightness, contrast, saturation, hue, each with probability 1/2 (SSD, arXiv:1512.02325).
+    """Changes brightness, contrast, saturation and hue, each with probability 1/2.
 
-    Contrast comes second or, as often, last.
+    From SSD (arXiv:1512.02325). Contrast comes second or last, with equal probability.
     """
 
     def coin() -> bool:
@@ -118,7 +142,7 @@ def photometric_distortion(image: np.ndarray, rng: np.random.Generator) -> np.nd
 
 
 def scale_and_shift(image: np.ndarray, *, scale: float = 1.0, shift: float = 0.0) -> np.ndarray:
-    """scale * image + shift in float32, clipped to [0, 255] and truncated to uint8."""
+    """Computes scale * image + shift in float32, clips to [0, 255] and truncates to uint8."""
     levels = np.arange(256, dtype=np.float32) * np.float32(scale) + np.float32(shift)
     return cv2.LUT(image, np.clip(levels, 0, 255).astype(np.uint8))
 
@@ -131,7 +155,7 @@ def scale_saturation(image: np.ndarray, scale: float) -> np.ndarray:
 
 
 def shift_hue(image: np.ndarray, shift: int) -> np.ndarray:
-    """Turns the hue by ``shift`` of 180 steps, in OpenCV's 8-bit HSV."""
+    """Rotates the hue by ``shift`` of 180 steps, in OpenCV's 8-bit HSV."""
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
     hsv[..., 0] = (hsv[..., 0].astype(int) + shift) % 180
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
@@ -140,10 +164,11 @@ def shift_hue(image: np.ndarray, shift: int) -> np.ndarray:
 def pad(
     image: np.ndarray, label: np.ndarray, size: tuple[int, int], mean: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Extends image and label at the bottom and on the right to ``size``.
+    """Pads image and label map at the bottom and on the right to ``size``.
 
-    The label is padded with ``IGNORE_INDEX``, the image with the rounded mean: normalized, that is
-    0 but for the rounding (less than 0.01 standard deviations), where mmsegmentation pads with 0.
+    The label map is padded with ``IGNORE_INDEX`` and the image with the rounded mean.
+    mmsegmentation pads the normalized image with 0. The difference is less than 0.01 standard
+    deviations.
     """
     bottom, right = (n - extent for n, extent in zip(size, label.shape, strict=True))
     if not (bottom or right):

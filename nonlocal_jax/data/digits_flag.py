@@ -1,17 +1,17 @@
-"""``digits_flag``: a segmentation task that only far context decides.
+"""``digits_flag``: a segmentation dataset that requires distant context.
 
-An image holds two flags and four handwritten digits on a dimmed photograph. Each flag is a disc or
-a ring and has a color of its own; each digit has one of these two colors. It belongs to class 1
-if the flag of its color is a disc, to class 2 if it is a ring. The flags themselves are background
-(class 0) and lie at least ``MIN_DISTANCE`` pixels away from every digit.
+An image shows two flags and four handwritten digits on a darkened photograph. The two flags have
+different colors. Each is a disc or a ring. Each digit has the color of one of the flags. Its class
+is 1 if the flag of its color is a disc, and 2 if it is a ring. The flags themselves are background
+(class 0). They are at least ``MIN_DISTANCE`` pixels away from every digit.
 
-Colors and shapes are drawn independently. What shapes there are, whatever their colors, tells the
-class in the half of the images whose flags are alike; the flag of the digit's own color tells it
-always; what lies around a digit, never.
+Colors and shapes are drawn independently. The surroundings of a digit say nothing about its class.
+The shapes in the image, without their colors, determine the class in the half of the images whose
+two flags have the same shape. The shape of the flag of the digit's color always determines it.
 
-The digits and photographs are those that come with scikit-learn: the UCI digits (CC BY 4.0),
-``china.jpg`` by danielbuechele and ``flower.jpg`` by vultilion (CC BY 2.0). Train and val share
-neither a digit nor a patch of a photograph.
+The digits and photographs come with scikit-learn: the UCI digits (CC BY 4.0), ``china.jpg`` by
+danielbuechele and ``flower.jpg`` by vultilion (CC BY 2.0). Train and val share no digit and no part
+of a photograph.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
-from nonlocal_jax.data.classes import IGNORE_INDEX, get_info
+from nonlocal_jax.data.datasets import DATASETS, IGNORE_INDEX
 from nonlocal_jax.data.images import encode_png
 from nonlocal_jax.errors import InputError
 
@@ -31,17 +31,18 @@ NUM_FLAGS = 2
 NUM_DIGITS = 4
 DIGIT_SIZE = 16
 FLAG_SIZE = 15
-# A ring is three pixels wide.
+# The ring is three pixels wide.
 HOLE_SIZE = 9
 # A receptive field of 31 pixels reaches 15 pixels from its center: to the rim of the nearest flag,
-# not into its hole. (Logits of stride 4 that are then interpolated bring in fields up to 4 pixels
-# nearer, and with them holes for 7 % of the digits' pixels, faintly: trained networks without a
-# block stay at chance there as well.)
+# but not to its hole. (The logits have stride 4 and are interpolated, so a pixel also sees fields
+# whose centers are up to 4 pixels away. Through them 7 % of the digits' pixels see a hole, with a
+# small weight. Trained networks without a block are at chance on these pixels, too.)
 MIN_DISTANCE = 13
 
 _SEED = 1
 _PHOTO_BRIGHTNESS = 0.15
-# Of 255: from here on a pixel belongs to the digit. Low, as thin strokes would be lost at stride 4.
+# Pixels with at least this much ink, of 255, belong to the digit. The value is low because thin
+# strokes would be lost at stride 4.
 _LEAST_INK = 24
 _COLORS = np.array(
     [
@@ -61,12 +62,12 @@ def _disc(diameter: int) -> np.ndarray:
     return 4 * ((y - FLAG_SIZE // 2) ** 2 + (x - FLAG_SIZE // 2) ** 2) < diameter**2
 
 
-# The pixels of a flag, by the class of the digits that belong to it: a disc, a ring.
+# The pixels of a flag, by the class of its digits: a disc and a ring.
 _FLAGS = {1: _disc(FLAG_SIZE), 2: _disc(FLAG_SIZE) & ~_disc(HOLE_SIZE)}
 
 
 def load_material() -> tuple[np.ndarray, list[np.ndarray]]:
-    """Gives the digits, uint8 ``[1797, 8, 8]`` from 0 to 255, and the photographs, RGB.
+    """Loads the digits, uint8 ``[1797, 8, 8]`` from 0 to 255, and the RGB photographs.
 
     Raises:
       InputError: scikit-learn is not installed.
@@ -75,7 +76,8 @@ def load_material() -> tuple[np.ndarray, list[np.ndarray]]:
         from sklearn import datasets
     except ImportError as error:
         raise InputError(
-            "digits_flag is made of images that come with scikit-learn: pip install scikit-learn"
+            "digits_flag is built from images that come with scikit-learn; run "
+            "`pip install scikit-learn`"
         ) from error
     digits = np.round(datasets.load_digits().images * (255 / 16)).astype(np.uint8)
     return digits, [datasets.load_sample_image(name) for name in ("china.jpg", "flower.jpg")]
@@ -84,7 +86,10 @@ def load_material() -> tuple[np.ndarray, list[np.ndarray]]:
 def split_material(
     digits: np.ndarray, photos: list[np.ndarray], split: str
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Gives train three quarters of the digits and of each photograph's width, val the rest."""
+    """Splits the material: the first three quarters are for train, the rest is for val.
+
+    Photographs are split along their width.
+    """
     number, width = len(digits) * 3 // 4, photos[0].shape[1] * 3 // 4
     part = slice(None, number), slice(None, width)
     if split == "val":
@@ -93,7 +98,7 @@ def split_material(
 
 
 def draw_layout(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Draws the upper left corners of the flags, ``[2, 2]``, and of the digits, ``[4, 2]``."""
+    """Draws the top left corners of the flags, ``[2, 2]``, and of the digits, ``[4, 2]``."""
     while True:
         flags = _draw_corners(rng, NUM_FLAGS, FLAG_SIZE)
         margin = MIN_DISTANCE - 1
@@ -113,10 +118,10 @@ def _draw_corners(
     size: int,
     taken: Sequence[tuple[np.ndarray, np.ndarray]] = (),
 ) -> np.ndarray:
-    """Draws the corners of squares that overlap neither one another nor what is taken.
+    """Draws the corners of squares that overlap neither each other nor the taken rectangles.
 
-    A taken rectangle is (first, one past the last), each as (row, column). Fewer corners than
-    ``number`` mean that no place was left.
+    A taken rectangle is a pair of corners (row, column): the first and one past the last. Returns
+    fewer than ``number`` corners if there is no space left.
     """
     free = np.ones((SIZE - size + 1,) * 2, bool)
     corners = []
@@ -137,7 +142,7 @@ def _forbid(free: np.ndarray, first: np.ndarray, stop: np.ndarray) -> None:
 def draw_example(
     rng: np.random.Generator, digits: np.ndarray, photos: list[np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draws one image, uint8 ``[64, 64, 3]`` RGB, and its label, uint8 ``[64, 64]``."""
+    """Draws one image, RGB uint8 ``[64, 64, 3]``, and its label map, uint8 ``[64, 64]``."""
     photo = photos[rng.integers(len(photos))]
     top, left = (rng.integers(extent - SIZE + 1) for extent in photo.shape[:2])
     image = photo[top : top + SIZE, left : left + SIZE] * _PHOTO_BRIGHTNESS
@@ -156,7 +161,7 @@ def draw_example(
             interpolation=cv2.INTER_LINEAR_EXACT,
         )
         inked = ink >= _LEAST_INK
-        # Half a tint where the pen just touched, so that the pixels of a digit stand out.
+        # At least half opaque, so that all pixels of a digit are visible.
         opacity = np.minimum(0.5 + ink / 255, 1)[inked, None]
         image[place][inked] += opacity * (colors[flag] - image[place][inked])
         label[place][inked] = classes[flag]
@@ -168,13 +173,13 @@ def _square(corner: np.ndarray, size: int) -> tuple[slice, slice]:
 
 
 class DigitsFlag(tfds.core.GeneratorBasedBuilder):
-    """Builds ``digits_flag``, always the same, in seconds and from what scikit-learn ships."""
+    """TFDS builder of ``digits_flag``. Takes seconds and always gives the same examples."""
 
     VERSION = tfds.core.Version("2.0.0")
-    url_infos: ClassVar[dict] = {}  # nothing is downloaded, so there is no list of checksums
+    url_infos: ClassVar[dict] = {}  # nothing is downloaded, so there are no checksums
 
     def _info(self) -> tfds.core.DatasetInfo:
-        info = get_info("digits_flag")
+        dataset = DATASETS["digits_flag"]
         return tfds.core.DatasetInfo(
             builder=self,
             description=__doc__,
@@ -188,7 +193,7 @@ class DigitsFlag(tfds.core.GeneratorBasedBuilder):
                 }
             ),
             metadata=tfds.core.MetadataDict(
-                classes=info.classes, palette=info.palette, ignore_index=IGNORE_INDEX
+                classes=dataset.classes, palette=dataset.palette, ignore_index=IGNORE_INDEX
             ),
         )
 
@@ -204,14 +209,14 @@ class DigitsFlag(tfds.core.GeneratorBasedBuilder):
         self, split: str, digits: np.ndarray, photos: list[np.ndarray]
     ) -> Iterator[tuple[str, dict]]:
         for index in range(NUM_EXAMPLES[split]):
-            # One stream per example and split: no image depends on how many there are.
+            # Every example has its own generator, so it does not depend on the others.
             rng = np.random.default_rng((_SEED, list(NUM_EXAMPLES).index(split), index))
             image, label = draw_example(rng, digits, photos)
             key = f"{split}_{index:04d}"
             yield (
                 key,
                 {
-                    # As bytes: TFDS would need TensorFlow to encode an array.
+                    # Encoded, because TFDS would need TensorFlow to encode an array.
                     "image": encode_png(image),
                     "label": encode_png(label),
                     "id": key,

@@ -1,12 +1,12 @@
-"""Images in and out of files, and OpenCV's resize."""
+"""Reading, writing and resizing images."""
 
-import pathlib
 from collections.abc import Iterable
 
 import cv2
 import numpy as np
+from etils import epath
 
-from nonlocal_jax._files import PathLike, write_file
+from nonlocal_jax._files import PathLike, as_path, write_file
 from nonlocal_jax.errors import InputError
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
@@ -15,20 +15,20 @@ SUFFIXES = (".jpeg", ".jpg", ".png")
 def decode_image(data: bytes, name: object) -> np.ndarray:
     """Decodes a PNG or JPEG to RGB, uint8 ``[H, W, 3]``.
 
-    Gray levels and palettes become RGB, 16 bits become 8, an alpha channel is dropped. The
-    orientation that EXIF may ask for is ignored, as in the published models' data.
+    Gray images and palettes are converted to RGB, and 16 bits to 8. An alpha channel is dropped.
+    The EXIF orientation is ignored, as in the training data of the published models.
 
     Raises:
-      InputError: the bytes are no whole image; the message calls them ``name``.
+      InputError: The image is damaged. The message calls it ``name``.
     """
     return _decode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION, name)
 
 
 def decode_label(data: bytes, name: object) -> np.ndarray:
-    """Decodes a gray PNG of class indices as it is, uint8 ``[H, W]``.
+    """Decodes a gray PNG of class indices, uint8 ``[H, W]``, without any conversion.
 
     Raises:
-      InputError: the bytes are no whole image; the message calls them ``name``.
+      InputError: The image is damaged. The message calls it ``name``.
     """
     return _decode(data, cv2.IMREAD_UNCHANGED, name)
 
@@ -36,34 +36,39 @@ def decode_label(data: bytes, name: object) -> np.ndarray:
 def _decode(data: bytes, flags: int, name: object) -> np.ndarray:
     try:
         array = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error:  # no bytes at all, or too many pixels
+    except cv2.error:  # empty, or too many pixels
         array = None
     if array is None:
-        raise InputError(f"{name} is not a whole PNG or JPEG image ({len(data)} bytes)")
+        raise InputError(
+            f"{name} is not a complete PNG or JPEG image ({len(data)} bytes); replace the file"
+        )
     return array
 
 
 def read_image(path: PathLike) -> np.ndarray:
-    """Reads a PNG or JPEG file as RGB, uint8 ``[H, W, 3]``; see ``decode_image``.
+    """Reads a PNG or JPEG file as RGB, uint8 ``[H, W, 3]``.
+
+    Gray images and palettes are converted to RGB, and 16 bits to 8. An alpha channel is dropped.
+    The EXIF orientation is ignored.
 
     Raises:
-      InputError: the file cannot be read or is no whole image.
+      InputError: The file cannot be read, or it is damaged.
     """
     try:
-        data = pathlib.Path(path).read_bytes()
+        data = as_path(path).read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     return decode_image(data, path)
 
 
-def list_images(paths: Iterable[PathLike]) -> list[pathlib.Path]:
-    """Replaces each directory by the PNG and JPEG files in it, sorted by name; files stay.
+def list_images(paths: Iterable[PathLike]) -> list[epath.Path]:
+    """Replaces each directory with the PNG and JPEG files in it, sorted by name. Files are kept.
 
     Raises:
-      InputError: a path does not exist, or a directory holds no such file.
+      InputError: A path does not exist, or a directory contains no PNG or JPEG file.
     """
     files = []
-    for path in map(pathlib.Path, paths):
+    for path in map(as_path, paths):
         if path.is_dir():
             found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
             if not found:
@@ -77,43 +82,43 @@ def list_images(paths: Iterable[PathLike]) -> list[pathlib.Path]:
 
 
 def encode_png(array: np.ndarray) -> bytes:
-    """Encodes gray ``[H, W]`` or RGB ``[H, W, 3]``, uint8, as PNG.
+    """Encodes a gray ``[H, W]`` or RGB ``[H, W, 3]`` uint8 image as PNG.
 
     Raises:
-      InputError: another shape or type.
+      InputError: The shape or the type is different.
     """
     if array.dtype != np.uint8 or array.ndim < 2 or array.shape[2:] not in ((), (3,)):
         raise InputError(
-            f"a PNG is made of uint8 [H, W] or [H, W, 3]; got {array.dtype} {array.shape}"
+            f"a PNG image must be uint8 [H, W] or [H, W, 3]; got {array.dtype} {array.shape}"
         )
     return cv2.imencode(".png", array[..., ::-1] if array.ndim == 3 else array)[1].tobytes()
 
 
 def write_png(path: PathLike, array: np.ndarray) -> None:
-    """Writes gray ``[H, W]`` or RGB ``[H, W, 3]``, uint8; the file appears whole or not at all."""
+    """Writes a gray ``[H, W]`` or RGB ``[H, W, 3]`` uint8 image, completely or not at all."""
     write_file(path, encode_png(array))
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes an image to ``size``, (height, width), bilinearly as OpenCV does."""
+    """Resizes an image to ``size``, (height, width), with OpenCV's bilinear interpolation."""
     return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
 
 
 def keep_ratio_size(image_size: tuple[int, int], base_size: tuple[int, int]) -> tuple[int, int]:
-    """The largest size with the image's proportions that fits into ``base_size``, as in mmcv.
+    """The largest size with the image's aspect ratio that fits into ``base_size``, as in mmcv.
 
-    The longer side of the image is held against the longer of ``base_size``, the shorter against
-    the shorter, so the order of ``base_size`` does not matter.
+    The longer side of the image is compared with the longer side of ``base_size``, and the shorter
+    with the shorter, so the order of ``base_size`` does not matter::
 
-      f = min(max(base) / max(h, w), min(base) / min(h, w))
-      size = (int(h f + 1/2), int(w f + 1/2))
+        f = min(max(base) / max(h, w), min(base) / min(h, w))
+        size = (int(h f + 1/2), int(w f + 1/2))
 
     Args:
       image_size: (h, w).
-      base_size: the two sides to fit into.
+      base_size: The two sides to fit into.
 
     Returns:
-      The height and the width.
+      (height, width).
     """
     factor = min(max(base_size) / max(image_size), min(base_size) / min(image_size))
     return tuple(max(1, int(n * factor + 0.5)) for n in image_size)

@@ -1,26 +1,22 @@
-"""Inference by the published protocols, metrics, and pictures of what a network does."""
+"""Inference with the published protocols, and the metrics of a dataset."""
 
 from nonlocal_jax.evaluation.inference import (
+    Predictor,
     inference_fn,
-    inference_mesh,
-    inference_protocol,
     multi_scale_inference,
-    predict,
     slide_inference,
 )
-from nonlocal_jax.evaluation.loop import evaluate, evaluator
 from nonlocal_jax.evaluation.metrics import confusion_matrix, markdown_table, summarize
+from nonlocal_jax.evaluation.segmentation import evaluator, report
 
 __all__ = [
+    "Predictor",
     "confusion_matrix",
-    "evaluate",
     "evaluator",
     "inference_fn",
-    "inference_mesh",
-    "inference_protocol",
     "markdown_table",
     "multi_scale_inference",
-    "predict",
+    "report",
     "slide_inference",
     "summarize",
 ]

@@ -1,86 +1,137 @@
-"""Inference by the protocols that the published numbers were measured with.
+"""Inference, with the protocols of the published numbers.
 
-Everywhere ``apply_fn`` maps normalized RGB images ``[B, H, W, 3]`` to logits
-``[B, H', W', classes]``; logits of another size than the images are resized to it. Give a compiled
-function, as ``inference_fn`` makes: ``jax.jit`` keeps one program for every size of input, so a
-dataset whose images differ in size compiles for each new size. JAX keeps these programs from run
-to run where the environment variable JAX_COMPILATION_CACHE_DIR names a directory.
+``apply_fn`` always maps normalized RGB images ``[B, H, W, 3]`` to logits ``[B, H', W', classes]``.
+Logits of a different size are resized to the size of the images. Pass a compiled function, such as
+``inference_fn`` returns. ``jax.jit`` compiles one program for each image size. If the environment
+variable ``JAX_COMPILATION_CACHE_DIR`` is set, JAX keeps these programs for later runs.
 """
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from nonlocal_jax import ops
-from nonlocal_jax.data import keep_ratio_size, normalize, resize_image
+from nonlocal_jax.data import check_image, keep_ratio_size, normalize, resize_image
 from nonlocal_jax.errors import InputError
+from nonlocal_jax.models import create_model
 from nonlocal_jax.ops._numerics import at_least_float32
-from nonlocal_jax.sharding import make_mesh, replicated, split_images, use_mesh
+from nonlocal_jax.sharding import Shardings, make_mesh, split_positions, use_mesh
 
+Variables = Mapping[str, Any]
 ApplyFn = Callable[[jax.Array], jax.Array]
 
-# Of ImageNet, RGB, in units of 8-bit gray levels.
+# Of ImageNet, RGB, in 8-bit gray levels.
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
 
 
-def compile_inference(model: nn.Module, mesh: Mesh) -> Callable[[Mapping[str, Any]], ApplyFn]:
-    """From variables to ``apply_fn``, compiled once for every size of image.
-
-    The variables are put on the devices of the mesh, which share an image by its rows.
-    """
-
-    @jax.jit
-    def apply(variables, images):
-        with use_mesh(mesh):
-            return model.apply(variables, split_images(images, mesh))
-
-    def inference(variables):
-        variables = jax.device_put(variables, replicated(mesh))
-        return lambda images: apply(variables, jax.device_put(images, replicated(mesh)))
-
-    return inference
-
-
 def inference_fn(
-    model: nn.Module, variables: Mapping[str, Any], mesh: Mesh | None = None
-) -> ApplyFn:
-    """The compiled inference of a model on a mesh, by default of one device."""
-    return compile_inference(model, mesh or make_mesh(jax.local_devices()[:1]))(variables)
+    model: nn.Module, shardings: Shardings | None = None
+) -> Callable[[Variables], ApplyFn]:
+    """Compiles the inference of a model, once for each image size.
+
+    Images are replicated, and the rows of their feature maps are split over the mesh axis
+    "context". If the mesh spans several processes, all of them must call ``apply_fn`` with the same
+    images.
+
+    Args:
+      model: The model.
+      shardings: Where the variables are placed. Default: one device of this process.
+
+    Returns:
+      A function that maps variables to ``apply_fn``.
+    """
+    shardings = shardings or Shardings(make_mesh(jax.local_devices()[:1]))
+    spans_processes = shardings.mesh.is_multi_process
+
+    @functools.partial(jax.jit, out_shardings=shardings.replicated if spans_processes else None)
+    def apply(variables, images):
+        with use_mesh(shardings.mesh):
+            return model.apply(variables, split_positions(images))
+
+    def place(variables: Variables) -> ApplyFn:
+        variables = shardings.place(variables)
+
+        def apply_fn(images: jax.Array) -> jax.Array:
+            if spans_processes:  # each has its own copy of the images and of the logits
+                images = jax.device_put(np.asarray(images), shardings.replicated)
+                return apply(variables, images).addressable_data(0)
+            return apply(variables, jax.device_put(images, shardings.replicated))
+
+        return apply_fn
+
+    return place
 
 
-def inference_mesh(config: Mapping[str, Any]) -> Mesh:
-    """Up to ``mesh.context`` devices of this process: one group, for one image at a time.
+class Predictor:
+    """Segments images as an experiment's config describes::
 
-    Each process infers images of its own, also where several share an image in training.
+        predictor = Predictor(config)
+        probabilities = predictor(variables)(image)      # [H, W, classes]
+        labels = predictor.label_maps(variables)(image)  # [H, W]
+
+    ``image`` is RGB, uint8 ``[H, W, 3]``. The network is compiled once for each image size.
+
+    Args:
+      config: Config of the experiment. ``evaluation``, ``model``, ``data`` and ``mesh`` are read.
+      multi_scale: Whether to use all scales of the config and its flip. Default: one scale and no
+        flip.
+      shardings: Where the variables are placed. Default: replicated on up to ``mesh.context``
+        devices of this process, which share the rows of an image.
+
+    Attributes:
+      protocol: The keyword arguments of ``multi_scale_inference``.
 
     Raises:
-      InputError: ``mesh.context`` is not positive.
+      InputError: ``evaluation.mode`` or ``mesh.context`` is invalid.
     """
-    context = config["mesh"]["context"]
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        *,
+        multi_scale: bool = False,
+        shardings: Shardings | None = None,
+    ):
+        self.protocol = _protocol(config, multi_scale)
+        shardings = shardings or _local_shardings(config["mesh"]["context"])
+        self._inference = inference_fn(create_model(config["model"]), shardings)
+
+    def __call__(self, variables: Variables) -> Callable[[np.ndarray], jax.Array]:
+        """Returns a function that maps an image to probabilities ``[H, W, classes]``."""
+        apply_fn = self._inference(variables)
+        return lambda image: multi_scale_inference(apply_fn, image, **self.protocol)
+
+    def label_maps(self, variables: Variables) -> Callable[[np.ndarray], np.ndarray]:
+        """Returns a function that maps an image to the most probable class of every pixel.
+
+        Its result is ``[H, W]``, of the smallest unsigned integer type for the number of classes.
+        """
+        infer = self(variables)
+
+        def label_map(image: np.ndarray) -> np.ndarray:
+            probabilities = infer(image)
+            dtype = np.min_scalar_type(probabilities.shape[-1] - 1)
+            return np.asarray(jnp.argmax(probabilities, axis=-1)).astype(dtype)
+
+        return label_map
+
+
+def _local_shardings(context: int) -> Shardings:
+    """Up to ``context`` devices of this process. Every process infers its own images."""
     if context < 1:
         raise InputError(f"mesh.context must be at least 1; got {context}")
     devices = jax.local_devices()[:context]
-    return make_mesh(devices, context=len(devices))
+    return Shardings(make_mesh(devices, context=len(devices)))
 
 
-def inference_protocol(config: Mapping[str, Any], *, multi_scale: bool = False) -> dict[str, Any]:
-    """The keyword arguments of ``multi_scale_inference`` that an experiment is tested with.
-
-    Args:
-      config: an experiment's config; its ``evaluation``, ``model`` and ``data`` are read.
-      multi_scale: all ratios of the config and its flip, instead of one scale without a flip.
-
-    Raises:
-      InputError: ``config.evaluation.mode`` is neither "whole" nor "slide".
-    """
+def _protocol(config: Mapping[str, Any], multi_scale: bool) -> dict[str, Any]:
+    """The keyword arguments of ``multi_scale_inference`` for an experiment."""
     evaluation, data = config["evaluation"], config["data"]
     mode = evaluation["mode"]
     if mode not in ("whole", "slide"):
@@ -99,7 +150,7 @@ def inference_protocol(config: Mapping[str, Any], *, multi_scale: bool = False) 
 
 
 def _window_starts(size: int, crop: int, stride: int) -> list[int]:
-    """Where windows start along one axis; the last is shifted back to end at the border."""
+    """Where windows start along one axis. The last one is shifted back to end at the border."""
     number = max(size - crop + stride - 1, 0) // stride + 1
     return [max(min(i * stride, size - crop), 0) for i in range(number)]
 
@@ -117,38 +168,39 @@ def slide_inference(
     stride: tuple[int, int],
     align_corners: bool = False,
 ) -> jax.Array:
-    """Logits from overlapping windows: their sum, divided by the number of windows at a pixel.
+    """Averages the logits of overlapping windows at every pixel.
 
-    Windows of size ``crop`` start every ``stride`` pixels; the last ones are shifted back to end
-    at the border. An image smaller than the crop along an axis is one smaller window there. The
-    windows go through the network one after the other, all of one size: one compilation, and the
-    memory of one window.
+    Windows of size ``crop`` start every ``stride`` pixels. The last ones are shifted back to end at
+    the border. Along an axis where the image is smaller than ``crop``, there is one window of the
+    size of the image. The network runs on one window at a time. All windows have the same size, so
+    it is compiled once.
 
     Args:
-      apply_fn: see above.
-      images: normalized RGB ``[B, H, W, 3]``.
+      apply_fn: Maps images to logits, see above.
+      images: Normalized RGB ``[B, H, W, 3]``.
       crop: (height, width) of a window.
       stride: (vertical, horizontal) distance of windows, at most ``crop``.
-      align_corners: convention of the resize of a window's logits to the window's size.
+      align_corners: Convention of the resize of a window's logits to the window's size.
 
     Returns:
       Logits ``[B, H, W, classes]``, at least float32.
 
     Raises:
-      InputError: the windows would leave pixels out.
+      InputError: The images have the wrong shape, or the windows do not cover all pixels.
     """
-    chex.assert_shape(images, (None, None, None, 3), custom_message="images must be [B, H, W, 3]")
+    if images.ndim != 4 or images.shape[-1] != 3:
+        raise InputError(f"images must be normalized RGB [B, H, W, 3]; got {images.shape}")
     if not all(0 < s <= c for s, c in zip(stride, crop, strict=True)):
         raise InputError(
-            f"the stride of windows must be positive and at most the crop; "
-            f"got stride {tuple(stride)} and crop {tuple(crop)}"
+            f"stride {tuple(stride)} does not cover the image with windows of {tuple(crop)}; "
+            "use a positive stride that is at most the crop"
         )
     batch, height, width, _ = images.shape
     window_size = min(crop[0], height), min(crop[1], width)
     ys = _window_starts(height, crop[0], stride[0])
     xs = _window_starts(width, crop[1], stride[1])
     total = None
-    count = np.zeros((height, width, 1))
+    count = np.zeros((1, height, width, 1))
     for y in ys:
         for x in xs:
             window = images[:, y : y + window_size[0], x : x + window_size[1]]
@@ -157,7 +209,7 @@ def slide_inference(
             if total is None:
                 total = jnp.zeros((batch, height, width, logits.shape[-1]), logits.dtype)
             total = _add_window(total, logits, y, x)
-            count[y : y + window_size[0], x : x + window_size[1]] += 1
+            count[:, y : y + window_size[0], x : x + window_size[1]] += 1
     return total / jnp.asarray(count, total.dtype)
 
 
@@ -183,43 +235,47 @@ def multi_scale_inference(
     mean: Sequence[float] = MEAN,
     std: Sequence[float] = STD,
 ) -> jax.Array:
-    """Class probabilities of an image, the mean over scales and horizontal flips.
+    """Class probabilities of an image, averaged over scales and horizontal flips.
 
-    The test-time augmentation of mmsegmentation 0.x, "ms+flip" in its tables. For each ratio r the
-    8-bit image is resized by OpenCV (bilinear, not antialiased), keeping its proportions, to fit
-    (int(r * width), int(r * height)) of ``base_size``; then normalized, passed through the network
-    as a whole or in windows, and the logits are resized to the image's own size, softmax after.
-    Averaged are probabilities, not logits. ``ratios=(1.0,), flip=False`` is the plain protocol:
-    the logits are still resized twice, to the network's input and then to the image.
+    The test-time augmentation of mmsegmentation 0.x, "ms+flip" in its tables. For each ratio r:
 
-    The computation runs in JAX's default float type: float64 where 64-bit types are enabled.
+    1. OpenCV resizes the 8-bit image (bilinear, without antialiasing, with its aspect ratio) to fit
+       into (int(r * width), int(r * height)), where ``base_size`` is (width, height).
+    2. The image is normalized and passed to the network, as a whole or in windows.
+    3. The logits are resized to the size of the original image. The softmax follows.
+
+    The probabilities are averaged, not the logits. ``ratios=(1.0,), flip=False`` is the
+    single-scale protocol. It also resizes the logits twice: to the network's input and then to the
+    original image.
+
+    The computation runs in JAX's default float type, which is float64 if 64-bit types are enabled.
 
     Args:
-      apply_fn: see above.
+      apply_fn: Maps images to logits, see above.
       image_uint8: RGB ``[H, W, 3]``.
-      base_size: (width, height) that ratio 1 fits the image into, whichever way it lies.
-      ratios: scales.
-      flip: pass each scale a second time, mirrored.
-      crop: (height, width) of the windows of ``slide_inference``; None passes images whole.
+      base_size: The size that ratio 1 fits the image into. The order of its sides does not matter.
+      ratios: The scales.
+      flip: Whether to pass each scale a second time, flipped.
+      crop: (height, width) of the windows of ``slide_inference``. None passes whole images.
       stride: (vertical, horizontal) distance of the windows.
-      align_corners: convention of every resize of logits.
-      mean: of the channels, in 8-bit gray levels.
-      std: of the channels, in 8-bit gray levels.
+      align_corners: Convention of every resize of logits.
+      mean: Mean of each channel, in 8-bit gray levels.
+      std: Standard deviation of each channel, in 8-bit gray levels.
 
     Returns:
-      ``[H, W, classes]``, summing to one over the classes.
+      ``[H, W, classes]``. The sum over the classes is one.
 
     Raises:
-      InputError: sizes are not positive, no ratio is given, or only one of crop and stride is.
+      InputError: The image has the wrong type or shape, a size is not positive, there is no ratio,
+        or only one of ``crop`` and ``stride`` is given.
     """
-    chex.assert_shape(image_uint8, (None, None, 3), custom_message="the image must be [H, W, 3]")
-    chex.assert_type(image_uint8, np.uint8)
+    check_image(image_uint8)
     if (crop is None) != (stride is None):
-        raise InputError(f"crop and stride go together; got crop {crop} and stride {stride}")
+        raise InputError(f"got crop={crop} and stride={stride}; give both or neither")
     scales = [tuple(int(side * ratio) for side in base_size) for ratio in ratios]
     if not scales or min(map(min, scales)) < 1:
         raise InputError(
-            f"need base_size and ratios that give positive sizes; got {base_size} and {ratios}"
+            f"base_size={tuple(base_size)} and ratios={tuple(ratios)} must give positive sizes"
         )
     image = np.asarray(image_uint8)
     size = image.shape[:2]
@@ -240,14 +296,3 @@ def multi_scale_inference(
             )
             passes += 1
     return total[0] / passes
-
-
-def predict(apply_fn: ApplyFn, image_uint8: np.ndarray, protocol: Mapping[str, Any]) -> np.ndarray:
-    """The most probable class of every pixel, by ``inference_protocol``'s protocol.
-
-    Returns:
-      ``[H, W]`` at the image's size, in the smallest unsigned integer that holds every class.
-    """
-    probabilities = multi_scale_inference(apply_fn, image_uint8, **protocol)
-    dtype = np.min_scalar_type(probabilities.shape[-1] - 1)
-    return np.asarray(jnp.argmax(probabilities, axis=-1)).astype(dtype)

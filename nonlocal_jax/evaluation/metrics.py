@@ -1,103 +1,92 @@
-"""Segmentation metrics from one integer confusion matrix."""
+"""Segmentation metrics, from one confusion matrix of integers."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from nonlocal_jax.data import IGNORE_INDEX, check_labels
 from nonlocal_jax.errors import InputError
 
 
-def check_labels(labels: np.ndarray, num_classes: int, ignore_index: int, where: str = "") -> None:
-    """Requires every label to be a class or ``ignore_index``.
-
-    A wrong label is invisible in the metrics, so it is refused and never dropped.
-
-    Raises:
-      InputError: naming the labels that are neither.
-    """
-    wrong = (labels != ignore_index) & ((labels < 0) | (labels >= num_classes))
-    if wrong.any():
-        values = np.unique(labels[wrong])
-        listed = ", ".join(map(str, values[:10])) + (", …" if len(values) > 10 else "")
-        raise InputError(
-            f"labels{where and f' of {where}'} must be 0 to {num_classes - 1} or {ignore_index} "
-            f"(ignored); found {listed}. Were they converted to the classes of this dataset?"
-        )
-
-
 def confusion_matrix(
-    labels: jax.Array, predictions: jax.Array, num_classes: int, ignore_index: int
+    labels: jax.Array, predictions: jax.Array, num_classes: int, ignore_index: int = IGNORE_INDEX
 ) -> jax.Array:
-    """Counts the pixels of every pair of true and predicted class.
+    """Counts the pixels for every pair of a true and a predicted class.
 
-    Works under ``jit`` with ``num_classes`` static. One call counts up to 2**31 - 1 pixels; sum
+    Works under ``jit`` with static ``num_classes``. One call counts up to 2**31 - 1 pixels. Sum
     several calls in int64 on the host.
 
     Args:
-      labels: integers, of any shape.
-      predictions: integers in [0, num_classes), of the same shape.
+      labels: Integers, of any shape.
+      predictions: Integers in [0, num_classes), of the same shape.
       num_classes: C.
-      ignore_index: label of the pixels that are left out.
+      ignore_index: Label of the pixels that are not counted.
 
     Returns:
-      int32 ``[C, C]``: rows are true classes, columns predicted ones.
+      int32 ``[C, C]``. Rows are true classes, columns are predicted classes.
 
     Raises:
-      InputError: a label is out of range. Only NumPy labels are checked, for values are unknown
-        under ``jit``, where such pixels are left out: call ``check_labels`` first.
+      InputError: The shapes differ, or a label is out of range. Only NumPy labels are checked: the
+        values are unknown under ``jit``, where wrong labels are not counted. Call
+        ``data.check_labels`` before.
     """
-    chex.assert_equal_shape(
-        [labels, predictions], custom_message="labels and predictions must have one shape"
-    )
+    if labels.shape != predictions.shape:
+        raise InputError(
+            "labels and predictions must have the same shape; "
+            f"got {labels.shape} and {predictions.shape}"
+        )
     if isinstance(labels, np.ndarray):
         check_labels(labels, num_classes, ignore_index)
     labels = jnp.asarray(labels, jnp.int32).ravel()
     predictions = jnp.asarray(predictions, jnp.int32).ravel()
     counted = (labels != ignore_index) & (labels >= 0) & (labels < num_classes)
-    # bincount drops what lies beyond its length.
+    # bincount ignores values beyond its length.
     cells = jnp.where(counted, labels * num_classes + predictions, num_classes**2)
     counts = jnp.bincount(cells, length=num_classes**2)
     return counts.astype(jnp.int32).reshape(num_classes, num_classes)
 
 
 def sum_over_processes(confusion: np.ndarray) -> np.ndarray:
-    """The sum of every process's int64 matrix, on every process; all of them must call this."""
+    """Sums the int64 matrices of all processes. Every process must call it and gets the sum."""
     if jax.process_count() == 1:
         return confusion
-    # Arrays that travel between processes have no 64-bit integers by default: send the halves.
+    # JAX arrays are 32-bit by default, so each number is sent as two halves.
     halves = np.ascontiguousarray(confusion, np.int64).view(np.uint32)
     gathered = np.ascontiguousarray(multihost_utils.process_allgather(halves))
     return gathered.view(np.int64).sum(axis=0)
 
 
 def summarize(confusion: np.ndarray) -> dict[str, Any]:
-    """The metrics of a confusion matrix, as fractions of one.
+    """Computes the metrics of a confusion matrix, as fractions of one.
 
-      IoU_c = n_cc / (sum_j n_cj + sum_j n_jc - n_cc)      accuracy_c = n_cc / sum_j n_cj
+    With n_ij the number of pixels of class i that are predicted as class j::
 
-    for n_ij pixels of class i predicted as j. The means are over classes, leaving out those that
-    are not defined: IoU where a class is neither present nor predicted, accuracy where it is not
-    present. The overall accuracy is sum_c n_cc / sum_ij n_ij.
+        IoU_c = n_cc / (sum_j n_cj + sum_j n_jc - n_cc)
+        accuracy_c = n_cc / sum_j n_cj
+        overall accuracy = sum_c n_cc / sum_ij n_ij
+
+    The IoU of a class that is neither present nor predicted is undefined, and so is the accuracy of
+    a class that is not present. The means are over the classes where the metric is defined.
 
     Args:
       confusion: ``[C, C]``, summed over the whole dataset.
 
     Returns:
-      ``miou``, ``mean_accuracy`` and ``overall_accuracy`` as floats; ``iou`` and ``accuracy`` as
-      ``[C]`` with NaN where a class has none.
+      ``miou``, ``mean_accuracy`` and ``overall_accuracy`` as floats. ``iou`` and ``accuracy`` as
+      ``[C]``, NaN where they are undefined.
 
     Raises:
-      InputError: no pixel was counted.
+      InputError: The matrix is not square, or no pixel was counted.
     """
-    chex.assert_shape(confusion, (len(confusion), len(confusion)))
     confusion = np.asarray(confusion, np.int64)
+    if confusion.ndim != 2 or confusion.shape[0] != confusion.shape[1]:
+        raise InputError(f"a confusion matrix must be square; got {confusion.shape}")
     if not confusion.any():
-        raise InputError("no pixel has a label, so there is nothing to measure")
+        raise InputError("no pixel has a label; there is nothing to measure")
     correct = np.diag(confusion)
     present = confusion.sum(axis=1)
     union = present + confusion.sum(axis=0) - correct
@@ -118,7 +107,12 @@ def _percent(fraction: float) -> str:
 
 
 def markdown_table(summary: Mapping[str, Any], names: Sequence[str]) -> str:
-    """The per-class and mean metrics in percent, as a Markdown table that also reads as text."""
+    """The metrics of ``summarize`` in percent, as an aligned Markdown table.
+
+    Args:
+      summary: Result of ``summarize``.
+      names: Names of the classes.
+    """
     rows = [
         (name, _percent(iou), _percent(accuracy))
         for name, iou, accuracy in zip(names, summary["iou"], summary["accuracy"], strict=True)
@@ -128,12 +122,10 @@ def markdown_table(summary: Mapping[str, Any], names: Sequence[str]) -> str:
     header = ("class", "IoU %", "accuracy %")
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
 
-    def line(cells):
-        first, *numbers = (
-            cell.ljust(w) if i == 0 else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(cells, widths, strict=True))
-        )
-        return "| " + " | ".join([first, *numbers]) + " |"
+    def line(name: str, *numbers: str) -> str:
+        cells = [name.ljust(widths[0])]
+        cells += [number.rjust(w) for number, w in zip(numbers, widths[1:], strict=True)]
+        return "| " + " | ".join(cells) + " |"
 
     rule = "|" + "|".join(["-" * (widths[0] + 2)] + ["-" * (w + 1) + ":" for w in widths[1:]]) + "|"
-    return "\n".join([line(header), rule, *map(line, rows)])
+    return "\n".join([line(*header), rule, *(line(*row) for row in rows)])

@@ -4,18 +4,18 @@ import jax
 import jax.numpy as jnp
 from flax.linen import initializers
 
-# kaiming_normal_(mode="fan_out", nonlinearity="relu"): every convolution that a norm follows.
+# kaiming_normal_(mode="fan_out", nonlinearity="relu"): every convolution in front of a norm.
 kaiming_fan_out = initializers.variance_scaling(2.0, "fan_out", "normal")
 
-# kaiming_normal_(mode="fan_in"): the attention mask of GC alone.
+# kaiming_normal_(mode="fan_in"): only the attention mask of the global context block.
 kaiming_fan_in = initializers.variance_scaling(2.0, "fan_in", "normal")
 
-# PyTorch's default weight, U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+# PyTorch's default for weights, U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 torch_default = initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 def torch_default_bias(fan_in: int) -> initializers.Initializer:
-    """PyTorch's default bias, U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
+    """Returns PyTorch's default for biases, U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
 
     def init(key, shape, dtype=jnp.float32):
         bound = fan_in**-0.5

@@ -1,4 +1,4 @@
-"""Batch normalization with PyTorch's numbers, and how a norm is injected into a block."""
+"""Batch normalization with PyTorch's numbers, and one way to apply any norm."""
 
 import functools
 from collections.abc import Callable
@@ -9,25 +9,31 @@ import jax.numpy as jnp
 
 from nonlocal_jax.ops._numerics import at_least_float32, promoted_dtype
 
-# Called as ``norm(name=..., dtype=..., scale_init=...)``: BatchNorm below, or a partial of
-# nn.BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm.
+# A constructor, called as ``norm(name=..., dtype=...)`` or with ``scale_init`` too: ``BatchNorm``,
+# ``nn.GroupNorm``, ``nn.LayerNorm`` or another norm of Flax, or a ``functools.partial`` of one. A
+# frozen batch norm is ``functools.partial(BatchNorm, use_running_average=True)``.
 NormFn = Callable[..., nn.Module]
 
 
 class BatchNorm(nn.Module):
-    """(x - mean) / sqrt(var + epsilon) * scale + bias over all axes but the last.
+    """Batch normalization over all axes but the last, equal to ``torch.nn.BatchNorm``::
 
-    As ``torch.nn.BatchNorm``, and unlike ``flax.linen.BatchNorm`` in two places: the running
-    variance is the unbiased one, n/(n-1) times the variance that normalizes, and the variance is
-    computed in two passes. ``momentum`` is the share of the old statistics (PyTorch's is the share
-    of the new). Statistics are at least float32. Under ``jit`` a batch sharded over devices is
+        y = (x - mean) / sqrt(var + epsilon) * scale + bias
+
+    It differs from ``flax.linen.BatchNorm`` in two points. The running variance is the unbiased
+    one, n / (n - 1) times the variance that normalizes. The variance is computed in two passes.
+    Statistics are at least float32. Under ``jit``, a batch that is sharded over devices is
     normalized as one batch (SyncBN).
 
     Attributes:
-      momentum: running = momentum * running + (1 - momentum) * batch.
+      momentum: weight of the old statistics (in PyTorch, ``momentum`` is that of the new ones):
+        running = momentum * running + (1 - momentum) * batch.
       epsilon: added to the variance.
-      dtype: of the result; None promotes the input with the parameters.
-      scale_init: zeros makes a residual branch start as the identity.
+      dtype: type of the result; None promotes the input with the parameters.
+      scale_init: initializer of the scale; zeros make a residual branch start as the identity.
+      use_running_average: normalize with the running statistics and do not change them. None
+        leaves the choice to the call. True freezes the norm: its statistics never change, not
+        even in training.
     """
 
     momentum: float = 0.9
@@ -43,7 +49,10 @@ class BatchNorm(nn.Module):
         use_running_average: bool | None = None,
         mask: jax.Array | None = None,
     ) -> jax.Array:
-        """Normalizes ``[..., C]``; where ``mask``, of its shape, is False, nothing is counted."""
+        """Normalizes ``[..., C]``.
+
+        ``mask`` has the shape of x. Where it is False, x is not part of the statistics.
+        """
         use_running_average = nn.merge_param(
             "use_running_average", self.use_running_average, use_running_average
         )
@@ -61,7 +70,7 @@ class BatchNorm(nn.Module):
             mean, var = running_mean.value, running_var.value
         else:
             n = x.size // x.shape[-1] if mask is None else jnp.sum(mask, axes, dtype=x.dtype)
-            n = jnp.maximum(n, 1)  # nothing but padding has mean and variance 0
+            n = jnp.maximum(n, 1)  # where everything is padding, mean and variance are 0
             mean = jnp.sum(x, axes, where=mask) / n
             var = jnp.sum(jnp.square(x - expand(mean)), axes, where=mask) / n
             if not self.is_initializing():
@@ -69,23 +78,27 @@ class BatchNorm(nn.Module):
                 for running, new in ((running_mean, mean), (running_var, unbiased)):
                     update = self.momentum * running.value + (1 - self.momentum) * new
                     running.value = update.astype(running.value.dtype)
-        factor = expand(jax.lax.rsqrt(var + self.epsilon) * scale)
-        y = (x - expand(mean)) * factor + expand(bias)
+        factor = jax.lax.rsqrt(var + self.epsilon) * scale
+        y = (x - expand(mean)) * expand(factor) + expand(bias)
         return y.astype(dtype)
 
 
 def apply_norm(
     module: nn.Module, x: jax.Array, *, train: bool, mask: jax.Array | None = None
 ) -> jax.Array:
-    """Applies a norm layer to ``[B, *S, C]``.
+    """Applies any norm layer to ``[B, *S, C]``.
 
-    Only those that keep running statistics are told about ``train``, and only those whose
-    statistics are over positions about the ``mask``, ``[B, *S]``.
+    ``train`` goes only to norms that have running statistics and do not fix
+    ``use_running_average``: a frozen norm stays frozen. ``mask``, ``[B, *S]``, False where x is
+    padding, goes only to norms whose statistics are over positions.
     """
     options = {}
-    if hasattr(module, "use_running_average"):
+    has_running_average = hasattr(module, "use_running_average")
+    if has_running_average and module.use_running_average is None:
         options["use_running_average"] = not train
-    if mask is not None and (options or isinstance(module, nn.GroupNorm | nn.InstanceNorm)):
-        options["mask"] = jnp.broadcast_to(mask[..., None], x.shape)  # GroupNorm asks for it
+    over_positions = has_running_average or isinstance(module, nn.GroupNorm | nn.InstanceNorm)
+    if mask is not None and over_positions:
+        # GroupNorm asks for the shape of x.
+        options["mask"] = jnp.broadcast_to(mask[..., None], x.shape)
     with jax.numpy_dtype_promotion("standard"):  # Flax promotes the types of its statistics
         return module(x, **options)

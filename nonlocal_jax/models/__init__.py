@@ -1,6 +1,21 @@
 """Whole networks, built from a flat mapping of plain values."""
 
-from nonlocal_jax.models.build import create_model
+from nonlocal_jax.models.build import (
+    BLOCKS,
+    EXAMPLE_INPUTS,
+    NETWORKS,
+    create_model,
+    example_input,
+    model_options,
+)
 from nonlocal_jax.models.segmentation import SegmentationNet
 
-__all__ = ["SegmentationNet", "create_model"]
+__all__ = [
+    "BLOCKS",
+    "EXAMPLE_INPUTS",
+    "NETWORKS",
+    "SegmentationNet",
+    "create_model",
+    "example_input",
+    "model_options",
+]

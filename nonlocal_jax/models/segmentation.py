@@ -8,16 +8,16 @@ from nonlocal_jax.ops import resize
 
 
 class SegmentationNet(nn.Module):
-    """mmsegmentation's ``EncoderDecoder``.
+    """A backbone with two heads, the ``EncoderDecoder`` of mmsegmentation.
 
     The decode head reads the last stage of the backbone, the auxiliary head the one before it. The
-    auxiliary head only serves training: ``init`` makes its parameters, inference does not run it.
+    auxiliary head is only for training: ``init`` creates its parameters, inference does not run it.
 
     Attributes:
-      backbone: images to a list of feature maps.
-      decode_head: feature map to logits.
-      auxiliary_head: the same for the auxiliary loss.
-      align_corners: convention of the resize to the input's size.
+      backbone: maps images to a list of feature maps.
+      decode_head: maps a feature map to logits.
+      auxiliary_head: maps a feature map to the logits of the auxiliary loss.
+      align_corners: convention of the resize to the size of the input, see ``ops.resize``.
     """
 
     backbone: nn.Module
@@ -28,21 +28,26 @@ class SegmentationNet(nn.Module):
     def __call__(
         self, images: jax.Array, *, train: bool = False
     ) -> jax.Array | tuple[jax.Array, jax.Array]:
-        """Maps normalized RGB ``[B, H, W, 3]`` to logits, at least float32.
+        """Maps normalized RGB images ``[B, H, W, 3]`` to logits, at least float32.
+
+        Clips ``[B, T, H, W, 3]`` are segmented frame by frame, see ``backbones.ResNet``.
 
         Returns:
-          ``[B, H, W, classes]`` at inference; in training the logits of the decode and of the
-          auxiliary head at the size of the feature map, not resized.
+          At inference, logits ``[B, H, W, classes]`` or ``[B, T, H, W, classes]``. In training, the
+          logits of the decode head and of the auxiliary head at the size of the feature map.
 
         Raises:
-          InputError: ``images`` is not ``[B, H, W, 3]``.
+          InputError: ``images`` has another shape.
         """
-        if images.ndim != 4 or images.shape[-1] != 3:
-            raise InputError(f"need normalized RGB images [B, H, W, 3]; got {images.shape}")
+        if images.ndim not in (4, 5) or images.shape[-1] != 3:
+            raise InputError(
+                f"images have the shape {images.shape}; "
+                "use normalized RGB images [B, H, W, 3] or clips [B, T, H, W, 3]"
+            )
         *_, before, last = self.backbone(images, train=train)
         logits = self.decode_head(last, train=train)
         if train or self.is_initializing():
             auxiliary = self.auxiliary_head(before, train=train)
             if train:
                 return logits, auxiliary
-        return resize(logits, images.shape[1:3], align_corners=self.align_corners)
+        return resize(logits, images.shape[-3:-1], align_corners=self.align_corners)

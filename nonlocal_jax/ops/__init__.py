@@ -5,7 +5,7 @@ values ``[..., M, D]``. The blocks in ``nonlocal_jax.blocks`` call these functio
 """
 
 from nonlocal_jax.ops.context import channel_whiten, context_pool
-from nonlocal_jax.ops.convolution import dilated_conv
+from nonlocal_jax.ops.convolution import conv
 from nonlocal_jax.ops.disentangled import disentangled
 from nonlocal_jax.ops.pairwise import (
     IMPLEMENTATIONS,
@@ -25,7 +25,7 @@ __all__ = [
     "channel_whiten",
     "concatenation",
     "context_pool",
-    "dilated_conv",
+    "conv",
     "disentangled",
     "dot_product",
     "resize",

@@ -1,11 +1,13 @@
-"""Dilated convolution whose weight gradient is a small convolution on GPUs as well.
+"""Convolution over any number of axes, with a weight gradient that cuDNN can compute.
 
-The weight gradient of a dilated convolution slides the whole map of dy over x, dilation pixels at
-a time. XLA for NVIDIA GPUs does not recognize it: in place of cuDNN's backward filter it calls a
-forward convolution whose window is as large as the map (``make check-cuda-hlo``).
+The weight gradient of a dilated convolution slides dy over x in steps of the dilation. XLA for
+NVIDIA GPUs does not recognize this as a backward filter: it calls a forward convolution whose
+window is as large as the feature map (``make check-cuda-hlo`` shows it). For such GPUs, ``conv``
+therefore computes the same sum by the phases of x and dy, see ``_phases``.
 """
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,92 +15,140 @@ import jax.numpy as jnp
 from nonlocal_jax.errors import InputError
 
 
-def _convolve(x: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
-    pads = [(dilation * (size // 2),) * 2 for size in kernel.shape[:2]]
+def _convolve(
+    x: jax.Array,
+    kernel: jax.Array,
+    dilations: Sequence[int],
+    strides: Sequence[int] | None = None,
+) -> jax.Array:
+    """Convolves ``[B, *S, C]`` with ``[*K, C, D]``, which has as many axes K as S."""
+    last = x.ndim - 1
+    spatial = range(1, last)
     return jax.lax.conv_general_dilated(
         x,
         kernel,
-        window_strides=(1, 1),
-        padding=pads,
-        rhs_dilation=(dilation, dilation),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        window_strides=strides or (1,) * len(dilations),
+        padding=[(d * (k // 2),) * 2 for d, k in zip(dilations, kernel.shape[:-2], strict=True)],
+        rhs_dilation=dilations,
+        dimension_numbers=jax.lax.ConvDimensionNumbers(
+            lhs_spec=(0, last, *spatial),
+            rhs_spec=(last, last - 1, *range(last - 1)),
+            out_spec=(0, last, *spatial),
+        ),
     )
 
 
-def _phases(x: jax.Array, dilation: int) -> jax.Array:
-    """``[B, H, W, C]`` to ``[B d d, H/d, W/d, C]``: the d x d maps of every d-th row and column.
+def _phases(x: jax.Array, dilations: Sequence[int]) -> jax.Array:
+    """Splits ``[B, *S, C]`` into the maps of every d-th position: ``[B * prod(d), *S/d, C]``.
 
-    Zeros fill the sides up to multiples of d.
+    Pads the end of each axis with zeros to a multiple of its d. An axis with d = 1 stays as it is,
+    so frames that are sharded over devices are not gathered.
     """
-    x = jnp.pad(x, ((0, 0), *((0, -size % dilation) for size in x.shape[1:3]), (0, 0)))
-    b, h, w, c = x.shape
-    x = x.reshape(b, h // dilation, dilation, w // dilation, dilation, c)
-    return x.transpose(0, 2, 4, 1, 3, 5).reshape(-1, h // dilation, w // dilation, c)
+    pads = [(0, -size % d) for size, d in zip(x.shape[1:-1], dilations, strict=True)]
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    sizes = [size // d for size, d in zip(x.shape[1:-1], dilations, strict=True)]
+    split = [n for pair in zip(sizes, dilations, strict=True) for n in pair]
+    x = x.reshape(x.shape[0], *split, x.shape[-1])
+    last = x.ndim - 1
+    x = x.transpose(0, *range(2, last, 2), *range(1, last, 2), last)
+    return x.reshape(-1, *sizes, x.shape[-1])
 
 
-def _weight_gradient(x: jax.Array, dy: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
-    (gradient,) = jax.linear_transpose(lambda k: _convolve(x, k, dilation), kernel)(dy)
+def _weight_gradient(
+    x: jax.Array, dy: jax.Array, kernel: jax.Array, dilations: Sequence[int]
+) -> jax.Array:
+    (gradient,) = jax.linear_transpose(lambda k: _convolve(x, k, dilations), kernel)(dy)
     return gradient
 
 
 def _phase_weight_gradient(
-    x: jax.Array, dy: jax.Array, kernel: jax.Array, dilation: int
+    x: jax.Array, dy: jax.Array, kernel: jax.Array, dilations: Sequence[int]
 ) -> jax.Array:
-    """The same sum over pixels, one phase after the other: none sees another's pixels."""
-    return _weight_gradient(_phases(x, dilation), _phases(dy, dilation), kernel, 1)
+    """Computes the same sum as an undilated gradient: no phase reads pixels of another phase."""
+    ones = (1,) * len(dilations)
+    return _weight_gradient(_phases(x, dilations), _phases(dy, dilations), kernel, ones)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _dilated_conv(x: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
-    return _convolve(x, kernel, dilation)
+def _dilated(x: jax.Array, kernel: jax.Array, dilations: tuple[int, ...]) -> jax.Array:
+    return _convolve(x, kernel, dilations)
 
 
-def _forward(x: jax.Array, kernel: jax.Array, dilation: int) -> tuple[jax.Array, tuple]:
-    return _convolve(x, kernel, dilation), (x, kernel)
+def _forward(x: jax.Array, kernel: jax.Array, dilations: tuple[int, ...]) -> tuple:
+    return _dilated(x, kernel, dilations), (x, kernel)
 
 
-def _backward(dilation: int, arguments: tuple, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _backward(dilations: tuple[int, ...], arguments: tuple, dy: jax.Array) -> tuple:
     x, kernel = arguments
-    (dx,) = jax.linear_transpose(lambda x: _convolve(x, kernel, dilation), x)(dy)
-    # Chosen by what is compiled for, which need not be where this runs. Elsewhere the phases only
-    # cost the copies: on TPU 0.78 GB of memory traffic in place of 0.56.
+    (dx,) = jax.linear_transpose(lambda x: _convolve(x, kernel, dilations), x)(dy)
+    # The platform is the one the program is compiled for, which may differ from the one that
+    # traces it. On other platforms the phases only add copies: on TPU, 0.78 GB of memory traffic
+    # instead of 0.56 GB.
     dkernel = jax.lax.platform_dependent(
         x,
         dy,
         kernel,
-        cuda=functools.partial(_phase_weight_gradient, dilation=dilation),
-        default=functools.partial(_weight_gradient, dilation=dilation),
+        cuda=functools.partial(_phase_weight_gradient, dilations=dilations),
+        default=functools.partial(_weight_gradient, dilations=dilations),
     )
     return dx, dkernel
 
 
-_dilated_conv.defvjp(_forward, _backward)
+_dilated.defvjp(_forward, _backward)
 
 
-def dilated_conv(x: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
-    """y[i, j] = sum_kl x[i + d (k - K/2), j + d (l - K/2)] kernel[k, l], zero outside of x.
+def conv(
+    x: jax.Array,
+    kernel: jax.Array,
+    *,
+    stride: int | Sequence[int] = 1,
+    dilation: int | Sequence[int] = 1,
+) -> jax.Array:
+    """Convolves the last axes of S, padded with zeros on both sides as PyTorch pads.
 
-    ``jax.lax.conv_general_dilated`` with stride 1 and an output as large as the input. Compiled for
-    NVIDIA GPUs, the weight gradient is that of an undilated convolution over the d x d maps of
-    every d-th pixel, which is the same sum; elsewhere it is the ordinary one. Has a gradient in
-    reverse mode only.
+    In two dimensions, with stride s and dilation d::
+
+        y[i, j] = sum_kl x[s i + d (k - K // 2), s j + d (l - L // 2)] kernel[k, l]
+
+    A kernel with fewer spatial axes than x acts on the last ones: a 2-D kernel convolves a clip
+    ``[B, T, H, W, C]`` frame by frame.
+
+    A dilated convolution with stride 1 can be differentiated in reverse mode only. Programs for
+    NVIDIA GPUs compute its weight gradient as that of an undilated convolution.
 
     Args:
-      x: ``[..., H, W, C]``.
-      kernel: ``[K, L, C, D]``, odd sizes.
-      dilation: d, in pixels.
+      x: ``[B, *S, C]``.
+      kernel: ``[*K, C, D]`` with odd sizes K, and at most as many axes K as S.
+      stride: one number, or one for each axis of K.
+      dilation: one number, or one for each axis of K.
 
     Returns:
-      ``[..., H, W, D]``.
+      ``[B, *S', D]``; S' is S divided by the stride, rounded up.
 
     Raises:
-      InputError: the shapes do not fit.
+      InputError: the shapes do not fit, or a stride or dilation is less than 1.
     """
-    fits = x.ndim >= 3 and kernel.ndim == 4 and x.shape[-1] == kernel.shape[2]
-    if not (fits and all(size % 2 for size in kernel.shape[:2]) and dilation >= 1):
+    axes = kernel.ndim - 2
+    strides, dilations = (
+        (n,) * axes if isinstance(n, int) else tuple(n) for n in (stride, dilation)
+    )
+    if not (
+        x.ndim >= kernel.ndim >= 3
+        and x.shape[-1] == kernel.shape[-2]
+        and all(size % 2 for size in kernel.shape[:-2])
+        and len(strides) == len(dilations) == axes
+        and min(strides + dilations) >= 1
+    ):
         raise InputError(
-            "need x [..., H, W, C], kernel [K, L, C, D] with odd K and L, and dilation >= 1; "
-            f"got {x.shape}, {kernel.shape} and {dilation}"
+            f"cannot convolve x {x.shape} with kernel {kernel.shape}, stride {stride} and dilation "
+            f"{dilation}; use x [B, *S, C] and kernel [*K, C, D] with odd sizes K, at most as many "
+            "axes K as S, and for stride and dilation one number >= 1, or one for each axis of K"
         )
-    y = _dilated_conv(x.reshape(-1, *x.shape[-3:]), kernel, dilation)
-    return y.reshape(*x.shape[:-1], kernel.shape[-1])
+    leading = (1,) * (x.ndim - kernel.ndim)
+    kernel = kernel.reshape(leading + kernel.shape)
+    strides, dilations = leading + strides, leading + dilations
+    # Along an axis with a single tap, the dilation changes nothing.
+    dilations = tuple(d if k > 1 else 1 for d, k in zip(dilations, kernel.shape[:-2], strict=True))
+    if max(dilations) > 1 and max(strides) == 1:
+        return _dilated(x, kernel, dilations)
+    return _convolve(x, kernel, dilations, strides)

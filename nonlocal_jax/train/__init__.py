@@ -1,40 +1,31 @@
-"""Training: loss, optimizer, one jitted step, the loop, checkpoints and logs."""
+"""Training: the state, the jitted step, the loop, checkpoints and logs. The same for every task."""
 
-from typing import TYPE_CHECKING
+from etils import epy
 
-from nonlocal_jax import lazy
-from nonlocal_jax.sharding import make_mesh, to_global
-from nonlocal_jax.train.loss import loss_fn
+from nonlocal_jax.tasks.segmentation import loss_fn
+from nonlocal_jax.train.experiment import Experiment, create_experiment
 from nonlocal_jax.train.optimizer import create_optimizer
 from nonlocal_jax.train.state import TrainState, create_state
 from nonlocal_jax.train.step import make_train_step
 
-if TYPE_CHECKING:
-    from nonlocal_jax.train.checkpoint import Checkpoints, load_variables
+# Imported on first use: the train step needs jax, flax, optax and ml_collections only.
+with epy.lazy_api_imports(globals()):
+    from nonlocal_jax.train.checkpoint import Checkpoints
+    from nonlocal_jax.train.compile import compile_train_step
     from nonlocal_jax.train.log import NonFiniteError
     from nonlocal_jax.train.loop import Result, train
 
 __all__ = [
     "Checkpoints",
+    "Experiment",
     "NonFiniteError",
     "Result",
     "TrainState",
+    "compile_train_step",
+    "create_experiment",
     "create_optimizer",
     "create_state",
-    "load_variables",
     "loss_fn",
-    "make_mesh",
     "make_train_step",
-    "to_global",
     "train",
 ]
-
-# The step alone needs jax, flax, optax and ml_collections alone.
-__getattr__, __dir__ = lazy.names(
-    __name__,
-    {
-        "checkpoint": ("Checkpoints", "load_variables"),
-        "log": ("NonFiniteError",),
-        "loop": ("Result", "train"),
-    },
-)

@@ -1,59 +1,44 @@
-"""Checkpoints: ``workdir/checkpoints/STEP`` with the state and a JSON of what made it."""
+"""Checkpoints: ``WORKDIR/checkpoints/STEP`` with a state and the config of its run."""
 
 import json
-import pathlib
-import shutil
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
-from flax import traverse_util
 from ml_collections import ConfigDict
 
-from nonlocal_jax import convert
-from nonlocal_jax._files import PathLike
-from nonlocal_jax.convert import _fit as fit
-from nonlocal_jax.convert import names
-from nonlocal_jax.errors import InputError, first_line
+from nonlocal_jax._files import PathLike, as_path
+from nonlocal_jax.config import differences
+from nonlocal_jax.convert._orbax import DIRECTORY
+from nonlocal_jax.errors import InputError, first_line, listing
 from nonlocal_jax.train.state import TrainState
 
-_DIRECTORY = "checkpoints"
 _KEEP = 3
-# Sections of a config that leave the parameters alone: they may change when a run is resumed.
+# Sections of a config that may change when a run is resumed.
 _FREE_SECTIONS = ("train", "evaluation", "mesh", "published")
 
 
-def _differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    saved, current = (traverse_util.flatten_dict(dict(d), sep=".") for d in (saved, current))
-    return [
-        f"{key} is {saved.get(key)!r} there and {current.get(key)!r} here"
-        for key in sorted({*saved, *current})
-        if saved.get(key) != current.get(key)
-    ]
-
-
 class Checkpoints:
-    """The saved states of one run; a context manager that waits for saves on its way out.
+    """The saved states of a run. A context manager that waits for the last save on exit.
 
-    A state is committed by renaming its directory, so a save that was cut short never counts. The
-    last few states are kept.
+    A state is committed by renaming its directory, so an interrupted save never counts. The last
+    three states are kept. Sharded states are saved and restored shard by shard.
 
     Args:
-      workdir: of the run.
-      config: of the experiment.
-      fingerprint: of the training data.
+      workdir: Directory of the run.
+      config: Config of the experiment.
+      fingerprint: Fingerprint of the training data.
     """
 
     def __init__(self, workdir: PathLike, config: ConfigDict, fingerprint: str):
-        self.directory = pathlib.Path(workdir).absolute() / _DIRECTORY
-        # Through JSON, as it will be read again: tuples become lists.
+        self.directory = as_path(workdir).absolute() / DIRECTORY
+        # JSON turns tuples into lists, as they will be when they are read again.
         self._run = {"config": json.loads(config.to_json()), "dataset_fingerprint": fingerprint}
-        # What saves that were cut short left; the manager's own thread for it outlives its closing.
+        # Removes interrupted saves. The manager would do so in a thread that outlives its closing.
         if jax.process_index() == 0:
             for partial in ocp.utils.tmp_checkpoints(self.directory):
-                shutil.rmtree(partial.get())
+                as_path(partial.get()).rmtree()
         self._manager = ocp.CheckpointManager(
             self.directory,
             item_names=("variables", "progress", "metadata"),
@@ -70,11 +55,11 @@ class Checkpoints:
 
     @property
     def latest_step(self) -> int | None:
-        """The step of the last state, or None if there is none."""
+        """The step of the last state, or None if there is no state."""
         return self._manager.latest_step()
 
     def save(self, state: TrainState) -> None:
-        """Saves a state unless its step is saved already; writing goes on in the background."""
+        """Saves a state in the background, unless its step is saved already."""
         step = int(state.step)
         if step == self.latest_step:
             return
@@ -89,13 +74,14 @@ class Checkpoints:
         )
 
     def restore(self, target: TrainState) -> TrainState | None:
-        """The last state, or None if there is none.
+        """Restores the last state, or returns None if there is no state.
 
         Args:
-          target: the abstract state, see ``abstract_state``.
+          target: Shapes, types and shardings of the state, see ``abstract_state``.
 
         Raises:
-          InputError: the states are those of another run; the message lists the differences.
+          InputError: The states belong to another run, and the message lists the differences; or
+            the last state is damaged.
         """
         step = self.latest_step
         if step is None:
@@ -113,74 +99,18 @@ class Checkpoints:
     def _read(self, step: int, args: ocp.args.Composite) -> Any:
         try:
             return self._manager.restore(step, args=args)
-        except Exception as error:  # a damaged checkpoint surfaces as any of several types
+        except Exception as error:  # Orbax raises several types for a damaged checkpoint.
             raise InputError(
                 f"cannot read the checkpoint {self.directory / str(step)}: {first_line(error)}. "
-                "If it is damaged, move it away and the run goes on from the one before"
+                "If it is damaged, move it away; the run then resumes from the one before it"
             ) from error
 
     def _check_run(self, metadata: Mapping[str, Any]) -> None:
-        def fixed(run):
-            config = {k: v for k, v in run["config"].items() if k not in _FREE_SECTIONS}
-            return {**config, "dataset_fingerprint": run["dataset_fingerprint"]}
-
-        if differences := _differences(fixed(metadata), fixed(self._run)):
+        different = differences(metadata["config"], self._run["config"], _FREE_SECTIONS)
+        if metadata["dataset_fingerprint"] != self._run["dataset_fingerprint"]:
+            different.append("the training data are not those of the checkpoint")
+        if different:
             raise InputError(
-                f"{self.directory.parent} holds another run; give a new --workdir, or mend:"
-                f"{fit.listing(differences)}"
+                f"{self.directory.parent} belongs to another run; use a new --workdir, or undo "
+                f"these changes:{listing(different)}"
             )
-
-
-def _step_directory(path: pathlib.Path) -> pathlib.Path:
-    """The directory of one saved step: ``path`` itself, or the last one in a work directory."""
-    if not path.exists():
-        raise InputError(f"no checkpoint at {path}: no such file or directory")
-    if not path.is_dir():
-        raise InputError(f"{path} is neither a directory of a training nor a .safetensors file")
-    steps = [path]
-    if not (path / "variables").is_dir():
-        numbered = [p for p in (path / _DIRECTORY).glob("*") if p.name.isdigit()]
-        steps = sorted(numbered, key=lambda p: int(p.name), reverse=True)
-    for step in steps:
-        if (step / "variables").is_dir() and ocp.utils.is_checkpoint_finalized(step):
-            return step
-    raise InputError(
-        f"no checkpoint in {path}: give a work directory of experiments.train, one saved step "
-        f"({_DIRECTORY}/STEP) in it, or a .safetensors file"
-    )
-
-
-def load_variables(path: PathLike, model_config: Mapping[str, Any]) -> dict[str, Any]:
-    """The variables of a checkpoint, whichever form it has.
-
-    Args:
-      path: a work directory (its last state counts), one saved step in it, or a ``.safetensors``.
-      model_config: the flat mapping that ``create_model`` takes.
-
-    Returns:
-      ``{"params", "batch_stats"}``, nested dicts of numpy arrays.
-
-    Raises:
-      InputError: there is no checkpoint, it cannot be read, or it does not fit the model.
-    """
-    path = pathlib.Path(path)
-    if path.suffix == ".safetensors":
-        return convert.load(path, model_config)
-    directory = _step_directory(path.absolute())
-    handler = ocp.PyTreeCheckpointHandler()
-    try:
-        metadata = json.loads((directory / "metadata" / "metadata").read_text())
-        saved_config = metadata["config"]["model"]
-        shapes = handler.metadata(directory / "variables").tree
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
-        variables = handler.restore(
-            directory / "variables", args=ocp.args.PyTreeRestore(restore_args=as_numpy)
-        )
-    except Exception as error:  # a damaged checkpoint surfaces as any of several types
-        raise InputError(f"the checkpoint {directory} is damaged: {first_line(error)}") from error
-    finally:
-        handler.close()
-    arrays = traverse_util.flatten_dict(variables, sep="/")
-    wanted = {leaf.path: leaf.shape for leaf in names.leaves(model_config)}
-    fit.check_model(path, arrays, wanted, saved_config, model_config)
-    return variables

@@ -1,4 +1,4 @@
-"""The train step compiled ahead of time for TPUs that are not there."""
+"""Ahead-of-time compilation of the train step for TPUs that this machine does not have."""
 
 import importlib.metadata
 import math
@@ -9,13 +9,12 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from nonlocal_jax.errors import InputError, first_line
-from nonlocal_jax.models import create_model
-from nonlocal_jax.sharding import batch_sharding, check_batch_size, make_mesh, topology_devices
-from nonlocal_jax.train.optimizer import create_optimizer
+from nonlocal_jax.sharding import Shardings, check_batch_size, make_mesh
+from nonlocal_jax.topology import compiled_report, topology_devices
+from nonlocal_jax.train.experiment import create_experiment
 from nonlocal_jax.train.state import abstract_state
 from nonlocal_jax.train.step import make_train_step
 
@@ -30,39 +29,35 @@ def _libtpu_version() -> str:
 
 
 def compile_train_step(config: ConfigDict, topology: str) -> dict[str, Any]:
-    """Compiles the train step of an experiment for a TPU topology and reports its cost.
+    """Compiles the train step of an experiment for a TPU topology, and reports memory and cost.
 
-    The step, the mesh and the shardings are those of ``train``; only arrays are missing. Needs the
-    libtpu library, no TPU.
+    The step, the mesh and the shardings are those of ``train``. No TPU is needed, only the libtpu
+    library; call ``nonlocal_jax.topology.use_tpu_compiler`` first.
 
     Args:
-      config: of the experiment; ``config.data.batch_size`` is the global batch.
-      topology: generation and chips, such as "v5e:2x4".
+      config: Config of the experiment. ``config.data.batch_size`` is the global batch size.
+      topology: Generation and chips, such as "v5e:2x4".
 
     Returns:
-      Plain values for JSON. ``bytes_per_chip`` is the compiler's own allocation: the state's
-      memory is counted in ``arguments`` and, being donated, again in ``outputs`` and ``aliased``;
-      ``peak`` is the most that is in use at a time. ``flops_per_chip`` (multiply and add are two)
-      and ``bytes_accessed_per_chip`` of one step are the compiler's estimates.
+      Plain values for JSON: the experiment, the topology, and what ``compiled_report`` gives for
+      one step.
 
     Raises:
-      InputError: no such topology, the batch does not divide over its chips, or the step does not
-        fit into their memory.
+      InputError: The topology does not exist, the batch size is not a multiple of the number of its
+        chips, or the step does not fit into their memory.
     """
+    experiment = create_experiment(config)
     devices = topology_devices(topology)
-    mesh = make_mesh(devices, context=config.mesh.context)
-    check_batch_size(config.data.batch_size, mesh)
-    model = create_model(config.model)
-    tx, _ = create_optimizer(config)
-    state = abstract_state(model, tx, mesh=mesh, seed=config.seed, image_size=config.data.crop)
-    pixels = (config.data.batch_size, *config.data.crop)
-    batch = {
-        name: jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=batch_sharding(mesh))
-        for name, shape in {"image": (*pixels, 3), "label": pixels}.items()
-    }
+    shardings = Shardings(make_mesh(devices, context=config.mesh.context))
+    check_batch_size(experiment.batch_size, shardings)
+    state = abstract_state(experiment, shardings)
+    batch = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings.batch),
+        experiment.task.batch(config),
+    )
 
     start = time.monotonic()
-    lowered = make_train_step(model, config, mesh).lower(state, batch)
+    lowered = make_train_step(experiment, shardings).lower(state, batch)
     lowered_at = time.monotonic()
     try:
         compiled = lowered.compile()
@@ -70,32 +65,25 @@ def compile_train_step(config: ConfigDict, topology: str) -> dict[str, Any]:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise InputError(
-            f"a batch of {config.data.batch_size} does not fit into {topology}: {first_line(error)}"
+            f"a batch of {experiment.batch_size} does not fit into {topology}: "
+            f"{first_line(error)}; use a smaller data.batch_size or more chips"
         ) from error
     compiled_at = time.monotonic()
 
     chips = len({tuple(device.coords) for device in devices})
-    cores = len(devices) // chips  # TPU v3 and 7x show two devices a chip
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    cores = len(devices) // chips  # a TPU v3 or 7x chip has two devices
     return {
         "experiment": config.name,
         "topology": topology,
         "device_kind": devices[0].device_kind,
         "chips": chips,
-        "batch_size": config.data.batch_size,
-        "crop": list(config.data.crop),
-        "dtype": config.model.dtype,
-        "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params)),
-        "bytes_per_chip": {
-            "arguments": cores * memory.argument_size_in_bytes,
-            "outputs": cores * memory.output_size_in_bytes,
-            "aliased": cores * memory.alias_size_in_bytes,
-            "temporaries": cores * memory.temp_size_in_bytes,
-            "generated_code": cores * memory.generated_code_size_in_bytes,
-            "peak": cores * memory.peak_memory_in_bytes,
+        "batch_size": experiment.batch_size,
+        "batch": {
+            name: f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for name, leaf in batch.items()
         },
-        "flops_per_chip": cores * cost["flops"],
-        "bytes_accessed_per_chip": cores * cost["bytes accessed"],
+        "dtype": config.model.get("dtype"),
+        "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params)),
+        **compiled_report(compiled, cores),
         "lower_seconds": round(lowered_at - start, 1),
         "compile_seconds": round(compiled_at - lowered_at, 1),
         "versions": {

@@ -1,8 +1,7 @@
-"""What a run tells: lines on the console, ``metrics.jsonl`` and ``curves.png``."""
+"""The log of a run: lines on the console, ``metrics.jsonl`` and ``curves.png``."""
 
 import json
 import math
-import pathlib
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -11,20 +10,21 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from nonlocal_jax._files import write_file
+from nonlocal_jax._files import PathLike, as_path, write_file
 from nonlocal_jax.errors import InputError
 
-# Metrics are read this many steps late: the devices always have steps waiting, and a non-finite
-# loss is seen at once.
+# The metrics of a step are read after this many further steps have been dispatched. The devices
+# always have work, and a loss that is not finite is still noticed early.
 _LAG = 2
 
 
 class NonFiniteError(InputError):
-    """The loss, its gradient or the parameters are not finite; retrying will not help."""
+    """The loss, its gradient or the parameters are not finite. Running again will not help."""
 
 
-def _read(path: pathlib.Path, last_step: int) -> list[dict[str, Any]]:
-    """The records up to a step; a last line that a kill cut short is none."""
+def _read(path: PathLike, last_step: int) -> list[dict[str, Any]]:
+    """The records up to a step. A process that was killed may have left half of a last line."""
+    path = as_path(path)
     records = []
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
@@ -35,42 +35,51 @@ def _read(path: pathlib.Path, last_step: int) -> list[dict[str, Any]]:
 
 
 class RunLog:
-    """Records of a run, one JSON object a line: metrics of a training step, or of an evaluation.
+    """The records of a run, one JSON object a line.
 
-    Only process 0 writes. Records beyond ``step``, left by a run that was killed after its last
-    checkpoint, are dropped: they will come again.
+    A record has a "step" and the metrics of a train step ("train/loss", ...) or of an evaluation
+    ("val/miou", ...). Only process 0 writes. Records after ``step`` are removed: a run that was
+    killed after its last checkpoint computes those steps again.
 
     Args:
-      workdir: of the run.
-      step: updates that the restored state has seen.
+      workdir: Directory of the run.
+      step: Number of updates of the restored state.
+      headline: Name of the metric that ``curves.png`` shows next to the loss.
     """
 
-    def __init__(self, workdir: pathlib.Path, step: int):
-        self._workdir = workdir
-        self._path = workdir / "metrics.jsonl"
+    def __init__(self, workdir: PathLike, step: int, headline: str):
+        self._workdir = as_path(workdir)
+        self._path = self._workdir / "metrics.jsonl"
+        self._headline = headline
         self._writes = jax.process_index() == 0
         self.records = _read(self._path, step)
         if self._writes:
             write_file(self._path, "".join(json.dumps(r) + "\n" for r in self.records))
 
-    def add(self, record: Mapping[str, Any]) -> None:
-        self.records.append(dict(record))
+    def add(self, step: int, kind: str, metrics: Mapping[str, float]) -> None:
+        """Appends a record. The names of its metrics get the prefix "train/" or "val/"."""
+        record = {"step": step, **{f"{kind}/{name}": value for name, value in metrics.items()}}
+        self.records.append(record)
         if self._writes:
-            with self._path.open("a") as file:
+            with open(self._path, "a") as file:
                 file.write(json.dumps(record) + "\n")
 
     def add_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
-        self.add({"step": step, **metrics})
+        self.add(step, "val", metrics)
         values = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         self.say(f"step {step} evaluated  {values}")
 
     def say(self, text: str) -> None:
-        """Prints a line, on process 0."""
+        """Prints a line on process 0."""
         if self._writes:
             print(text, flush=True)
 
     def was_evaluated(self, step: int) -> bool:
-        return any("miou" in record and record["step"] == step for record in self.records)
+        """Whether there is a record of an evaluation at this step."""
+        return any(
+            record["step"] == step and any(name.startswith("val/") for name in record)
+            for record in self.records
+        )
 
     def latest(self) -> dict[str, Any]:
         """The last value of every metric."""
@@ -81,17 +90,17 @@ class RunLog:
         if self._writes and self.records:
             from nonlocal_jax.visualize.curves import curves_png  # imports matplotlib
 
-            write_file(self._workdir / "curves.png", curves_png(self.records))
+            write_file(self._workdir / "curves.png", curves_png(self.records, self._headline))
 
 
 class Monitor:
-    """Reads the metrics of every step, a few steps late, checks them and logs some.
+    """Reads the metrics of every step a few steps later, checks them, and logs some of them.
 
     Args:
-      log: where to.
-      steps: of the whole run.
-      log_every: steps between two records.
-      batch_size: images in a step.
+      log: The log to write to.
+      steps: Number of steps of the whole run.
+      log_every: Number of steps between two records.
+      batch_size: Number of examples in a batch.
     """
 
     def __init__(self, log: RunLog, *, steps: int, log_every: int, batch_size: int):
@@ -104,20 +113,20 @@ class Monitor:
         self._seconds_per_step: float | None = None
 
     def add(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
-        """Takes the metrics of an update, the first of which is step 1.
+        """Adds the metrics of a step. The first step is 1.
 
         Raises:
-          NonFiniteError: naming the first step that went wrong.
+          NonFiniteError: The message names the first step that went wrong.
         """
         self._pending.append((step, metrics))
         while len(self._pending) > _LAG:
             self._take(*self._pending.popleft())
 
     def flush(self) -> None:
-        """Waits for every step so far; the clock stops until the next one.
+        """Waits for all steps so far. The clock stops until the next step.
 
         Raises:
-          NonFiniteError: see ``add``.
+          NonFiniteError: See ``add``.
         """
         while self._pending:
             self._take(*self._pending.popleft())
@@ -128,9 +137,9 @@ class Monitor:
         for key in ("loss", "grad_norm", "param_norm"):
             if not math.isfinite(values[key]):
                 raise NonFiniteError(
-                    f"{key} is {values[key]} at step {step}. The last good checkpoint is kept, but "
-                    "going on from it would end here again: check the data, or take a lower "
-                    "optimizer.learning_rate in a new --workdir"
+                    f"{key} is {values[key]} at step {step}. The last checkpoint before it is "
+                    "kept, but resuming from it would fail in the same way; check the data, or use "
+                    "a lower optimizer.learning_rate in a new --workdir"
                 )
         now = time.monotonic()
         if step % self._log_every == 0 or step == self._steps:
@@ -139,19 +148,18 @@ class Monitor:
                 self._seconds_per_step = (now - then) / (step - first)
                 self._mark = (step, now)
             self._report(step, values)
-        # Compiling, checkpoints and evaluations are not counted: the clock starts behind them.
+        # The clock starts after compilation, checkpoints and evaluations.
         if self._mark is None:
             self._mark = (step, now)
 
     def _report(self, step: int, values: dict[str, float]) -> None:
-        line = (
-            f"step {step}/{self._steps}  loss {values['loss']:.4f}  "
-            f"accuracy {values['accuracy']:.4f}  lr {values['learning_rate']:.2e}"
-        )
+        hidden = ("loss", "grad_norm", "param_norm")
+        shown = ["loss", *(name for name in values if name not in hidden)]  # jit sorts the names
+        line = f"step {step}/{self._steps}  " + "  ".join(f"{n} {values[n]:.4g}" for n in shown)
         if self._seconds_per_step is not None:
             rate = self._batch_size / self._seconds_per_step
-            values["images_per_second"] = round(rate, 3)
+            values["examples_per_second"] = round(rate, 3)
             left = tqdm.format_interval((self._steps - step) * self._seconds_per_step)
-            line += f"  {rate:.1f} images/s  {left} left"
-        self._log.add({"step": step, **values})
+            line += f"  {rate:.1f} examples/s  {left} left"
+        self._log.add(step, "train", values)
         self._log.say(line)

@@ -1,4 +1,4 @@
-"""The training run: everything in the order it happens."""
+"""The training run: everything in the order in which it happens."""
 
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -7,15 +7,14 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
+from nonlocal_jax import convert
 from nonlocal_jax._files import PathLike, make_directory, write_file
 from nonlocal_jax.data import fingerprint, train_batches
-from nonlocal_jax.errors import InputError
-from nonlocal_jax.models import create_model
-from nonlocal_jax.sharding import check_batch_size, data_shard, make_mesh, to_global
-from nonlocal_jax.train.checkpoint import Checkpoints, load_variables
+from nonlocal_jax.sharding import Shardings, check_batch_size, make_mesh, process_part, to_global
+from nonlocal_jax.train._shutdown import ShutdownRequest
+from nonlocal_jax.train.checkpoint import Checkpoints
+from nonlocal_jax.train.experiment import Experiment, create_experiment
 from nonlocal_jax.train.log import Monitor, RunLog
-from nonlocal_jax.train.optimizer import create_optimizer
-from nonlocal_jax.train.shutdown import ShutdownRequest
 from nonlocal_jax.train.state import TrainState, abstract_state, create_state
 from nonlocal_jax.train.step import make_train_step
 
@@ -26,9 +25,9 @@ class Result(NamedTuple):
     """How a run ended.
 
     Attributes:
-      state: the last state; it is saved.
-      metrics: the last value of every metric.
-      signal: what ended the run before its last step, or None.
+      state: The last state. It is saved.
+      metrics: The last value of every metric, such as "train/loss".
+      signal: The signal that stopped the run before its last step, or None.
     """
 
     state: TrainState
@@ -36,22 +35,12 @@ class Result(NamedTuple):
     signal: signal.Signals | None
 
 
-def _check_numbers(config: ConfigDict) -> None:
-    if not 0 <= config.seed < 2**32:
-        raise InputError(f"seed must be from 0 to 2**32 - 1; got {config.seed}")
-    counts = {"steps": config.steps, "data.batch_size": config.data.batch_size}
-    counts |= {f"train.{key}": value for key, value in config.train.items()}
-    for name, value in counts.items():
-        if value < 1:
-            raise InputError(f"{name} must be at least 1; got {value}")
-
-
-def _headline(config: ConfigDict, state: TrainState, devices: int) -> str:
+def _headline(experiment: Experiment, state: TrainState, devices: int) -> str:
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    line = f"{config.name}: {parameters:,} parameters, batch {config.data.batch_size}"
+    line = f"{experiment.config.name}: {parameters:,} parameters, batch {experiment.batch_size}"
     line += f" on {devices} x {jax.devices()[0].device_kind}"
     if step := int(state.step):
-        line += f", from step {step} of {config.steps}"
+        line += f", from step {step} of {experiment.config.steps}"
     return line
 
 
@@ -62,72 +51,71 @@ def train(
     *,
     evaluate: Evaluate | None = None,
     init: PathLike | None = None,
+    shardings: Shardings | None = None,
+    dtype: jax.typing.DTypeLike = "float32",
 ) -> Result:
-    """Trains an experiment, or goes on with it where ``workdir`` holds a checkpoint.
+    """Trains an experiment, or resumes it if ``workdir`` has a checkpoint.
 
-    The parameters after any number of kills and restarts are bit for bit those of an undisturbed
-    run on the same machine: state, data and randomness are functions of the seed and the step.
-    SIGTERM or Ctrl-C saves after the current step and returns.
+    A run that is killed and resumed any number of times ends with the same parameters, bit for bit,
+    as an uninterrupted run on the same devices: the state, the data and the randomness are
+    functions of the seed and the step. SIGTERM or Ctrl-C saves the state after the current step and
+    returns.
 
-    ``workdir`` receives ``config.json``, ``checkpoints/STEP``, ``metrics.jsonl`` and
-    ``curves.png``. Steps are counted in updates done: step 1 is the state after the first one.
+    Writes ``config.json``, ``checkpoints/STEP``, ``metrics.jsonl`` and ``curves.png`` to
+    ``workdir``. The number of a step is the number of updates: step 1 is the first update.
 
     Args:
-      config: of the experiment.
-      workdir: directory of this run alone.
-      source: the training images, see ``nonlocal_jax.data.load_source``.
-      evaluate: maps ``{"params", "batch_stats"}``, as numpy arrays, to metrics, ``miou`` among
-        them, of which the floats are logged; called every ``train.evaluate_every`` steps and after
-        the last one.
-      init: checkpoint to start from, see ``load_variables``; the optimizer and the step start anew.
-        Once the run has a checkpoint of its own, that one counts.
+      config: Config of the experiment.
+      workdir: Directory of this run only.
+      source: Random access to the training examples, see ``Task.open_source``.
+      evaluate: Maps the variables, arrays that are sharded as the state is, to metrics. Those that
+        are floats are logged. Called every ``train.evaluate_every`` steps and after the last one.
+      init: Checkpoint to start from, see ``nonlocal_jax.convert.load``. The optimizer and the step
+        are new. Ignored once the run has a checkpoint of its own.
+      shardings: How the state and the batch are sharded. Default: the state is replicated, the
+        batch is split over all devices, and ``mesh.context`` devices share an image.
+      dtype: Type of the parameters and statistics. float64 is for exact comparisons.
 
     Raises:
-      InputError: the config does not fit the devices, the checkpoint or the run in ``workdir``.
-      NonFiniteError: the loss or the parameters are not finite; names the step. The last good
-        state stays saved.
+      InputError: The config does not fit the devices, the checkpoint or the run in ``workdir``.
+      NonFiniteError: The loss or the parameters are not finite. The message names the step. The
+        checkpoints before it are kept.
     """
-    _check_numbers(config)
-    mesh = make_mesh(context=config.mesh.context)
-    check_batch_size(config.data.batch_size, mesh)
-    model = create_model(config.model)
-    tx, _ = create_optimizer(config)
-    options = {"mesh": mesh, "seed": config.seed, "image_size": config.data.crop}
-    target = abstract_state(model, tx, **options)
+    experiment = create_experiment(config)
+    task, batch_size = experiment.task, experiment.batch_size
+    shardings = shardings or Shardings(make_mesh(context=config.mesh.context))
+    check_batch_size(batch_size, shardings)
     workdir = make_directory(workdir)
 
     with (
         Checkpoints(workdir, config, fingerprint(source)) as checkpoints,
         ShutdownRequest() as shutdown,
     ):
-        state = checkpoints.restore(target)
+        state = checkpoints.restore(abstract_state(experiment, shardings, dtype))
         if state is None:
-            variables = None if init is None else load_variables(init, config.model)
-            state = create_state(model, tx, variables, **options)
-            # So that a run has a good state even if it never reaches its first checkpoint.
+            variables = None if init is None else convert.load(init, config.model)
+            state = create_state(experiment, shardings, variables, dtype)
+            # A run that never reaches its first checkpoint has a state, too.
             checkpoints.save(state)
         step = int(state.step)
-        log = RunLog(workdir, step)
+        log = RunLog(workdir, step, task.headline)
         if jax.process_index() == 0:
             write_file(workdir / "config.json", config.to_json(indent=2) + "\n")
-        log.say(_headline(config, state, mesh.size))
+        log.say(_headline(experiment, state, shardings.mesh.size))
 
         monitor = Monitor(
-            log,
-            steps=config.steps,
-            log_every=config.train.log_every,
-            batch_size=config.data.batch_size,
+            log, steps=config.steps, log_every=config.train.log_every, batch_size=batch_size
         )
-        train_step = make_train_step(model, config, mesh)
-        shard, shards = data_shard(mesh)
+        train_step = make_train_step(experiment, shardings)
+        part, parts = process_part(shardings, batch_size)
         batches = train_batches(
             source,
-            config.data,
+            lambda example, rng: task.prepare(example, config, rng),
+            batch_size=batch_size,
             seed=config.seed,
             step=step,
-            num_classes=config.model.num_classes,
-            shard_index=shard,
-            shard_count=shards,
+            shard_index=part,
+            shard_count=parts,
         )
 
         def is_due(every: int) -> bool:
@@ -137,15 +125,15 @@ def train(
             due = evaluate is not None and step > 0 and is_due(config.train.evaluate_every)
             if due and not log.was_evaluated(step):
                 monitor.flush()
-                metrics = evaluate(jax.device_get(state.variables))
+                metrics = evaluate(state.variables)
                 scalars = {k: v for k, v in metrics.items() if isinstance(v, float)}
                 log.add_evaluation(step, scalars)
                 log.draw()
 
-        # A run that was killed while it evaluated does so now.
+        # If the run was killed during an evaluation, that evaluation runs now.
         evaluate_if_due()
         while step < config.steps and not shutdown.requested(step):
-            state, metrics = train_step(state, to_global(next(batches), mesh))
+            state, metrics = train_step(state, to_global(next(batches), shardings))
             step += 1
             monitor.add(step, metrics)
             if is_due(config.train.checkpoint_every):

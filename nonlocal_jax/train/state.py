@@ -4,25 +4,23 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-import optax
-from jax.sharding import Mesh
 
-from nonlocal_jax.sharding import replicated
+from nonlocal_jax.sharding import Shardings
+from nonlocal_jax.train.experiment import Experiment
 
 
 class TrainState(flax.struct.PyTreeNode):
     """The state after ``step`` updates.
 
     Attributes:
-      step: number of updates done, int32.
-      params: parameters of the network.
-      batch_stats: running statistics of its batch norms.
-      opt_state: of the optax optimizer.
-      rng: key of the run; a step folds its number in, so the key itself never changes.
+      step: Number of updates, int32.
+      params: Parameters of the model.
+      batch_stats: Running statistics of its batch norms.
+      opt_state: State of the optimizer.
+      rng: Key of the run. It never changes: each step folds its number in.
     """
 
     step: jax.Array
@@ -33,69 +31,66 @@ class TrainState(flax.struct.PyTreeNode):
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What ``model.apply`` takes."""
+        """The variables that ``model.apply`` takes."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
-def init_state(
-    model: nn.Module,
-    tx: optax.GradientTransformation,
-    variables: Mapping[str, Any] | None = None,
-    *,
-    seed: int,
-    image_size: tuple[int, int],
-    dtype: jnp.dtype = jnp.float32,
+def _init_state(
+    experiment: Experiment, dtype: jnp.dtype, variables: Mapping[str, Any] | None = None
 ) -> TrainState:
-    """The state before the first step; a pure function, to be jitted or evaluated for its shape.
-
-    Args:
-      model: the network.
-      tx: the optimizer.
-      variables: ``{"params", "batch_stats"}`` to start from in place of random ones.
-      seed: makes the random parameters and ``state.rng``.
-      image_size: (height, width) of the training crops.
-      dtype: of parameters and statistics; float64 is for exact comparisons.
-    """
-    init_key, rng = jax.random.split(jax.random.key(seed))
+    init_key, rng = jax.random.split(jax.random.key(experiment.config.seed))
     if variables is None:
-        variables = model.init(init_key, jnp.zeros((1, *image_size, 3)))
+        inputs = jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), experiment.example_inputs()
+        )
+        variables = experiment.model.init(init_key, inputs)
     params, batch_stats = jax.tree.map(
-        lambda leaf: jnp.asarray(leaf, dtype), (variables["params"], variables["batch_stats"])
+        lambda leaf: jnp.asarray(leaf, dtype),
+        (variables["params"], variables.get("batch_stats", {})),
     )
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=batch_stats,
-        opt_state=tx.init(params),
+        opt_state=experiment.tx.init(params),
         rng=rng,
     )
 
 
-def create_state(
-    model: nn.Module,
-    tx: optax.GradientTransformation,
-    variables: Mapping[str, Any] | None = None,
-    *,
-    mesh: Mesh,
-    **options: Any,
-) -> TrainState:
-    """``init_state`` on all devices of a mesh.
-
-    One program makes all leaves: a leaf made outside of it would stay on one device, which
-    Orbax cannot save from several processes.
-    """
-    init = functools.partial(init_state, model, tx, **options)
-    # It runs once, and optimizing it would take longer than that.
-    fast = {"xla_backend_optimization_level": 0}
-    return jax.jit(init, out_shardings=replicated(mesh), compiler_options=fast)(variables)
-
-
 def abstract_state(
-    model: nn.Module, tx: optax.GradientTransformation, *, mesh: Mesh, **options: Any
+    experiment: Experiment, shardings: Shardings, dtype: jnp.dtype = jnp.float32
 ) -> TrainState:
-    """Shapes, types and shardings of ``create_state`` without its memory."""
-    shapes = jax.eval_shape(functools.partial(init_state, model, tx, **options))
-    sharding = replicated(mesh)
+    """Shapes, types and shardings of the state. No memory is allocated."""
+    shapes = jax.eval_shape(functools.partial(_init_state, experiment, dtype))
     return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        shardings.of(shapes),
     )
+
+
+def create_state(
+    experiment: Experiment,
+    shardings: Shardings,
+    variables: Mapping[str, Any] | None = None,
+    dtype: jnp.dtype = jnp.float32,
+) -> TrainState:
+    """The state before the first step, on the devices of the mesh.
+
+    One compiled program makes all leaves. A leaf that is made outside of it is on one device only,
+    and Orbax cannot save it from several processes.
+
+    Args:
+      experiment: See ``create_experiment``. Its seed determines the parameters and ``state.rng``.
+      shardings: How the state is sharded.
+      variables: ``{"params", "batch_stats"}`` to start from instead of random parameters.
+      dtype: Type of the parameters and statistics. float64 is for exact comparisons.
+    """
+    target = abstract_state(experiment, shardings, dtype)
+    init = jax.jit(
+        functools.partial(_init_state, experiment, dtype),
+        out_shardings=jax.tree.map(lambda leaf: leaf.sharding, target),
+        # The program runs once, and optimizing it takes longer than running it.
+        compiler_options={"xla_backend_optimization_level": 0},
+    )
+    return init(variables)

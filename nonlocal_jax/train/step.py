@@ -1,56 +1,46 @@
 """One update of the state: a pure function, compiled once."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
-import flax.linen as nn
 import jax
 import optax
-from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from nonlocal_jax.data import normalize
-from nonlocal_jax.sharding import replicated, split_images, use_mesh
-from nonlocal_jax.train.loss import loss_and_accuracy
-from nonlocal_jax.train.optimizer import create_optimizer
+from nonlocal_jax.sharding import Shardings, use_mesh
+from nonlocal_jax.train.experiment import Experiment
 from nonlocal_jax.train.state import TrainState
 
-Batch = Mapping[str, jax.Array]
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
+TrainStep = Callable[[TrainState, Mapping[str, Any]], tuple[TrainState, dict[str, jax.Array]]]
 
 
-def make_train_step(model: nn.Module, config: ConfigDict, mesh: Mesh) -> TrainStep:
-    """The jitted ``train_step(state, batch) -> (state, metrics)``.
+def make_train_step(experiment: Experiment, shardings: Shardings) -> TrainStep:
+    """Makes the jitted ``train_step(state, batch) -> (state, metrics)``.
 
-    The batch is ``{"image": uint8 [B, H, W, 3], "label": uint8 [B, H, W]}``, split over the mesh,
-    the rows of an image over its axis "context"; images are normalized on the device. Batch norms
-    see the global batch. The old state's memory is donated to the new one.
+    The batch is a pytree whose leaves begin with the batch axis, sharded by ``shardings.batch``.
+    Batch norms see the global batch. The memory of the old state is donated to the new one, and
+    the new state keeps its shardings.
 
-    The metrics are scalars: ``loss`` and its parts, ``accuracy`` over the pixels that are not
-    ignored, ``grad_norm`` over all parameters, ``param_norm`` after the update, and the
-    ``learning_rate`` of this step.
+    The metrics are replicated scalars: "loss" and the parts that the task adds, "grad_norm" over
+    all parameters, "param_norm" after the update, and the "learning_rate" of this step.
     """
-    tx, schedule = create_optimizer(config)
-    loss_config = config.loss.to_dict()
+    config, task = experiment.config, experiment.task
 
     def train_step(state, batch):
-        images = normalize(batch["image"], config.data.mean, config.data.std)
-        images, labels = (split_images(x, mesh) for x in (images, batch["label"]))
-
         def compute_loss(params):
-            with use_mesh(mesh):
-                outputs, updates = model.apply(
-                    {"params": params, "batch_stats": state.batch_stats},
-                    images,
-                    train=True,
-                    mutable=["batch_stats"],
-                    rngs={"dropout": jax.random.fold_in(state.rng, state.step)},
-                )
-            loss, parts = loss_and_accuracy(outputs, labels, loss_config)
-            return loss, (parts, updates["batch_stats"])
+            outputs, updates = experiment.model.apply(
+                {"params": params, "batch_stats": state.batch_stats},
+                task.inputs(batch, config),
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": jax.random.fold_in(state.rng, state.step)},
+            )
+            loss, parts = task.loss(outputs, batch, config)
+            return loss, (parts, updates.get("batch_stats", {}))
 
-        (loss, aux), grads = jax.value_and_grad(compute_loss, has_aux=True)(state.params)
+        with use_mesh(shardings.mesh):
+            (loss, aux), grads = jax.value_and_grad(compute_loss, has_aux=True)(state.params)
         parts, batch_stats = aux
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        updates, opt_state = experiment.tx.update(grads, state.opt_state, state.params)
         new_state = state.replace(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
@@ -62,8 +52,9 @@ def make_train_step(model: nn.Module, config: ConfigDict, mesh: Mesh) -> TrainSt
             **parts,
             "grad_norm": optax.tree.norm(grads),
             "param_norm": optax.tree.norm(new_state.params),
-            "learning_rate": schedule(state.step),
+            "learning_rate": experiment.schedule(state.step),
         }
-        return new_state, metrics
+        places = shardings.of(new_state), jax.tree.map(lambda _: shardings.replicated, metrics)
+        return jax.lax.with_sharding_constraint((new_state, metrics), places)
 
-    return jax.jit(train_step, donate_argnums=0, out_shardings=replicated(mesh))
+    return jax.jit(train_step, donate_argnums=0)

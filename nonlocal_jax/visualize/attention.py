@@ -1,95 +1,97 @@
-"""Where a chosen pixel looks."""
+"""Reading the attention of a block out of a network."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import chex
 import flax.linen as nn
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
 from nonlocal_jax import ops
-from nonlocal_jax.blocks import NonLocalBlock
 from nonlocal_jax.errors import InputError
 
 
 def attention_map(
     model: nn.Module,
     variables: Mapping[str, Any],
-    images: jax.Array,
-    pixel: tuple[int, int],
-    *,
+    inputs: jax.Array,
+    position: Sequence[int],
     block: str | None = None,
 ) -> np.ndarray:
-    """A_ij of the position i that holds a pixel, over all positions j of the feature map.
+    """The attention of one position of an image or a clip: where it looks.
 
-    Only that row of the N x N matrix is computed. Of a disentangled block it is the pairwise
-    term, without the unary one that all positions share.
+    This is one row of the N x N attention matrix. The other rows are not computed. For a
+    disentangled block it is the pairwise term. The unary term is the same for all positions.
 
     Args:
-      model: a network with a softmax non-local block.
-      variables: of the model.
-      images: one normalized RGB image ``[1, H, W, 3]``.
-      pixel: (row, column) in the image.
-      block: path of the block in the model, such as "decode_head/block"; needed where there are
-        several.
+      model: A network with non-local blocks of a softmax mode.
+      variables: Variables of the model.
+      inputs: One normalized RGB image ``[1, H, W, 3]`` or clip ``[1, T, H, W, 3]``.
+      position: (row, column) in the image, or (frame, row, column) in the clip.
+      block: Path of the block in the model, such as "decode_head/block". May be None if the model
+        has only one.
 
     Returns:
-      ``[H', W']`` at the size of the block's keys, not negative, summing to one.
+      ``[H', W']`` or ``[T', H', W']``, the size of the block's keys. Not negative, with sum one. A
+      block with ``axes="space"`` has zeros in all other frames, one with ``axes="time"`` at all
+      other places.
 
     Raises:
-      InputError: the model has no such block, several, or the pixel lies outside of the image.
+      InputError: The inputs have the wrong shape, the position is outside of them, the model has no
+        such block, or it has several and ``block`` is None.
     """
-    chex.assert_shape(
-        images, (1, None, None, 3), custom_message="images must be one image [1, H, W, 3]"
-    )
-    size = images.shape[1:3]
-    if not all(0 <= p < extent for p, extent in zip(pixel, size, strict=True)):
-        raise InputError(f"pixel {tuple(pixel)} lies outside of the image of size {size}")
-    queries, keys = _queries_and_keys(variables, images, model=model, block=block)
-    height, width, channels = queries.shape
-    row, column = pixel[0] * height // size[0], pixel[1] * width // size[1]
-    weights = ops.attention_weights(queries[row, column][None], keys.reshape(-1, channels))
-    return np.asarray(weights).reshape(keys.shape[:2])
+    if inputs.ndim not in (4, 5) or inputs.shape[0] != 1 or inputs.shape[-1] != 3:
+        raise InputError(
+            "inputs must be one normalized image [1, H, W, 3] or clip [1, T, H, W, 3]; "
+            f"got {inputs.shape}"
+        )
+    size = inputs.shape[1:-1]
+    if len(position) != len(size) or not all(
+        0 <= p < s for p, s in zip(position, size, strict=True)
+    ):
+        order = "(frame, row, column)" if len(size) == 3 else "(row, column)"
+        raise InputError(
+            f"position {tuple(position)} is outside of the input; give {order} below {size}"
+        )
+    path, query, key = _query_and_key(model, variables, inputs, block)
+    index = tuple(p * n // s for p, n, s in zip(position, query.shape[:-1], size, strict=True))
+    # The keys that the query is related to, as an index into their map.
+    related: tuple = ()
+    if len(size) == 3:
+        axes = model.module_paths(jax.random.key(0), inputs)[path].axes
+        related = {"spacetime": (), "space": index[:1], "time": (slice(None), *index[1:])}[axes]
+    keys = key[related]
+    weights = ops.attention_weights(query[index][None], keys.reshape(-1, keys.shape[-1]))
+    found = np.zeros(key.shape[:-1], weights.dtype)
+    found[related] = np.asarray(weights).reshape(keys.shape[:-1])
+    return found
 
 
-@functools.partial(jax.jit, static_argnames=("model", "block"))
-def _queries_and_keys(
-    variables: Mapping[str, Any], images: jax.Array, *, model: nn.Module, block: str | None
-) -> tuple[jax.Array, jax.Array]:
-    """What enters the softmax of a block for one image: maps ``[H', W', C]``."""
-    # The block's output is caught beside what it sows, for the size of its feature map.
-    _, sown = model.apply(
-        variables,
-        images,
-        mutable=["intermediates"],
-        capture_intermediates=lambda module, method: (
-            isinstance(module, NonLocalBlock) and method == "__call__"
-        ),
-    )
-    found = flatten_dict(dict(sown.get("intermediates", {})), sep="/")
-    paths = [path.removesuffix("/query") for path in found if path.endswith("/query")]
-    path = _choose(paths, block)
-    (query,), (key,), (output,) = (found[f"{path}/{k}"] for k in ("query", "key", "__call__"))
-    height, width = output.shape[1:3]
-    queries = query.reshape(height, width, -1)
-    if key.shape[1] != height * width:  # max-pooled by two
-        height, width = height // 2, width // 2
-    return queries, key.reshape(height, width, -1)
-
-
-def _choose(paths: list[str], block: str | None) -> str:
+def _query_and_key(
+    model: nn.Module, variables: Mapping[str, Any], inputs: jax.Array, block: str | None
+) -> tuple[str, jax.Array, jax.Array]:
+    """The path of a block, and its queries and keys as maps ``[*S, C]``."""
+    recorded = _recorded(variables, inputs, model=model)
+    paths = [path.removesuffix("/query") for path in recorded if path.endswith("/query")]
     if not paths:
         raise InputError(
-            "the model has no attention from pixel to pixel to show: it needs a nonlocal or "
-            "disentangled_nonlocal block of mode embedded_gaussian or gaussian (the context of "
-            "a global_context block is the same for all pixels)"
+            "the model has no attention map for each position; use a nonlocal or "
+            "disentangled_nonlocal block of mode embedded_gaussian or gaussian"
         )
-    if block is None and len(paths) == 1:
-        return paths[0]
-    if block not in paths:
-        asked = "choose one" if block is None else f"there is none at {block!r}"
-        raise InputError(f"the model has attention blocks at {', '.join(paths)}: {asked}")
-    return block
+    if (block is None and len(paths) > 1) or block not in (None, *paths):
+        wrong = "there are several blocks" if block is None else f"there is no block {block!r}"
+        raise InputError(f"{wrong}; set block to {' or '.join(paths)}")
+    path = block or paths[0]
+    ((query,), (key,)) = (recorded[f"{path}/{name}"] for name in ("query", "key"))
+    return path, query[0], key[0]
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _recorded(
+    variables: Mapping[str, Any], inputs: jax.Array, *, model: nn.Module
+) -> dict[str, tuple[jax.Array]]:
+    """What the blocks record, see ``NonLocalBlock``: path to a tuple of one map ``[B, *S, C]``."""
+    _, recorded = model.apply(variables, inputs, mutable=["intermediates"])
+    return flatten_dict(dict(recorded.get("intermediates", {})), sep="/")

@@ -1,38 +1,46 @@
-"""Pictures of predictions and of attention; RGB arrays in, RGB arrays out."""
+"""Pictures of predictions and of attention, as RGB arrays."""
 
 from collections.abc import Sequence
 
-import chex
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from nonlocal_jax.data import check_image
+from nonlocal_jax.errors import InputError
 
 _TEXT = (32, 32, 32)
 _BORDER = (160, 160, 160)
 _WHITE = (255, 255, 255)
 _RING = (80, 255, 120)
 
-# Brightness of an image under a heat map.
+# Factor on the brightness of an image under a heat map.
 _DIM = 0.55
 
 
 def color_overlay(
     image: np.ndarray, labels: np.ndarray, palette: Sequence[Sequence[int]], alpha: float = 0.6
 ) -> np.ndarray:
-    """The image with every pixel tinted in the color of its class.
+    """Blends every pixel of an image with the color of its class.
 
     Args:
-      image: uint8 RGB ``[H, W, 3]``.
-      labels: ``[H, W]``, indices into the palette; other values, such as an ignored label, leave
-        the image as it is.
-      palette: RGB from 0 to 255 for each class.
-      alpha: weight of the color.
+      image: RGB, uint8 ``[H, W, 3]``.
+      labels: ``[H, W]``, indices into the palette. Pixels with another value, such as ignored ones,
+        are not changed.
+      palette: Colors of the classes, RGB from 0 to 255.
+      alpha: Weight of the color.
 
     Returns:
-      uint8 RGB ``[H, W, 3]``.
+      RGB, uint8 ``[H, W, 3]``.
+
+    Raises:
+      InputError: The image is not uint8 RGB, or the labels have a different size.
     """
-    _check_image(image)
-    chex.assert_shape(labels, image.shape[:2], custom_message="labels must fit the image")
+    check_image(image)
+    if labels.shape != image.shape[:2]:
+        raise InputError(
+            f"labels must have the size of the image, {image.shape[:2]}; got {labels.shape}"
+        )
     colors = np.asarray(palette, np.uint8)
     known = (labels >= 0) & (labels < len(colors))
     tint = colors[np.where(known, labels, 0)]
@@ -46,21 +54,23 @@ def add_legend(
     names: Sequence[str],
     palette: Sequence[Sequence[int]],
 ) -> np.ndarray:
-    """Puts a legend of the classes that occur under a picture, the most frequent first.
+    """Adds a legend below a picture. It lists the classes in ``labels``, the most frequent first.
 
-    The picture itself is unchanged at the top left; only one narrower than a legend's entry is
-    padded on the right.
+    If an entry of the legend is wider than the picture, the picture is padded on the right.
 
     Args:
-      image: uint8 RGB ``[H, W, 3]``.
-      labels: ``[H, W]``; its values choose the entries.
-      names: of the classes.
-      palette: RGB from 0 to 255 for each class.
+      image: RGB, uint8 ``[H, W, 3]``.
+      labels: Class indices, of any shape. Other values are ignored.
+      names: Names of the classes.
+      palette: Colors of the classes, RGB from 0 to 255.
 
     Returns:
-      uint8 RGB ``[H + legend, max(W, entry), 3]``.
+      RGB, uint8 ``[H + height of the legend, at least W, 3]``.
+
+    Raises:
+      InputError: The image is not uint8 RGB.
     """
-    _check_image(image)
+    check_image(image)
     counts = np.bincount(labels[(labels >= 0) & (labels < len(names))], minlength=len(names))
     present = [c for c in np.argsort(-counts, kind="stable") if counts[c]]
     size = int(np.clip(image.shape[1] / 60, 12, 32))
@@ -88,28 +98,32 @@ def add_legend(
 def attention_overlay(
     image: np.ndarray, weights: np.ndarray, pixel: tuple[int, int], alpha: float = 0.75
 ) -> np.ndarray:
-    """A heat map of where one pixel looks, over the dimmed image, the pixel marked by a ring.
+    """Draws an attention map over the darkened image, and a ring around its query pixel.
 
-    Brightness is relative to the largest weight. Enlarge a tiny image first.
+    The brightness is relative to the largest weight. Enlarge small images first.
 
     Args:
-      image: uint8 RGB ``[H, W, 3]``.
-      weights: ``[H', W']``, not negative, as ``attention_map`` gives them.
+      image: RGB, uint8 ``[H, W, 3]``.
+      weights: ``[H', W']``, not negative, see ``attention_map``.
       pixel: (row, column) of the pixel in the image.
-      alpha: opacity of the heat map at the largest weight.
+      alpha: Opacity of the heat map at the largest weight.
 
     Returns:
-      uint8 RGB ``[H, W, 3]``.
+      RGB, uint8 ``[H, W, 3]``.
+
+    Raises:
+      InputError: The image is not uint8 RGB, or the weights are not a map.
     """
-    _check_image(image)
-    chex.assert_rank(weights, 2)
+    check_image(image)
+    if np.ndim(weights) != 2:
+        raise InputError(f"weights must be a map [H', W']; got {np.shape(weights)}")
     height, width = image.shape[:2]
     heat = np.asarray(weights, np.float32)
     heat = cv2.resize(heat, (width, height), interpolation=cv2.INTER_LINEAR)
     heat = heat / max(heat.max(), np.finfo(np.float32).tiny)
     levels = np.round(255 * heat).astype(np.uint8)
     colors = cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO)[..., ::-1]
-    # The root brings out weights far below the largest.
+    # The root makes small weights visible.
     opacity = alpha * np.sqrt(heat)[..., None]
     picture = (1 - opacity) * _DIM * image + opacity * colors
     return _ring(np.round(picture).astype(np.uint8), pixel)
@@ -122,8 +136,3 @@ def _ring(picture: np.ndarray, pixel: tuple[int, int]) -> np.ndarray:
     for color, width in (((0, 0, 0), thickness + 2), (_RING, thickness)):
         cv2.circle(picture, center, radius, color, width, cv2.LINE_AA)
     return picture
-
-
-def _check_image(image: np.ndarray) -> None:
-    chex.assert_shape(image, (None, None, 3), custom_message="the image must be [H, W, 3]")
-    chex.assert_type(image, np.uint8)

@@ -3,6 +3,7 @@
 import functools
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from nonlocal_jax.backbones import ResNet
 from nonlocal_jax.blocks import GlobalContextBlock, NonLocalBlock
+from nonlocal_jax.layers import BatchNorm
 
 
 def feature_sizes(height, width, **options):
@@ -55,17 +57,15 @@ def receptive_radius(net, stage, size=129):
 
 
 def test_dilations_are_contracted_in_the_first_block():
-    """Seen by the receptive field: each 3x3 adds 2 * dilation * 8 pixels at stride 8."""
-    net = functools.partial(ResNet, width=2, strides=(1, 2, 1, 1))
+    """Seen in the receptive field: each 3x3 adds 2 * dilation * 4 pixels at stride 4."""
 
-    def growth(contract, sizes):
-        return receptive_radius(
-            net(stage_sizes=sizes, contract_dilation=contract, dilations=(1, 1, 2, 4)), 3, 401
-        )
+    def radius(contract, size):
+        options = {"strides": (1, 1), "dilations": (1, 4), "contract_dilation": contract}
+        return receptive_radius(ResNet(width=2, stage_sizes=(1, size), **options), 1)
 
-    one_each, two_last = growth(True, (1, 1, 1, 1)), growth(True, (1, 1, 1, 2))
-    assert two_last - one_each == 2 * 4 * 8
-    assert growth(False, (1, 1, 1, 1)) - one_each == 2 * (1 + 2) * 8
+    one, two = radius(True, 1), radius(True, 2)
+    assert two - one == 2 * 4 * 4
+    assert radius(False, 1) - one == 2 * (4 - 2) * 4
 
 
 @pytest.mark.parametrize("position", ["after_residual", "after_conv3"])
@@ -74,21 +74,20 @@ def test_blocks_can_be_inserted(position, block):
     net = ResNet(
         width=4,
         stage_sizes=(1, 2, 1, 1),
-        insert_block=block,
-        insert_at=("layer2.0", "layer3.0"),
-        insert_position=position,
+        block=block,
+        block_at=("layer2.0", "layer3.0"),
+        block_position=position,
     )
-    images = jax.random.normal(jax.random.key(0), (1, 33, 33, 3))
-    variables = jax.jit(net.init)(jax.random.key(1), images)
+    images = jax.ShapeDtypeStruct((1, 33, 33, 3), jnp.float32)
+    outputs, variables = jax.eval_shape(net.init_with_output, jax.random.key(1), images)
     names = set(variables["params"])
     if position == "after_residual":
         assert {n for n in names if n.endswith("_block")} == {"layer2_0_block", "layer3_0_block"}
     else:
-        holders = {n for n in names if "block" in variables["params"][n]}
-        assert holders == {"layer2_0", "layer3_0"}
+        assert {n for n in names if "block" in variables["params"][n]} == {"layer2_0", "layer3_0"}
     plain = ResNet(width=4, stage_sizes=(1, 2, 1, 1))
     expected = jax.eval_shape(plain.init_with_output, jax.random.key(1), images)[0]
-    chex.assert_trees_all_equal_shapes(jax.jit(net.apply)(variables, images), expected)
+    chex.assert_trees_all_equal_shapes(outputs, expected)
 
 
 def test_an_inserted_block_sits_where_it_should(x64):
@@ -101,18 +100,19 @@ def test_an_inserted_block_sits_where_it_should(x64):
     def outputs(**options):
         net = ResNet(width=2, stage_sizes=(1,), strides=(1,), dilations=(1,), **options)
         images = jnp.asarray(np.random.default_rng(0).standard_normal((1, 17, 17, 3)))
-        variables = jax.eval_shape(net.init, jax.random.key(0), images)
+        single = jax.ShapeDtypeStruct(images.shape, jnp.float32)
+        variables = jax.eval_shape(net.init, jax.random.key(0), single)
         rng = np.random.default_rng(1)
         variables = jax.tree.map(lambda a: jnp.asarray(rng.random(a.shape)), variables)
         return net, variables, images
 
     net, variables, images = outputs()
     plain = net.apply(variables, images)[0]
-    at = {"insert_block": Double, "insert_at": ("layer1.0",)}
-    after, _, _ = outputs(**at, insert_position="after_residual")
+    at = {"block": Double, "block_at": ("layer1.0",)}
+    after, _, _ = outputs(**at, block_position="after_residual")
     np.testing.assert_allclose(after.apply(variables, images)[0], 2 * plain, rtol=1e-12)
 
-    inside, _, _ = outputs(**at, insert_position="after_conv3")
+    inside, _, _ = outputs(**at, block_position="after_conv3")
     doubled = jax.tree.map(jnp.asarray, variables)
     for name in ("scale", "bias"):
         doubled["params"]["layer1_0"]["bn3"][name] *= 2
@@ -122,12 +122,28 @@ def test_an_inserted_block_sits_where_it_should(x64):
 
 
 @pytest.mark.parametrize(
+    "norm", [functools.partial(nn.GroupNorm, num_groups=2), nn.LayerNorm, nn.BatchNorm]
+)
+def test_the_norm_may_be_any_norm_of_flax(norm):
+    net, plain = (ResNet(width=4, stage_sizes=(1, 1, 1, 1), norm=n) for n in (norm, BatchNorm))
+    images = jax.ShapeDtypeStruct((1, 33, 33, 3), jnp.float32)
+    found, expected = (
+        jax.eval_shape(functools.partial(n.init_with_output, train=True), jax.random.key(0), images)
+        for n in (net, plain)
+    )
+    chex.assert_trees_all_equal_shapes(found[0], expected[0])
+    chex.assert_trees_all_equal_shapes(found[1]["params"], expected[1]["params"])
+
+
+@pytest.mark.parametrize(
     ("options", "shape", "message"),
     [
-        ({}, (64, 64, 3), r"images \[B, H, W, 3\]; got \(64, 64, 3\)"),
-        ({"stem": "v2"}, (1, 64, 64, 3), r"stem must be one of"),
-        ({"insert_position": "before"}, (1, 64, 64, 3), r"insert_position must be one of"),
-        ({"insert_at": ("layer3.6",)}, (1, 64, 64, 3), r"no such place.*layer3.6.*layer3.5"),
+        ({}, (64, 64, 3), r"\(64, 64, 3\); use images \[B, H, W, 3\] or clips"),
+        ({"stem": "v2"}, (1, 64, 64, 3), r"stem='v2' is unknown; use 'v1' or 'v1c'"),
+        ({"block_position": "before"}, (1, 64, 64, 3), r"block_position='before' is unknown; use"),
+        ({"block_at": ("layer3.6",)}, (1, 64, 64, 3), r"block_at names.*layer3.6.*use.*layer3.5"),
+        ({"width": 1}, (1, 64, 64, 3), r"width=1 is too small.*use 2 or more"),
+        ({"strides": (1, 2)}, (1, 64, 64, 3), r"one entry per stage"),
     ],
 )
 def test_what_does_not_fit_is_refused(options, shape, message):

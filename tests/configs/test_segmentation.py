@@ -1,7 +1,6 @@
-"""The experiments: names, golden text of every resolved config, and that each one builds.
+"""Names of the experiments, golden text of every config, and the number of parameters.
 
-A change of a recipe shows as a change of its golden text; write the texts anew with
-``UPDATE_GOLDEN=1 make test``.
+A changed recipe shows as a changed golden text. ``UPDATE_GOLDEN=1 make test`` rewrites the texts.
 """
 
 import json
@@ -13,6 +12,8 @@ import sys
 import jax
 import jax.numpy as jnp
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 import nonlocal_jax as nlj
 from configs import segmentation
@@ -80,12 +81,66 @@ def test_the_recipe_of_a_row():
     assert config.data.crop == (769, 769)
     assert config.data.base_size == config.evaluation.base_size == (2049, 1025)
     assert config.data.batch_size == 8
-    assert (config.evaluation.mode, config.evaluation.stride) == ("slide", (513, 513))
+    assert config.evaluation.mode == "slide"
+    assert (config.evaluation.crop, config.evaluation.stride) == ((769, 769), (513, 513))
+    assert config.task == "segmentation"
+    assert config.schedule.kind == "poly"
     assert config.published.to_dict() == {
         "miou": 79.41,
         "miou_ms_flip": 80.68,
         "checkpoint": "dnl_r101-d8_769x769_80k_cityscapes_20200821_051111-95ff84ab.pth",
     }
+
+
+def from_command_line(*arguments):
+    argv = ["train", f"--config={segmentation.__file__}:demo_nonlocal", *arguments]
+    values = flags.FlagValues()
+    config = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    values(argv)
+    return config.value
+
+
+def test_every_kind_of_leaf_can_be_set_from_the_command_line():
+    config = from_command_line(
+        "--config.steps=7",
+        "--config.optimizer.learning_rate=1",
+        "--config.optimizer.nesterov",
+        "--config.optimizer.clip_global_norm=35",
+        "--config.optimizer.no_decay=('bias',)",
+        "--config.optimizer.frozen=^backbone/",
+        "--config.optimizer.lr_factors=(('fc/bias', 10.0), ('fc', 5))",
+        "--config.schedule.kind=step",
+        "--config.schedule.boundaries=(3,5)",
+        "--config.model.block_at=('layer1.0',)",
+        "--config.model.align_corners=true",
+    )
+    assert config.steps == 7
+    assert config.optimizer.to_dict() == {
+        "learning_rate": 1.0,
+        "momentum": 0.9,
+        "nesterov": True,
+        "weight_decay": 5e-4,
+        "clip_global_norm": 35.0,
+        "no_decay": ("bias",),
+        "lr_factors": (("fc/bias", 10.0), ("fc", 5)),
+        "frozen": ("^backbone/",),
+    }
+    assert (config.schedule.kind, config.schedule.boundaries) == ("step", (3, 5))
+    assert config.model.block_at == ("layer1.0",)
+    assert config.loss.align_corners is True
+
+
+@pytest.mark.parametrize("argument", ["--config.steps=1.5", "--config.schedule.power=x"])
+def test_a_wrong_type_on_the_command_line_is_refused(argument):
+    with pytest.raises(flags.IllegalFlagValueError):
+        from_command_line(argument)
+
+
+def test_slide_evaluation_has_sensible_defaults():
+    config = from_command_line("--config.evaluation.mode=slide")
+    assert (config.evaluation.crop, config.evaluation.stride) == ((64, 64), (43, 43))
+    config = from_command_line("--config.evaluation.crop=(32,48)", "--config.evaluation.stride=9,8")
+    assert (config.evaluation.crop, config.evaluation.stride) == ((32, 48), (9, 8))
 
 
 def test_unknown_name_gives_the_nearest():

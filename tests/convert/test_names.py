@@ -1,5 +1,6 @@
 """The table of names against the names and shapes of mmsegmentation's state dicts."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -94,7 +95,7 @@ def test_names_and_shapes_of_the_published_networks(experiment, block, entries, 
         ({"stem": "v1"}, {"backbone.conv1.weight": (8, 3, 7, 7), "backbone.bn1.weight": (8,)}),
         (
             # a plugin of mmdetection and GCNet
-            {"block": "global_context", "insert_at": ("layer2.0",)},
+            {"block": "global_context", "block_at": ("layer2.0",)},
             {
                 "backbone.layer2.0.context_block.conv_mask.weight": (1, 64, 1, 1),
                 "backbone.layer2.0.context_block.channel_add_conv.0.weight": (16, 64, 1, 1),
@@ -103,7 +104,7 @@ def test_names_and_shapes_of_the_published_networks(experiment, block, entries, 
             },
         ),
         (
-            {"insert_at": ("layer1.0",), "insert_position": "after_residual"},
+            {"block_at": ("layer1.0",), "block_position": "after_residual"},
             {
                 "backbone.layer1.0.nonlocal_block.g.conv.weight": (16, 32, 1, 1),
                 "backbone.layer1.0.nonlocal_block.conv_out.bn.running_var": (32,),
@@ -111,20 +112,20 @@ def test_names_and_shapes_of_the_published_networks(experiment, block, entries, 
         ),
         (
             # mmcv puts a projection and its pooling into a sequence
-            {"sub_sample": True},
+            {"block_sub_sample": True},
             {
                 "decode_head.nl_block.g.0.conv.bias": (4,),
                 "decode_head.nl_block.phi.0.conv.weight": (4, 8, 1, 1),
                 "decode_head.nl_block.theta.conv.weight": (4, 8, 1, 1),
             },
         ),
-        ({"sub_sample": "before"}, {"decode_head.nl_block.phi.conv.weight": (4, 8, 1, 1)}),
+        ({"block_sub_sample": "before"}, {"decode_head.nl_block.phi.conv.weight": (4, 8, 1, 1)}),
         (
-            {"mode": "concatenation"},
+            {"block_mode": "concatenation"},
             {"decode_head.nl_block.concat_project.conv.weight": (1, 8, 1, 1)},
         ),
         (
-            {"block": "global_context", "fusion": ("multiply",)},
+            {"block": "global_context", "block_fusion": ("multiply",)},
             {"decode_head.gc_block.channel_mul_conv.1.weight": (2, 1, 1)},
         ),
         ({"block": "none"}, {"decode_head.conv_cat.conv.weight": (8, 72, 1, 1)}),
@@ -146,9 +147,77 @@ def test_layouts_are_inverse_and_names_unique(block):
         np.testing.assert_array_equal(leaf.to_flax(there), array)
 
 
-def test_kernels_turn():
-    leaf = names.Leaf("params/x/kernel", "x.weight", (5, 7, 2, 3), rank=4)
-    array = np.random.default_rng(0).normal(size=leaf.shape)
-    np.testing.assert_array_equal(leaf.to_torch(array), np.einsum("hwio->oihw", array))
-    dense = names.Leaf("params/x/kernel", "x.weight", (2, 3), rank=4)
-    np.testing.assert_array_equal(dense.to_torch(array[0, 0])[..., 0, 0], array[0, 0].T)
+def test_blocks_in_the_head_and_in_the_backbone():
+    config = TINY | {"stage_sizes": (1, 2), "block_at": ("layer2.1",)}
+    in_torch = {leaf.name for leaf in names.leaves(config)}
+    assert "decode_head.nl_block.conv_out.conv.weight" in in_torch
+    assert "backbone.layer2.1.nonlocal_block.conv_out.conv.weight" in in_torch
+
+
+@pytest.mark.parametrize(
+    ("shape", "rank", "torch_shape", "subscripts"),
+    [
+        ((5, 7, 2, 3), 4, (3, 2, 5, 7), "hwio->oihw"),
+        ((4, 5, 7, 2, 3), 5, (3, 2, 4, 5, 7), "thwio->oithw"),
+        ((2, 3), 2, (3, 2), "io->oi"),
+        # axes of length one behind the channels
+        ((2, 3), 4, (3, 2, 1, 1), "io->oi"),
+        ((5, 7, 2, 3), 5, (3, 2, 1, 5, 7), "hwio->oihw"),
+        ((3,), 3, (3, 1, 1), "c->c"),
+        ((3,), 1, (3,), "c->c"),
+    ],
+)
+def test_layouts(shape, rank, torch_shape, subscripts):
+    leaf = names.Leaf("params/x/kernel", "x.weight", shape, rank)
+    assert leaf.torch_shape == torch_shape
+    array = np.random.default_rng(0).normal(size=shape)
+    in_torch = leaf.to_torch(array)
+    assert in_torch.shape == torch_shape
+    np.testing.assert_array_equal(in_torch.reshape(-1), np.einsum(subscripts, array).reshape(-1))
+    np.testing.assert_array_equal(leaf.to_flax(in_torch), array)
+    np.testing.assert_array_equal(leaf.inflate(in_torch), in_torch)
+
+
+def test_a_kernel_of_images_is_inflated_to_clips():
+    rng = np.random.default_rng(0)
+    clips = names.Leaf("params/x/kernel", "x.weight", (3, 5, 5, 4, 6), rank=5)
+    images = names.Leaf("params/x/kernel", "x.weight", (5, 5, 4, 6), rank=4)
+    kernel = rng.normal(size=images.torch_shape).astype(np.float32)
+    inflated = clips.inflate(kernel)
+    assert inflated.shape == clips.torch_shape
+    np.testing.assert_array_equal(
+        clips.to_flax(inflated), np.stack([images.to_flax(kernel) / 3] * 3)
+    )
+
+    # a clip of equal frames has the features of a frame
+    frame = rng.normal(size=(1, 8, 8, 4)).astype(np.float32)
+    clip = np.stack([frame] * 3, axis=1)
+    expected = jax.lax.conv_general_dilated(
+        frame, images.to_flax(kernel), (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    features = jax.lax.conv_general_dilated(
+        clip,
+        clips.to_flax(inflated),
+        (1, 1, 1),
+        "VALID",
+        dimension_numbers=("NTHWC", "THWIO", "NTHWC"),
+    )
+    np.testing.assert_allclose(features[:, 0], expected, atol=1e-4)
+
+    # the 1x1 convolution of images becomes nn.Dense
+    dense = names.Leaf("params/x/kernel", "x.weight", (4, 6), rank=5)
+    pointwise = kernel[:, :, :1, :1]
+    np.testing.assert_array_equal(dense.to_flax(dense.inflate(pointwise)), pointwise[..., 0, 0].T)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((6, 4, 3, 3), np.float32),  # of another size
+        np.zeros((6, 4, 5, 5), np.int32),  # not a weight
+        np.zeros((6, 4, 1, 5, 5), np.float32),  # has a time axis already
+    ],
+)
+def test_other_arrays_are_not_inflated(array):
+    leaf = names.Leaf("params/x/kernel", "x.weight", (3, 5, 5, 4, 6), rank=5)
+    assert leaf.inflate(array) is array

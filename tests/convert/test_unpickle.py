@@ -1,4 +1,4 @@
-"""The reader of pickles: what PyTorch writes comes out, what would run code does not."""
+"""The restricted unpickler: it reads what PyTorch writes and runs no code."""
 
 import collections
 import io
@@ -59,16 +59,16 @@ def rewrite(path, source, change):
     return path
 
 
-@pytest.mark.parametrize("form", FORMATS)
-def test_reads_what_pytorch_wrote(form):
-    content = unpickle.read(GOLDEN / f"{form}.pth")
+@pytest.mark.parametrize("format", FORMATS)
+def test_reads_what_pytorch_wrote(format):
+    content = unpickle.read(GOLDEN / f"{format}.pth")
     assert_same(content["state_dict"], EXPECTED)
     assert content["meta"]["CLASSES"] == ("road", "sidewalk")
 
 
-@pytest.mark.parametrize("form", FORMATS)
-def test_foreign_classes_are_not_imported(form):
-    meta = unpickle.read(GOLDEN / f"{form}.pth")["meta"]
+@pytest.mark.parametrize("format", FORMATS)
+def test_foreign_classes_are_not_imported(format):
+    meta = unpickle.read(GOLDEN / f"{format}.pth")["meta"]
     foreign = {k: v.name for k, v in meta.items() if isinstance(v, unpickle.Placeholder)}
     assert foreign["config"] == "mmcv_utils_config.ConfigDict"
     assert foreign["time"] == "datetime.datetime"
@@ -124,7 +124,7 @@ def malicious(marker):
     )
 
 
-def test_nothing_runs(tmp_path):
+def test_no_code_runs(tmp_path):
     marker = tmp_path / "ran"
     for data in malicious(marker):
         path = tmp_path / "evil.pth"
@@ -137,7 +137,7 @@ def test_nothing_runs(tmp_path):
         assert not marker.exists(), data
 
 
-def test_the_malicious_pickles_are_real(tmp_path):
+def test_the_malicious_pickles_run_in_the_standard_unpickler(tmp_path):
     marker = tmp_path / "ran"
     for data in malicious(marker):
         pickle.loads(data)
@@ -162,7 +162,7 @@ def test_objects_and_states_are_inert(tmp_path, data):
     assert content == {} or isinstance(content, unpickle.Placeholder)
 
 
-def test_extensions_registered_in_the_process_are_out_of_reach(tmp_path, monkeypatch):
+def test_registered_extensions_are_refused(tmp_path, monkeypatch):
     import copyreg
 
     monkeypatch.setitem(copyreg._extension_registry, ("os", "system"), 7)
@@ -194,7 +194,7 @@ def test_extensions_registered_in_the_process_are_out_of_reach(tmp_path, monkeyp
 def test_garbage_is_refused(tmp_path, data):
     path = tmp_path / "garbage.pth"
     path.write_bytes(data)
-    with pytest.raises(InputError, match=r"garbage\.pth is damaged or no PyTorch checkpoint"):
+    with pytest.raises(InputError, match=r"garbage\.pth is damaged or not a PyTorch checkpoint"):
         unpickle.read(path)
 
 
@@ -205,9 +205,9 @@ def test_missing_file_and_directory(tmp_path):
         unpickle.read(tmp_path)
 
 
-@pytest.mark.parametrize("form", FORMATS)
-def test_truncated(tmp_path, form):
-    data = (GOLDEN / f"{form}.pth").read_bytes()
+@pytest.mark.parametrize("format", FORMATS)
+def test_truncated(tmp_path, format):
+    data = (GOLDEN / f"{format}.pth").read_bytes()
     path = tmp_path / "short.pth"
     for size in {*range(0, len(data), 7), len(data) - 1}:
         path.write_bytes(data[:size])
@@ -215,10 +215,10 @@ def test_truncated(tmp_path, form):
             unpickle.read(path)
 
 
-@pytest.mark.parametrize("form", FORMATS)
-def test_flipped_bytes(tmp_path, form):
-    """Damage is refused or, where a format has no checksum, at worst changes values."""
-    data = (GOLDEN / f"{form}.pth").read_bytes()
+@pytest.mark.parametrize("format", FORMATS)
+def test_flipped_bytes(tmp_path, format):
+    """Damage is refused, or changes only values in a format without checksums."""
+    data = (GOLDEN / f"{format}.pth").read_bytes()
     path = tmp_path / "flipped.pth"
     rng = random.Random(0)
     refused = 0
@@ -231,7 +231,7 @@ def test_flipped_bytes(tmp_path, form):
         except InputError:
             refused += 1
         else:
-            if form == "zip":
+            if format == "zip":
                 assert_same(content["state_dict"], EXPECTED)
     assert refused > 80
 
@@ -268,8 +268,8 @@ class View:
         View(0, (2, 2), (1,)),
     ],
 )
-def test_sizes_that_lie_are_refused(tmp_path, view):
-    path = tmp_path / "lie.pth"
+def test_a_view_beyond_its_storage_is_refused(tmp_path, view):
+    path = tmp_path / "view.pth"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", pickled({"a": view}))
         archive.writestr("archive/data/0", ARANGE.tobytes())
@@ -277,7 +277,7 @@ def test_sizes_that_lie_are_refused(tmp_path, view):
         unpickle.read(path)
 
 
-def test_a_huge_view_of_little_is_not_allocated(tmp_path):
+def test_an_expanded_view_is_not_allocated(tmp_path):
     path = tmp_path / "huge.pth"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", pickled({"a": View(0, (2**40,), (0,))}))

@@ -1,9 +1,9 @@
-"""Reads what XLA makes of ResNet-50-D8 on an NVIDIA GPU that is not there: ``make check-cuda-hlo``.
+"""Checks the program that XLA compiles for ResNet-50-D8 on an NVIDIA GPU: ``make check-cuda-hlo``.
 
-The gradient of the whole backbone is compiled for an H200. Every weight gradient must be cuDNN's
-backward filter, and no convolution may have a window larger than the largest kernel. The ordinary
-gradient of the dilated convolutions is compiled as well and must fail: once it passes, XLA has
-mended what ``ops.dilated_conv`` works around.
+No GPU is needed. The gradient of the whole backbone is compiled for an H200. Every weight gradient
+must be cuDNN's backward filter, and no convolution may have a window larger than the largest
+kernel. The ordinary gradient of the dilated convolutions is compiled too and must fail this check:
+once it passes, the workaround in ``ops.conv`` is no longer needed.
 """
 
 import collections
@@ -27,7 +27,7 @@ _CALL = re.compile(r'window=\{size=(\d+)x(\d+).*custom_call_target="__cudnn\$con
 
 
 def compile_gradient(device: jax.Device, size: tuple[int, int]) -> tuple[str, list]:
-    """The optimized program of the training gradient, and the kernels' shapes."""
+    """Returns the optimized program of the training gradient, and the shapes of the kernels."""
     sharding = jax.sharding.SingleDeviceSharding(device)
     net = ResNet(dtype=jnp.bfloat16)
     images = jax.ShapeDtypeStruct((BATCH, *size, 3), jnp.float32, sharding=sharding)
@@ -51,7 +51,7 @@ def compile_gradient(device: jax.Device, size: tuple[int, int]) -> tuple[str, li
 
 
 def passes(name: str, device: jax.Device, size: tuple[int, int]) -> bool:
-    """Compiles, prints one line and tells whether the convolutions are as they should be."""
+    """Compiles, prints one line, and returns whether all convolutions pass the check."""
     text, kernels = compile_gradient(device, size)
     calls = [(int(h), int(w), kind) for h, w, kind in _CALL.findall(text)]
     largest = max(max(shape[:2]) for shape in kernels)
@@ -71,13 +71,13 @@ def main() -> None:
     ).devices
     print(f"jax {jax.__version__}, {device.device_kind}", flush=True)
     if not all([passes("by phases", device, size) for size in SIZES]):
-        sys.exit("a weight gradient is not what cuDNN has a kernel for")
+        sys.exit("a weight gradient is not a backward filter of cuDNN; see the lines above")
     ordinary = mock.patch.object(
         convolution, "_phase_weight_gradient", convolution._weight_gradient
     )
     with ordinary:
         if passes("ordinary", device, SIZES[0]):
-            sys.exit("XLA no longer needs the phases: ops.dilated_conv can go")
+            sys.exit("XLA no longer needs the phases: use the ordinary gradient in ops.conv")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ def rng():
 
 
 def coded(height, width):
-    """An image whose pixels say where they are, and a label that repeats the image's blue."""
+    """Red and green of a pixel are its row and column. The label is equal to blue."""
     image = np.zeros((height, width, 3), np.uint8)
     image[..., 0] = np.arange(height)[:, None]
     image[..., 1] = np.arange(width)
@@ -43,7 +43,7 @@ def test_output_has_the_size_of_the_crop(rng, shape):
         assert out_image.dtype == out_label.dtype == np.uint8
 
 
-def test_the_input_is_left_alone(rng):
+def test_the_input_is_not_changed(rng):
     image, label = coded(48, 64)
     before = image.copy(), label.copy()
     for _ in range(10):
@@ -105,7 +105,7 @@ def test_a_crop_larger_than_the_image_takes_all_of_it(rng):
 
 
 class Windows:
-    """A generator that gives corners in a fixed order and counts them."""
+    """A generator that returns given corners and counts them."""
 
     def __init__(self, corners):
         self.values = [value for corner in corners for value in corner]
@@ -126,7 +126,7 @@ def half_and_half():
 
 def test_a_crop_that_one_class_dominates_is_drawn_again():
     image, label = half_and_half()
-    # Columns 0..7 show class 0 alone; 2..9 show it on 3/4, which is too much; 3..10 are varied.
+    # Columns 0..7 have only class 0. Columns 2..9 have 3/4 of it, which is too much.
     windows = Windows([(0, 0), (0, 2), (0, 3), (0, 4)])
     _, out = augment.random_crop(image, label, (8, 8), 0.75, windows)
     assert windows.used == 2 * 3
@@ -142,7 +142,7 @@ def test_ignored_pixels_do_not_count_as_a_class():
     np.testing.assert_array_equal(out, label[:, 5:13])
 
 
-def test_the_tenth_redraw_is_taken_as_it_is():
+def test_the_tenth_redraw_is_accepted():
     image, label = half_and_half()
     windows = Windows([(0, 0)] * 10 + [(0, 1)] + [(0, 4)])
     _, out = augment.random_crop(image, label, (8, 8), 0.75, windows)
@@ -178,7 +178,7 @@ def test_padding_is_ignored_and_nearly_zero_after_normalization():
 
 
 def slow_convert(image, scale=1.0, shift=0.0):
-    """As mmsegmentation writes it: float32, clip, truncate."""
+    """The conversion of mmsegmentation: float32, clip, truncate."""
     return np.clip(image.astype(np.float32) * scale + shift, 0, 255).astype(np.uint8)
 
 
@@ -201,7 +201,7 @@ def test_saturation(rng, scale):
 @pytest.mark.parametrize("shift", [-18, -1, 0, 17])
 def test_hue(rng, shift):
     image = rng.integers(60, 200, (8, 8, 3), np.uint8)
-    image[..., 0] = 220  # well saturated, so that 8 bits hold the hue
+    image[..., 0] = 220  # saturated, so that 8 bits represent the hue accurately
     image[..., 2] = 20
     out = augment.shift_hue(image, shift)
     for before, after in zip(image.reshape(-1, 3), out.reshape(-1, 3), strict=True):
@@ -211,7 +211,7 @@ def test_hue(rng, shift):
 
 
 class Script:
-    """A generator that gives prepared coins and notes which ranges were asked for."""
+    """A generator that returns given coin flips and records the requested ranges."""
 
     def __init__(self, coins):
         self.coins = list(coins)

@@ -37,17 +37,17 @@ def test_ids_are_unique(examples):
 
 
 def test_labels_are_the_same_everywhere(examples):
-    # Integers and OpenCV's bit-exact resize alone, so every machine draws these.
+    # Labels need only integers and OpenCV's bit-exact resize, so all machines draw the same ones.
     labels = {e["id"]: e["label"] for split in SPLITS for e in examples[split]}
     digest = hashlib.sha256(b"".join(labels[key].tobytes() for key in sorted(labels)))
     assert digest.hexdigest()[:16] == "8ccbfc0518bf19e3"
 
 
-def test_metadata_tells_what_the_labels_mean(data_dir):
+def test_metadata_names_the_classes(data_dir):
     metadata = json.loads(next(data_dir.glob("digits_flag/*/metadata.json")).read_text())
-    info = data.get_info("digits_flag")
-    assert tuple(metadata["classes"]) == info.classes
-    assert tuple(map(tuple, metadata["palette"])) == info.palette
+    dataset = data.get_dataset("digits_flag")
+    assert tuple(metadata["classes"]) == dataset.classes
+    assert tuple(map(tuple, metadata["palette"])) == dataset.palette
     assert metadata["ignore_index"] == 255
 
 
@@ -63,7 +63,7 @@ def test_the_flag_of_its_color_decides_a_digit():
         for color in colors:
             colored = (image == color).all(-1)
             rows, columns = np.nonzero(flags & colored)
-            # The middle of the flag is filled in a disc, open in a ring.
+            # The center of a disc is filled, and that of a ring is empty.
             middle = colored[(rows.min() + rows.max()) // 2, (columns.min() + columns.max()) // 2]
             classes = set(label[colored]) - {0}
             assert classes <= {1 if middle else 2}
@@ -71,9 +71,9 @@ def test_the_flag_of_its_color_decides_a_digit():
     assert seen == {1, 2}
 
 
-def test_a_flag_says_nothing_at_its_rim():
+def test_discs_and_rings_are_equal_within_reach_of_the_rim():
     disc, ring = digits_flag._FLAGS[1], digits_flag._FLAGS[2]
-    # 15 pixels of sight, of which MIN_DISTANCE are used up before the first pixel of the flag.
+    # The receptive field reaches 15 pixels, and the flag is at least MIN_DISTANCE pixels away.
     rim = 15 - digits_flag.MIN_DISTANCE + 1
     hole = disc & ~ring
     assert hole.any()
@@ -81,7 +81,7 @@ def test_a_flag_says_nothing_at_its_rim():
     np.testing.assert_array_equal(hole, np.rot90(hole))
 
 
-def test_flags_are_out_of_sight(layouts):
+def test_flags_have_the_minimal_distance_to_digits(layouts):
     for flags, corners in layouts:
         assert flags.shape == (2, 2)
         assert flags.min() >= 0
@@ -126,7 +126,7 @@ def test_splits_share_no_digit_and_no_patch():
     assert len(train[0]) == 1347
 
 
-def test_scikit_learn_is_asked_for(monkeypatch):
+def test_a_missing_scikit_learn_is_named(monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "sklearn", None)

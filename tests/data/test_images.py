@@ -17,11 +17,11 @@ def save(path, array, **kwargs):
     return path
 
 
-def test_reads_rgb_in_this_order(tmp_path, picture):
+def test_reads_rgb_in_this_channel_order(tmp_path, picture):
     np.testing.assert_array_equal(data.read_image(save(tmp_path / "a.png", picture)), picture)
 
 
-def test_reads_grey_as_rgb(tmp_path, picture):
+def test_reads_gray_as_rgb(tmp_path, picture):
     gray = picture[..., 0]
     read = data.read_image(save(tmp_path / "a.png", gray))
     np.testing.assert_array_equal(read, np.repeat(gray[..., None], 3, -1))
@@ -51,7 +51,7 @@ def test_reads_a_palette_as_its_colors(tmp_path):
 
 def test_ignores_the_orientation_that_exif_asks_for(tmp_path, picture):
     exif = PIL.Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees
+    exif[0x0112] = 6  # rotate by 90 degrees
     path = save(tmp_path / "a.jpg", picture, exif=exif)
     assert PIL.ImageOps.exif_transpose(PIL.Image.open(path)).size == (12, 20)
     assert data.read_image(path).shape == (12, 20, 3)
@@ -75,7 +75,7 @@ def truncated(path, picture, suffix):
     ],
     ids=["truncated png", "truncated jpeg", "text", "empty", "missing", "directory"],
 )
-def test_refuses_what_is_no_image_and_names_it(tmp_path, picture, make):
+def test_a_file_that_is_not_a_complete_image_is_named(tmp_path, picture, make):
     path = tmp_path / "input"
     make(path, picture)
     with pytest.raises(InputError, match="input"):
@@ -115,12 +115,12 @@ def test_writes_what_is_read_back(tmp_path, shape):
 @pytest.mark.parametrize(
     "array", [np.zeros((4, 4), np.int32), np.zeros((4, 4, 4), np.uint8), np.zeros(4, np.uint8)]
 )
-def test_refuses_to_write_what_is_no_png(tmp_path, array):
+def test_arrays_that_are_not_images_are_not_written(tmp_path, array):
     with pytest.raises(InputError, match="uint8"):
         data.write_png(tmp_path / "a.png", array)
 
 
-# Sizes that mmcv.imrescale gives for (image, base).
+# Sizes that mmcv.imrescale returns for (image, base).
 @pytest.mark.parametrize(
     ("image_size", "base_size", "expected"),
     [

@@ -7,13 +7,13 @@ from nonlocal_jax import data
 from nonlocal_jax.errors import InputError
 from tests.helpers import AUGMENTATION, NO_AUGMENTATION
 
-CONFIG = AUGMENTATION | {"batch_size": 8, "base_size": (24, 16), "crop": (16, 16)}
-# Nothing but order: every example survives as it is.
-PLAIN = NO_AUGMENTATION | {"batch_size": 8, "base_size": (24, 16), "crop": (16, 24)}
+CONFIG = AUGMENTATION | {"base_size": (24, 16), "crop": (16, 16)}
+# The examples are unchanged, so that only their order matters.
+PLAIN = NO_AUGMENTATION | {"base_size": (24, 16), "crop": (16, 24)}
 
 
 class Numbered:
-    """Random pictures; the label repeats the number of the example."""
+    """Random pictures. All labels of an example are its index."""
 
     def __init__(self, number=20):
         rng = np.random.default_rng(0)
@@ -29,7 +29,9 @@ class Numbered:
 
 def take(number, config=CONFIG, source=None, **kwargs):
     batches = data.train_batches(
-        Numbered() if source is None else source, config, **{"seed": 0} | kwargs
+        Numbered() if source is None else source,
+        lambda example, rng: data.prepare_example(example, config, 20, rng),
+        **{"batch_size": 8, "seed": 0} | kwargs,
     )
     return list(itertools.islice(batches, number))
 
@@ -57,7 +59,7 @@ def test_batches_are_images_and_labels():
 @pytest.mark.parametrize("shard_count", [2, 4])
 def test_the_global_batch_does_not_depend_on_the_number_of_shards(shard_count):
     parts = [take(6, shard_index=i, shard_count=shard_count) for i in range(shard_count)]
-    # Shard i holds the examples i, i + n, i + 2n, ... of the global batch.
+    # Shard i consists of the examples i, i + n, i + 2n, ... of the global batch.
     merged = [
         {
             k: np.stack([part[k] for part in step], 1).reshape(8, *step[0][k].shape[1:])
@@ -79,56 +81,73 @@ def test_threads_change_nothing(num_threads):
     assert_equal(take(5, num_threads=num_threads), take(5))
 
 
-def test_every_epoch_shows_every_example_once_in_an_order_of_its_own():
+def test_every_epoch_has_every_example_once_in_its_own_order():
     order = numbers(take(10, PLAIN))
     epochs = [order[i : i + 20] for i in range(0, 80, 20)]
     assert all(sorted(epoch) == list(range(20)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 4
 
 
-def test_the_image_stays_with_its_label():
+def test_every_image_has_its_label():
     source = Numbered()
     for batch in take(3, PLAIN, source):
         for image, label in zip(batch["image"], batch["label"], strict=True):
             np.testing.assert_array_equal(image, source.images[label[0, 0]])
 
 
-def test_an_example_is_augmented_anew_each_epoch():
+def test_an_example_is_augmented_differently_in_each_epoch():
     source = Numbered(1)
-    images = [batch["image"][0] for batch in take(4, CONFIG | {"batch_size": 1}, source)]
+    images = [batch["image"][0] for batch in take(4, CONFIG, source, batch_size=1)]
     assert len({image.tobytes() for image in images}) == 4
+
+
+def test_any_transform_makes_the_batches():
+    source = [{"id": i, "clip": np.full((2, 4), i, np.float32), "label": i} for i in range(4)]
+
+    def transform(example, rng):
+        return {"clip": example["clip"][:, :2], "label": np.int32(example["label"])}
+
+    (batch,) = itertools.islice(data.train_batches(source, transform, batch_size=4, seed=0), 1)
+    assert sorted(batch["label"]) == [0, 1, 2, 3]
+    assert batch["label"].dtype == np.int32
+    np.testing.assert_array_equal(batch["clip"][:, 0, 0], batch["label"])
+    assert batch["clip"].shape == (4, 2, 2)
 
 
 def test_seeds_differ_in_order_and_augmentation():
     assert numbers(take(5, PLAIN)) != numbers(take(5, PLAIN, seed=1))
-    # Not the next epoch of the seed before, which seed + epoch would give.
+    # If epochs were seeded with seed + epoch, these would be equal.
     assert numbers(take(5, PLAIN))[20:40] != numbers(take(5, PLAIN, seed=1))[:20]
     one = Numbered(1)
-    first, second = (take(1, CONFIG | {"batch_size": 1}, one, seed=seed)[0] for seed in (0, 1))
+    first, second = (take(1, CONFIG, one, batch_size=1, seed=seed)[0] for seed in (0, 1))
     assert (first["image"] != second["image"]).any()
 
 
-def test_the_order_of_seed_0_is_frozen():
-    # A resumed run relies on it: whoever changes it must refuse older checkpoints.
+def test_the_order_and_the_draws_of_a_seed_are_frozen():
+    # Resumed runs rely on them. If they change, older checkpoints must be refused.
     assert numbers(take(2, PLAIN)) == [16, 2, 13, 14, 9, 7, 17, 6, 18, 3, 8, 15, 12, 11, 5, 4]
+    batches = data.train_batches(
+        Numbered(), lambda example, rng: {"draw": rng.integers(1000)}, batch_size=8, seed=0
+    )
+    assert next(batches)["draw"].tolist() == [94, 519, 402, 242, 495, 512, 495, 320]
 
 
-def test_refuses_batches_that_cannot_be_shared_out():
-    with pytest.raises(InputError, match=r"batch_size 8 .* 3 shards"):
+def test_a_batch_that_cannot_be_split_evenly_is_refused():
+    with pytest.raises(InputError, match=r"batch_size=8 .* 3 equal parts; use a .* multiple of 3"):
         take(1, shard_count=3)
-    with pytest.raises(InputError, match="batch_size 0"):
-        take(1, CONFIG | {"batch_size": 0})
+    with pytest.raises(InputError, match="batch_size=0"):
+        take(1, batch_size=0)
 
 
-def test_refuses_an_empty_source():
+def test_an_empty_source_is_refused():
     with pytest.raises(InputError, match="no examples"):
         take(1, source=Numbered(0))
 
 
-def test_names_the_example_that_is_not_as_it_should_be():
+def test_an_invalid_example_is_named():
     class Bad(Numbered):
         def __getitem__(self, index):
             return super().__getitem__(index) | {"label": np.zeros((16, 24), np.int32)}
 
-    with pytest.raises(InputError, match=r"example \d+: need a label uint8"):
+    with pytest.raises(InputError, match=r"the label of example \d+ must be uint8"):
         take(1, source=Bad())

@@ -1,4 +1,4 @@
-"""The inference protocols against the published rules, and against NumPy where numbers matter."""
+"""The inference protocols, against the published rules and against NumPy."""
 
 import cv2
 import jax
@@ -6,10 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import nonlocal_jax as nlj
 from configs import segmentation
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.evaluation import inference
+from nonlocal_jax.evaluation import Predictor, inference
 from nonlocal_jax.ops import resize
 from tests.helpers import random_variables
 
@@ -17,7 +16,7 @@ MEAN, STD = np.array(inference.MEAN), np.array(inference.STD)
 
 
 def starts_seen(size, crop, stride):
-    """The windows that slide_inference cuts, by their content: every pixel is its own position."""
+    """The windows of slide_inference. They are read off an image of its own coordinates."""
     y, x = np.meshgrid(*map(np.arange, size), indexing="ij")
     image = np.stack([y, x, np.zeros_like(x)], -1)[None].astype(np.float32)
     seen = []
@@ -98,22 +97,17 @@ def test_half_precision_logits_are_summed_in_float32():
 
 
 @pytest.mark.parametrize("stride", [(9, 8), (8, 0)])
-def test_windows_that_leave_pixels_out_are_refused(stride):
-    with pytest.raises(InputError, match="at most the crop"):
+def test_windows_that_do_not_cover_the_image_are_refused(stride):
+    with pytest.raises(InputError, match=r"does not cover the image .* at most the crop"):
         inference.slide_inference(lambda x: x, np.zeros((1, 32, 32, 3)), (8, 8), stride)
 
 
-def test_shapes_are_quoted():
-    with pytest.raises(AssertionError, match=r"\(32, 32, 3\)"):
+def test_images_of_a_wrong_shape_or_type_are_refused():
+    with pytest.raises(InputError, match=r"\[B, H, W, 3\]; got \(32, 32, 3\)"):
         inference.slide_inference(lambda x: x, np.zeros((32, 32, 3)), (8, 8), (8, 8))
-    with pytest.raises(AssertionError, match=r"\(32, 32\)"):
-        inference.multi_scale_inference(
-            lambda x: x, np.zeros((32, 32), np.uint8), base_size=(32, 32)
-        )
-    with pytest.raises(AssertionError, match="float32"):
-        inference.multi_scale_inference(
-            lambda x: x, np.zeros((32, 32, 3), np.float32), base_size=(32, 32)
-        )
+    for image in (np.zeros((32, 32), np.uint8), np.zeros((32, 32, 3), np.float32)):
+        with pytest.raises(InputError, match=r"must be uint8 \[H, W, 3\]; got (uint8|float32)"):
+            inference.multi_scale_inference(lambda x: x, image, base_size=(32, 32))
 
 
 def picture(height=37, width=52):
@@ -122,7 +116,7 @@ def picture(height=37, width=52):
 
 
 def network(images):
-    """Something that is not symmetric, at a quarter of the size."""
+    """An asymmetric convolution of stride 4."""
     kernel = np.random.default_rng(2).standard_normal((5, 5, 3, 4)) / 5
     return jax.lax.conv_general_dilated(
         images,
@@ -144,7 +138,7 @@ def test_multi_scale_inference_is_the_formula(x64, window, align_corners):
     image = picture()
     crop, stride = window or (None, None)
     total = 0
-    # base 40 x 30: the long side meets 40, the short one 30, whichever is tighter
+    # The image is fitted into 40 x 30 times the ratio.
     for size in [(14, 20), (28, 40), (43, 60)]:
         resized = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
         for flip in (1, -1):
@@ -177,7 +171,7 @@ def test_each_ratio_scales_the_base_size():
         return images
 
     inference.multi_scale_inference(apply_fn, picture(75, 100), base_size=(512, 128))
-    # int(128 r) for the short side, of the base and not of the image; each size passes twice
+    # The short side is int(128 r), and each size passes twice.
     assert seen[::2] == seen[1::2]
     assert seen[::2] == [(64, 85), (96, 128), (128, 171), (160, 213), (192, 256), (224, 299)]
 
@@ -205,7 +199,7 @@ def test_a_flipped_image_has_flipped_probabilities():
 
 
 def test_a_pointwise_network_is_exact_at_every_scale():
-    """On one color no resize changes anything, so the answer is known."""
+    """A resize does not change an image of one color, so the answer is known."""
     image = np.full((20, 30, 3), (200, 100, 50), np.uint8)
     found = inference.multi_scale_inference(lambda x: 2 * x, image, base_size=(60, 40))
     expected = softmax(2 * (image - MEAN) / STD)
@@ -215,9 +209,9 @@ def test_a_pointwise_network_is_exact_at_every_scale():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"base_size": (0, 0)}, "positive sizes"),
+        ({"base_size": (0, 0)}, r"base_size=\(0, 0\) .* positive sizes"),
         ({"base_size": (32, 32), "ratios": ()}, "positive sizes"),
-        ({"base_size": (32, 32), "crop": (8, 8)}, "go together"),
+        ({"base_size": (32, 32), "crop": (8, 8)}, "give both or neither"),
     ],
 )
 def test_impossible_protocols_are_refused(kwargs, message):
@@ -227,7 +221,7 @@ def test_impossible_protocols_are_refused(kwargs, message):
 
 def test_protocols_of_the_published_rows():
     whole = segmentation.get_config("nonlocal_r50-d8_512x512_80k_ade20k")
-    assert inference.inference_protocol(whole) == {
+    assert Predictor(whole).protocol == {
         "base_size": (2048, 512),
         "ratios": (1.0,),
         "flip": False,
@@ -238,7 +232,7 @@ def test_protocols_of_the_published_rows():
         "std": inference.STD,
     }
     slide = segmentation.get_config("dnl_r50-d8_769x769_40k_cityscapes")
-    assert inference.inference_protocol(slide, multi_scale=True) == {
+    assert Predictor(slide, multi_scale=True).protocol == {
         "base_size": (2049, 1025),
         "ratios": (0.5, 0.75, 1.0, 1.25, 1.5, 1.75),
         "flip": True,
@@ -248,29 +242,41 @@ def test_protocols_of_the_published_rows():
         "mean": inference.MEAN,
         "std": inference.STD,
     }
-    slide.evaluation.mode = "slid"
-    with pytest.raises(InputError, match="whole or slide; got 'slid'"):
-        inference.inference_protocol(slide)
 
 
-def test_predict_gives_labels_at_the_size_of_the_image():
+@pytest.mark.parametrize(
+    ("leaf", "value", "message"),
+    [
+        ("evaluation.mode", "slid", "evaluation.mode must be whole or slide; got 'slid'"),
+        ("mesh.context", 0, "mesh.context must be at least 1; got 0"),
+    ],
+)
+def test_an_invalid_config_is_refused(leaf, value, message):
+    config = segmentation.get_config("demo_fcn")
+    config.update_from_flattened_dict({leaf: value})
+    with pytest.raises(InputError, match=message):
+        Predictor(config)
+
+
+def test_label_maps_are_the_most_probable_classes():
     config = segmentation.get_config("demo_nonlocal")
-    model = nlj.create_model(config.model)
-    apply_fn = inference.inference_fn(model, random_variables(config.model))
-    protocol = inference.inference_protocol(config)
+    variables = random_variables(config.model)
+    predictor = Predictor(config)
     image = picture(45, 71)
-    labels = inference.predict(apply_fn, image, protocol)
+    labels = predictor.label_maps(variables)(image)
     assert labels.shape == (45, 71)
     assert labels.dtype == np.uint8
-    probabilities = inference.multi_scale_inference(apply_fn, image, **protocol)
+    probabilities = predictor(variables)(image)
+    assert probabilities.shape == (45, 71, 3)
     np.testing.assert_array_equal(labels, np.argmax(probabilities, -1))
 
 
-def test_labels_beyond_8_bits():
-    def apply_fn(images):
-        return jax.nn.one_hot(jnp.full(images.shape[:3], 299), 300)
+def test_label_maps_of_more_than_256_classes_have_16_bits(monkeypatch):
+    class Model:
+        def apply(self, variables, images):
+            return jax.nn.one_hot(jnp.full(images.shape[:3], 299), 300)
 
-    protocol = {"base_size": (8, 8), "ratios": (1.0,), "flip": False}
-    labels = inference.predict(apply_fn, picture(8, 8), protocol)
+    monkeypatch.setattr(inference, "create_model", lambda config: Model())
+    labels = Predictor(segmentation.get_config("demo_fcn")).label_maps({})(picture(8, 8))
     assert labels.dtype == np.uint16
     assert (labels == 299).all()

@@ -1,35 +1,60 @@
-"""Inference with several devices to an image; a process of its own has them."""
+"""Inference and evaluation on several devices."""
 
-_COMPARE = """
-import jax, numpy as np
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
 from configs import segmentation
-from nonlocal_jax import create_model, evaluation
-
-config = segmentation.get_config("demo_nonlocal")
-config.model.update(width=4, head_channels=8, auxiliary_channels=8, implementation="ring")
-model = create_model(config.model)
-rng = np.random.default_rng(0)
-images = rng.standard_normal((1, 41, 30, 3))  # rows do not divide
-variables = jax.tree.map(
-    lambda leaf: 0.5 + rng.random(leaf.shape), model.init(jax.random.key(0), images)
-)
-one = evaluation.inference_fn(model, variables)(images)
-config.mesh.context = 4
-mesh = evaluation.inference_mesh(config)
-shared = evaluation.inference_fn(model, variables, mesh)(images)
-assert len(shared.sharding.device_set) == 4
-np.testing.assert_allclose(shared, one, rtol=0, atol=1e-10 * np.abs(one).max())
-
-image = rng.integers(0, 256, (41, 30, 3), np.uint8)
-protocol = {"base_size": (30, 41), "crop": (24, 24), "stride": (16, 16)}
-expected = evaluation.predict(evaluation.inference_fn(model, variables), image, protocol)
-actual = evaluation.predict(evaluation.inference_fn(model, variables, mesh), image, protocol)
-np.testing.assert_array_equal(actual, expected)
-
-config.mesh.context = 5  # more than there are
-assert evaluation.inference_mesh(config).size == 4
-"""
+from nonlocal_jax import evaluation
+from nonlocal_jax.evaluation import inference
+from nonlocal_jax.sharding import Shardings, make_mesh
+from tests.helpers import random_variables
 
 
-def test_devices_that_share_an_image_infer_as_one_does(on_devices):
-    on_devices(_COMPARE, 4)
+@pytest.fixture
+def config():
+    config = segmentation.get_config("demo_nonlocal")
+    config.model.update(width=4, head_channels=8, auxiliary_channels=8)
+    return config
+
+
+@pytest.fixture
+def variables(config):
+    return jax.tree.map(np.float64, random_variables(config.model))
+
+
+@pytest.mark.usefixtures("x64")
+def test_devices_that_share_an_image_give_the_result_of_one_device(config, variables):
+    # 4 does not divide the 25 rows of a window.
+    config.evaluation.update(mode="slide", crop=(25, 24), stride=(16, 16), base_size=(30, 41))
+    image = np.random.default_rng(0).integers(0, 256, (41, 30, 3), np.uint8)
+    expected = evaluation.Predictor(config)(variables)(image)
+    config.mesh.context = 4
+    actual = evaluation.Predictor(config)(variables)(image)
+    assert len(actual.sharding.device_set) == 4
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-10)
+
+
+def test_a_predictor_uses_at_most_the_devices_that_there_are():
+    assert inference._local_shardings(9).mesh.shape == {"data": 1, "context": 8}
+
+
+@pytest.mark.usefixtures("x64")
+def test_a_sharded_state_is_evaluated_without_gathering_it(config, variables):
+    source = [
+        {
+            "image": np.random.default_rng(i).integers(0, 256, (64, 64, 3), np.uint8),
+            "label": np.random.default_rng(i).integers(0, 3, (64, 64), np.uint8),
+            "id": i,
+        }
+        for i in range(2)
+    ]
+    expected = evaluation.evaluator(config, source)(variables)
+    rules = ((r"layer.*conv\d/kernel$", PartitionSpec(None, None, None, "data")),)
+    shardings = Shardings(make_mesh(context=2), rules)
+    sharded = shardings.place(variables)
+    assert any(not leaf.is_fully_replicated for leaf in jax.tree.leaves(sharded))
+    actual = evaluation.evaluator(config, source, shardings=shardings)(sharded)
+    for key in ("miou", "iou", "accuracy"):
+        np.testing.assert_array_equal(actual[key], expected[key])

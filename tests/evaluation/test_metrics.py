@@ -1,7 +1,4 @@
-"""The metrics against hand-computed numbers and against a slow loop."""
-
-import subprocess
-import sys
+"""The metrics, against numbers computed by hand and against a slow loop."""
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +10,12 @@ from hypothesis.extra import numpy as hnp
 
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.evaluation import metrics
-from tests.helpers import child_environment
 
 LABELS = np.array([[0, 0, 1], [1, 255, 1]], np.uint8)
 PREDICTIONS = np.array([[0, 1, 1], [1, 0, 0]], np.uint8)
 
 
-def test_confusion_matrix_counts_true_by_predicted_and_leaves_ignored_pixels_out():
+def test_confusion_matrix_counts_true_and_predicted_classes_without_ignored_pixels():
     confusion = metrics.confusion_matrix(LABELS, PREDICTIONS, 3, 255)
     np.testing.assert_array_equal(confusion, [[1, 1, 0], [1, 2, 0], [0, 0, 0]])
     assert confusion.dtype == jnp.int32
@@ -45,11 +41,13 @@ def test_a_class_may_be_the_ignored_label():
     np.testing.assert_array_equal(confusion, [[0, 0], [0, 1]])
 
 
-@pytest.mark.parametrize("label", [3, 254, -1])
-def test_labels_out_of_range_are_refused(label):
-    labels = np.array([[0, label, 255]], np.int16)
-    with pytest.raises(InputError, match=rf"must be 0 to 2 or 255.*found {label}\b"):
-        metrics.confusion_matrix(labels, np.zeros((1, 3), int), 3, 255)
+def test_wrong_labels_and_shapes_are_refused():
+    with pytest.raises(InputError, match=r"must be 0 to 2, or 255 .*found 3"):
+        metrics.confusion_matrix(np.array([0, 3]), np.zeros(2, int), 3, 255)
+    with pytest.raises(InputError, match=r"same shape; got \(2,\) and \(3,\)"):
+        metrics.confusion_matrix(np.zeros(2, int), np.zeros(3, int), 3, 255)
+    with pytest.raises(InputError, match=r"must be square; got \(2, 3\)"):
+        metrics.summarize(np.ones((2, 3)))
 
 
 def test_labels_out_of_range_are_never_counted_under_jit():
@@ -58,11 +56,6 @@ def test_labels_out_of_range_are_never_counted_under_jit():
     np.testing.assert_array_equal(
         count(labels, np.array([0, 1, 2, 2]), 3, 255), [[0, 0, 0], [0, 0, 1], [0, 0, 0]]
     )
-
-
-def test_confusion_matrix_quotes_shapes_that_differ():
-    with pytest.raises(AssertionError, match=r"\(2, 3\).*\(3, 2\)"):
-        metrics.confusion_matrix(LABELS, PREDICTIONS.T, 3, 255)
 
 
 def test_summary_by_hand():
@@ -75,7 +68,7 @@ def test_summary_by_hand():
     assert summary["overall_accuracy"] == pytest.approx(3 / 5)
 
 
-def test_a_class_that_is_only_predicted_counts_in_the_iou_alone():
+def test_a_class_that_is_only_predicted_counts_in_the_iou_only():
     summary = metrics.summarize(np.array([[3, 1], [0, 0]]))
     np.testing.assert_allclose(summary["iou"], [3 / 4, 0])
     np.testing.assert_allclose(summary["accuracy"], [3 / 4, np.nan])
@@ -89,7 +82,7 @@ def test_counts_beyond_32_bits():
     np.testing.assert_allclose(summary["iou"], [3 / 4, 1 / 2])
 
 
-def test_nothing_to_measure_is_refused():
+def test_a_confusion_matrix_without_pixels_is_refused():
     with pytest.raises(InputError, match="no pixel has a label"):
         metrics.summarize(np.zeros((2, 2), np.int64))
 
@@ -110,29 +103,3 @@ def test_markdown_table_rounds_to_two_decimals_and_marks_absent_classes():
 def test_one_process_needs_no_sum():
     confusion = np.array([[2**40]])
     assert metrics.sum_over_processes(confusion) is confusion
-
-
-_PROCESS = """
-import sys
-import jax, numpy as np
-from nonlocal_jax.evaluation.metrics import sum_over_processes
-index = int(sys.argv[2])
-jax.distributed.initialize(f"localhost:{sys.argv[1]}", 2, index)
-total = sum_over_processes(np.array([[index, 2**40], [7, 10 * index]]))
-np.testing.assert_array_equal(total, [[1, 2**41], [14, 10]])
-"""
-
-
-def test_two_processes_sum_64_bit_counts(unused_port):
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", _PROCESS, str(unused_port), str(index)],
-            env=child_environment(),
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(2)
-    ]
-    for process in processes:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors

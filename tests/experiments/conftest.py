@@ -3,6 +3,7 @@
 import runpy
 import sys
 
+import jax
 import pytest
 from absl import flags
 
@@ -24,6 +25,15 @@ def command(monkeypatch, capsys):
     return run
 
 
+@pytest.fixture
+def unoptimized():
+    """Programs compile faster, and run slower."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 def _forget_flags():
     """Lets the next command define its flags again; those of libraries stay."""
     modules = flags.FLAGS.flags_by_module_dict().items()
@@ -32,3 +42,4 @@ def _forget_flags():
     for name in names:
         delattr(flags.FLAGS, name)
     flags.FLAGS.unparse_flags()
+    sys.modules.pop("config_config", None)  # ml_collections would run the next file in it

@@ -3,17 +3,16 @@ import os
 
 import pytest
 
-from configs import segmentation
-from experiments.benchmark import cases, report, runner
-from experiments.benchmark.cases import Case
+from experiments.benchmark import _cases, _ours, _report, _runner
+from experiments.benchmark._cases import Case
 
-# Not PyTorch's, which may be installed: it takes long to compile.
-_OURS = ("--forms=ours,ours_dense", "--repeats=2", "--nomemory")
+# Without the variants of PyTorch, which may be installed: compiling them takes minutes.
+_OURS = ("--variants=ours,ours_dense", "--repeats=2", "--nomemory")
 
 
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch):
-    """The command sets it for its own process."""
+    """The command sets this variable in its own process."""
     monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
@@ -38,7 +37,7 @@ def test_operations_and_blocks_are_timed_in_all_sizes_and_modes(command, tmp_pat
         "--batch_size=2",
     )
     results = report["results"]
-    # The operation has two forms, the block one; at two sizes, with and without gradient.
+    # The operation has two variants, the block has one. Each has two sizes and two modes.
     assert len(results) == (2 + 1) * 2 * 2
     assert {len(r["wall_seconds"]) for r in results} == {2}
     assert all(seconds > 0 for r in results for seconds in r["wall_seconds"])
@@ -49,74 +48,89 @@ def test_operations_and_blocks_are_timed_in_all_sizes_and_modes(command, tmp_pat
     assert "[8/8] global_context_block N=16 forward+backward: ours " in stderr
 
 
-def test_networks_are_timed_in_training_and_inference(command, tmp_path, monkeypatch):
-    monkeypatch.setitem(segmentation._STAGES, "r50-d8", (1, 1, 1, 1))
+@pytest.fixture
+def _small_networks(monkeypatch):
+    """Networks with two stages."""
+    network_config = _ours.network_config
+
+    def small(case):
+        config = network_config(case)
+        config.model.update(stage_sizes=(1, 1), strides=(1, 1), dilations=(1, 1))
+        return config
+
+    monkeypatch.setattr(_ours, "network_config", small)
+
+
+@pytest.mark.usefixtures("_small_networks", "unoptimized")
+def test_networks_are_timed_in_training_and_inference(command, tmp_path):
     report, table, _ = _benchmark(
         command,
         "models",
         tmp_path,
-        "--forms=ours",
+        "--variants=ours",
         "--repeats=1",
         "--nomemory",
         "--networks=r50_gc",
         "--sizes=17x24",
         "--width=8",
+        "--batch_size=1",
     )
     assert [r["mode"] for r in report["results"]] == ["inference", "train"]
+    assert all(r["wall_seconds"][0] > 0 for r in report["results"])
     assert report["results"][0]["positions"] == 3 * 3
     assert "| r50_gc | 17x24 | train | ours |" in table
 
 
-def test_memory_is_that_of_a_fresh_process(monkeypatch):
+def test_memory_is_measured_in_a_fresh_process(monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     case = Case("softmax_attention", (32, 64), 1, 16, "float32", backward=True)
-    (result,) = runner.run(case, ["ours_dense"], repeats=1, memory=True)
-    # At least one 2048 x 2048 matrix of float32, 16 MiB, and no more than a few.
+    (result,) = _runner.run(case, ["ours_dense"], repeats=1, memory=True)
+    # At least one 2048 x 2048 matrix of float32 (16 MiB) and only a few of them.
     assert 16 <= result["peak_mib"] < 200
 
 
-def test_a_form_that_does_not_fit_or_fails_is_left_out(monkeypatch):
+def test_a_variant_that_does_not_fit_or_fails_is_left_out(monkeypatch):
     case = Case("dot_product", (4, 4), 1, 4, "float32", backward=False)
-    build = runner.build
+    build = _runner.build
 
-    def failing(case, form):
-        if form == "ours_reassociated":
+    def failing(case, variant):
+        if variant == "ours_reassociated":
             raise RuntimeError("no compiler\nand more")
-        return build(case, form)
+        return build(case, variant)
 
-    monkeypatch.setattr(runner, "build", failing)
-    monkeypatch.setattr(runner, "device_memory", lambda: 1000)
-    forms = ["ours", "ours_dense", "ours_reassociated"]
-    ours, dense, reassociated = runner.run(case, forms, repeats=1, memory=False)
+    monkeypatch.setattr(_runner, "build", failing)
+    monkeypatch.setattr(_runner, "device_memory", lambda: 1000)
+    variants = ["ours", "ours_dense", "ours_reassociated"]
+    ours, dense, reassociated = _runner.run(case, variants, repeats=1, memory=False)
     assert len(ours["wall_seconds"]) == 1
-    assert dense["note"] == "not run: its N x N matrices do not fit"
+    assert dense["note"] == "not run: its N x N matrices do not fit into memory"
     assert reassociated["note"] == "not run: RuntimeError: no compiler"
-    (alone,) = runner.run(case, ["ours_reassociated"], repeats=1, memory=False)
-    assert alone == reassociated
+    (result,) = _runner.run(case, ["ours_reassociated"], repeats=1, memory=False)
+    assert result == reassociated
 
 
-def test_no_matrix_no_limit():
+def test_only_variants_with_the_attention_matrix_can_exceed_the_memory():
     for name in ("context_pool", "global_context_block", "r101_gc"):
         assert not Case(name, (999, 999), 1, 4, "float32", True).exceeds("torch_eager", 1)
     assert not Case("disentangled", (999, 999), 1, 4, "float32", True).exceeds("torch_sdpa", 1)
     assert Case("r50_dnl", (999, 999), 1, 4, "float32", True).exceeds("torch_eager", 1)
 
 
-def test_positions_of_networks_are_those_of_output_stride_eight():
+def test_positions_of_networks_have_output_stride_eight():
     sizes = {(512, 512): 4096, (512, 1024): 8192, (769, 769): 9409}
     for size, positions in sizes.items():
         assert Case("r50_gc", size, 2, 64, "float32", True).positions == positions
-    assert [cases.feature_map(n) for n in (9409, 8192, 13)] == [(97, 97), (64, 128), (1, 13)]
+    assert [_cases.feature_map(n) for n in (9409, 8192, 13)] == [(97, 97), (64, 128), (1, 13)]
 
 
-def test_the_table_compares_turn_by_turn():
+def test_the_table_has_the_median_ratio_over_the_turns():
     case = Case("dot_product", (2, 2), 2, 4, "float32", backward=False).describe()
     results = [
-        {"form": "ours", "wall_seconds": [1.0, 2.0, 4.0], "peak_mib": 7.2},
-        {"form": "torch_eager", "wall_seconds": [3.0, 4.0, 20.0]},
-        {"form": "torch_compile", "note": "not run: no compiler"},
+        {"variant": "ours", "wall_seconds": [1.0, 2.0, 4.0], "peak_mib": 7.2},
+        {"variant": "torch_eager", "wall_seconds": [3.0, 4.0, 20.0]},
+        {"variant": "torch_compile", "note": "not run: no compiler"},
     ]
-    table = report.table(
+    table = _report.table(
         {
             "kind": "ops",
             "device": "a device",
@@ -130,7 +144,7 @@ def test_the_table_compares_turn_by_turn():
     head, _, _, _, ours, eager, compiled = table.splitlines()
     assert head == "a device; float32; jax 1.2"
     assert ours == ("| dot_product | 4 | forward | ours | 2000 | 1000 to 4000 | 1.00 | 7 |")
-    # 3, 2 and 5 times as long: the median of the ratios, not the ratio of the medians.
+    # The ratios are 3, 2 and 5. The ratio of the medians would be 2.
     assert eager == "|  |  |  | **torch_eager** | 4000 | 3000 to 20000 | 3.00 |  |"
     assert compiled == "|  |  |  | torch_compile | not run: no compiler |  |  |  |"
 
@@ -138,18 +152,19 @@ def test_the_table_compares_turn_by_turn():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--output=x"], "give one of ops, models"),
-        (["ops"], "--output"),
-        (["ops", "--output=x", "--operations=softmax"], "--operations must be some of softmax_a"),
-        (["ops", "--output=x", "--positions=0"], "--positions must be positive integers; got '0'"),
-        (["models", "--output=x", "--networks=r18_gc"], "--networks must be some of r50_nonlocal"),
-        (["models", "--output=x", "--sizes=512"], "--sizes must be HEIGHTxWIDTH,...; got '512'"),
-        (["ops", "--output=x", "--forms=flesh"], "--forms must be some of ours,"),
+        (["--output=x"], "cannot measure ''; use ops or models"),
+        (["ops", "x", "--output=x"], "cannot measure 'ops x'; use ops or models"),
+        (["ops"], "missing --output"),
+        (["ops", "--output=x", "--operations=softmax"], "unknown --operations=softmax; use one"),
+        (["ops", "--output=x", "--positions=0"], "--positions=0 is not a positive integer; use"),
+        (["models", "--output=x", "--networks=r18_gc"], "unknown --networks=r18_gc; use one or"),
+        (["models", "--output=x", "--sizes=512"], "--sizes=512 is not HEIGHTxWIDTH; use"),
+        (["ops", "--output=x", "--variants=fast"], "unknown --variants=fast; use one or more of"),
         (
-            ["ops", "--output=x", "--forms=ours_dense", "--operations=context_pool"],
-            "--forms must be some of ours,torch_eager",
+            ["ops", "--output=x", "--variants=ours_dense", "--operations=context_pool"],
+            "unknown --variants=ours_dense; use one or more of ours,torch_eager",
         ),
-        (["ops", "--output=x", "--threads=1000"], "--threads must be at most"),
+        (["ops", "--output=x", "--threads=1000"], "--threads=1000 exceeds the"),
     ],
 )
 def test_bad_flags_are_refused(command, tmp_path, monkeypatch, arguments, message):

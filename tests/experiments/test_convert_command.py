@@ -11,8 +11,10 @@ from nonlocal_jax import convert
 from nonlocal_jax.convert import names
 from tests.helpers import random_variables
 
+CHANGES = {"width": 4, "head_channels": 8, "auxiliary_channels": 4}
 CONFIG = "--config=configs/segmentation.py:demo_dnl"
-MODEL = segmentation.get_config("demo_dnl").model
+CHANGED = [CONFIG, *(f"--config.model.{name}={value}" for name, value in CHANGES.items())]
+MODEL = {**segmentation.get_config("demo_dnl").model, **CHANGES}
 
 
 @pytest.fixture(scope="module")
@@ -33,27 +35,27 @@ def assert_equal(loaded, variables):
 
 def test_there_and_back(command, tmp_path, pth, variables):
     imported, exported = tmp_path / "dnl.safetensors", tmp_path / "again.pth"
-    status, out, err = command("convert", CONFIG, f"--source={pth}", f"--output={imported}")
+    status, out, err = command("convert", *CHANGED, f"--source={pth}", f"--output={imported}")
     assert (status, err) == (0, "")
     params = sum(x.size for x in jax.tree.leaves(variables["params"]))
     assert out == f"wrote {imported}: {len(names.leaves(MODEL))} arrays, {params:,} parameters\n"
     assert_equal(convert.load(imported, MODEL), variables)
 
     arguments = ("--reverse", f"--source={imported}", f"--output={exported}")
-    assert command("convert", CONFIG, *arguments)[0] == 0
+    assert command("convert", *CHANGED, *arguments)[0] == 0
     assert exported.read_bytes() == pth.read_bytes()
 
 
 def test_reinit_head(command, caplog, tmp_path, pth, variables):
     output = tmp_path / "dnl.safetensors"
-    arguments = (CONFIG, "--config.model.num_classes=7", f"--source={pth}", f"--output={output}")
+    arguments = (*CHANGED, "--config.model.num_classes=7", f"--source={pth}", f"--output={output}")
     status, _, err = command("convert", *arguments)
     assert status == 2
     assert "--reinit-head" in err
     assert command("convert", *arguments, "--reinit-head")[0] == 0
     assert "decode_head/conv_seg" in caplog.text
-    loaded = convert.load(output, {**MODEL, "num_classes": 7})
-    assert loaded["params"]["decode_head"]["conv_seg"]["kernel"].shape == (64, 7)
+    loaded = convert.load(output, MODEL | {"num_classes": 7})
+    assert loaded["params"]["decode_head"]["conv_seg"]["kernel"].shape == (8, 7)
     assert_equal(loaded["params"]["backbone"], variables["params"]["backbone"])
 
 
@@ -64,7 +66,7 @@ def test_the_hash_in_a_name_is_compared(command, tmp_path, pth):
         path = tmp_path / f"dnl_demo_20200605_003206-{name}.pth"
         path.write_bytes(content)
         output = tmp_path / "out.safetensors"
-        status, _, err = command("convert", CONFIG, f"--source={path}", f"--output={output}")
+        status, _, err = command("convert", *CHANGED, f"--source={path}", f"--output={output}")
         assert status == 0
         assert expected in err
         assert ("warning" in err) == bool(expected)
@@ -73,22 +75,25 @@ def test_the_hash_in_a_name_is_compared(command, tmp_path, pth):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"source": "none.pth"}, "none.pth: No such file or directory"),
-        ({"source": "."}, "Is a directory"),
-        ({"source": "truncated.pth"}, "truncated.pth is damaged or no PyTorch checkpoint"),
+        ({"source": "none.pth"}, "none.pth; give a work directory"),
+        ({"source": "."}, "no checkpoint in the directory"),
+        ({"source": "truncated.pth"}, "truncated.pth is damaged or not a PyTorch checkpoint"),
         ({"output": "none/out.safetensors"}, "cannot write"),
         ({"output": "out.pth"}, "--output must end in .safetensors"),
         ({"output": "out.safetensors", "reverse": True}, "--output must end in .pth"),
-        ({"output": "out.pth", "reverse": True}, "neither a directory"),
-        ({"output": "out.pth", "reverse": True, "reinit-head": True}, "--reinit-head"),
+        ({"source": "truncated.pth", "output": "out.pth", "reverse": True}, "is damaged"),
         ({"output": None}, "--output"),
-        ({"config": "configs/segmentation.py:demo_gc"}, "'disentangled_nonlocal' in the file"),
+        (
+            {"config": "configs/segmentation.py:demo_gc"},
+            "'disentangled_nonlocal' in the checkpoint",
+        ),
     ],
 )
 def test_mistakes_end_in_one_message(command, tmp_path, pth, changes, message):
     (tmp_path / "truncated.pth").write_bytes(pth.read_bytes()[:-100])
     options = {
         "config": CONFIG.partition("=")[2],
+        **{f"config.model.{name}": value for name, value in CHANGES.items()},
         "source": pth.name,
         "output": "out.safetensors",
     } | changes

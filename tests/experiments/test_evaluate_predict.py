@@ -1,4 +1,4 @@
-"""The commands evaluate and predict, run as a user runs them."""
+"""The commands evaluate and predict."""
 
 import json
 
@@ -15,21 +15,15 @@ CONFIG = "--config=configs/segmentation.py:demo_fcn"
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """The demo's network with random weights."""
+    """The demo's network with random variables."""
     config = segmentation.get_config("demo_fcn").model
     path = tmp_path_factory.mktemp("checkpoint") / "demo.safetensors"
     nlj.convert.save(path, random_variables(config), config)
     return path
 
 
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    """Where the first command prepares the data that the others find."""
-    return tmp_path_factory.mktemp("data")
-
-
 def refused(result, *messages):
-    """Exit status 2, and one message on stderr that says all of this."""
+    """Exit status 2, and one error on stderr that contains all messages."""
     status, out, err = result
     assert status == 2, err
     assert out == ""
@@ -50,16 +44,17 @@ def read(path):
     return cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
 
 
-def apply_fn(checkpoint, config):
-    model = nlj.create_model(config.model)
-    return nlj.evaluation.inference_fn(model, nlj.convert.load(checkpoint, config.model))
+def predict(config, checkpoint, path, multi_scale=False):
+    """The label map of an image file, without the command."""
+    predictor = nlj.evaluation.Predictor(config, multi_scale=multi_scale)
+    variables = nlj.convert.load(checkpoint, config.model)
+    return predictor.label_maps(variables)(nlj.data.read_image(path))
 
 
-def test_evaluate_prints_the_table_and_writes_the_numbers(command, checkpoint, data_dir, tmp_path):
+def test_evaluate_prints_a_table_and_writes_the_metrics(command, checkpoint, tmp_path):
     output = tmp_path / "new" / "directory"
     status, out, err = command(
-        *("evaluate", CONFIG, f"--checkpoint={checkpoint}", f"--output={output}"),
-        f"--data_dir={data_dir}",
+        "evaluate", CONFIG, f"--checkpoint={checkpoint}", f"--output={output}"
     )
     assert status == 0, err
     assert "evaluating: 256/256" in err
@@ -69,7 +64,7 @@ def test_evaluate_prints_the_table_and_writes_the_numbers(command, checkpoint, d
     assert (metrics["dataset"], metrics["split"], metrics["images"]) == ("digits_flag", "val", 256)
     assert metrics["protocol"]["ratios"] == [1.0]
     assert metrics["protocol"]["flip"] is False
-    names = nlj.data.get_info("digits_flag").classes
+    names = nlj.data.get_dataset("digits_flag").classes
     assert [row["name"] for row in metrics["classes"]] == list(names)
     ious = [row["iou"] for row in metrics["classes"] if row["iou"] is not None]
     assert metrics["miou"] == pytest.approx(np.mean(ious))
@@ -79,11 +74,8 @@ def test_evaluate_prints_the_table_and_writes_the_numbers(command, checkpoint, d
     assert [p.name for p in output.iterdir()] == ["metrics.json"]
 
 
-def test_evaluate_refuses(command, checkpoint, data_dir, tmp_path):
-    given = [
-        *(CONFIG, f"--checkpoint={checkpoint}", f"--output={tmp_path}"),
-        f"--data_dir={data_dir}",
-    ]
+def test_evaluate_refuses(command, checkpoint, tmp_path):
+    given = [CONFIG, f"--checkpoint={checkpoint}", f"--output={tmp_path}"]
     missing = tmp_path / "nowhere.safetensors"
     assert refused(command("evaluate", *given, f"--checkpoint={missing}"), str(missing))
     other = "--config=configs/segmentation.py:demo_dnl"
@@ -91,8 +83,8 @@ def test_evaluate_refuses(command, checkpoint, data_dir, tmp_path):
     assert refused(command("evaluate", *given, "--split=tests"), "tests")
     assert refused(command("evaluate", *given, "--config.data.name=digits"), "digits_flag")
     wrong_data = command("evaluate", *given, "--config.data.name=cityscapes")
-    assert refused(wrong_data, "tells 3 classes apart, cityscapes has 19")
-    assert refused(command("evaluate", *given, "--config.evaluation.mode=slid"), "whole or slide")
+    assert refused(wrong_data, "predicts 3 classes, but cityscapes has 19")
+    assert refused(command("evaluate", *given, "--config.evaluation.mode=slid"), "evaluation.mode")
     assert refused(command("evaluate", CONFIG, f"--output={tmp_path}"), "checkpoint")
     assert refused(command("evaluate", *given[1:]), "config")
     file = write_image(tmp_path / "file.png", 4, 4)
@@ -100,7 +92,7 @@ def test_evaluate_refuses(command, checkpoint, data_dir, tmp_path):
     assert not (tmp_path / "metrics.json").exists()
 
 
-def test_predict_writes_labels_and_overlays_at_the_size_of_the_images(
+def test_predict_writes_label_maps_and_overlays_of_the_size_of_the_images(
     command, checkpoint, tmp_path
 ):
     folder = tmp_path / "images"
@@ -120,21 +112,18 @@ def test_predict_writes_labels_and_overlays_at_the_size_of_the_images(
     assert "predicting: 4/4" in err
     assert len(list(output.iterdir())) == 8
     config = segmentation.get_config("demo_fcn")
-    infer = apply_fn(checkpoint, config)
-    protocol = nlj.evaluation.inference_protocol(config)
     for name, size in {**sizes, "gray.png": (50, 50)}.items():
         path = single if name == "gray.png" else folder / name
         labels = read(output / f"{path.stem}_labels.png")
         assert labels.shape == size
         assert labels.dtype == np.uint8
-        expected = nlj.evaluation.predict(infer, nlj.data.read_image(path), protocol)
-        np.testing.assert_array_equal(labels, expected)
+        np.testing.assert_array_equal(labels, predict(config, checkpoint, path))
         overlay = read(output / f"{path.stem}_overlay.png")
         assert overlay.shape[0] > size[0]  # the legend
         assert overlay.shape[1] >= size[1]
 
 
-def test_predict_multi_scale_and_the_same_file_twice(command, checkpoint, tmp_path):
+def test_predict_with_multiple_scales_and_the_same_file_twice(command, checkpoint, tmp_path):
     image = write_image(tmp_path / "a.png", 32, 48)
     output = tmp_path / "out"
     status, _, err = command(
@@ -145,19 +134,12 @@ def test_predict_multi_scale_and_the_same_file_twice(command, checkpoint, tmp_pa
     assert "predicting: 1/1" in err
     config = segmentation.get_config("demo_fcn")
     config.evaluation.ratios = (0.5, 1.0)
-    labels, one_scale = (
-        nlj.evaluation.predict(
-            apply_fn(checkpoint, config),
-            nlj.data.read_image(image),
-            nlj.evaluation.inference_protocol(config, multi_scale=multi_scale),
-        )
-        for multi_scale in (True, False)
-    )
-    assert (labels != one_scale).any()
+    labels = predict(config, checkpoint, image, multi_scale=True)
+    assert (labels != predict(config, checkpoint, image)).any()
     np.testing.assert_array_equal(read(output / "a_labels.png"), labels)
 
 
-def test_predict_finishes_the_good_images_and_names_all_bad_ones(command, checkpoint, tmp_path):
+def test_predict_segments_the_good_images_and_names_all_bad_ones(command, checkpoint, tmp_path):
     write_image(tmp_path / "a.png", 64, 64)
     whole = write_image(tmp_path / "whole.png", 64, 64).read_bytes()
     (tmp_path / "b_cut.png").write_bytes(whole[: len(whole) // 2])
@@ -166,10 +148,23 @@ def test_predict_finishes_the_good_images_and_names_all_bad_ones(command, checkp
     result = command(
         "predict", CONFIG, f"--checkpoint={checkpoint}", f"--output={output}", tmp_path
     )
-    assert refused(result, "2 of 4 images done", "b_cut.png", "c_empty.jpg")
+    assert refused(result, "2 of 4 images could not be read", "b_cut.png", "c_empty.jpg")
     assert sorted(p.name for p in output.iterdir()) == [
         *("a_labels.png", "a_overlay.png", "whole_labels.png", "whole_overlay.png")
     ]
+
+
+def test_predict_never_replaces_an_input(command, checkpoint, tmp_path):
+    for name in ("a.png", "a_labels.png"):
+        write_image(tmp_path / name, 8, 8)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    given = ["predict", CONFIG, f"--checkpoint={checkpoint}", f"--output={tmp_path}"]
+    assert refused(command(*given, tmp_path), "a_labels.png would replace an input", "--output")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    # Beside its input, an image may be segmented any number of times.
+    for _ in range(2):
+        assert command(*given, tmp_path / "a.png")[0] == 0
+    assert (tmp_path / "a.png").read_bytes() == before["a.png"]
 
 
 def test_predict_refuses(command, checkpoint, tmp_path):
@@ -179,11 +174,11 @@ def test_predict_refuses(command, checkpoint, tmp_path):
         (tmp_path / folder).mkdir()
     write_image(tmp_path / "one" / "a.png", 8, 8)
     write_image(tmp_path / "two" / "a.jpg", 8, 8)
-    assert refused(command(*given), "name at least one image")
+    assert refused(command(*given), "at least one image")
     assert refused(command(*given, tmp_path / "empty"), "empty")
     assert refused(command(*given, tmp_path / "b.png"), "b.png")
     same = command(*given, tmp_path / "one", tmp_path / "two")
-    assert refused(same, "one/a.png and", "two/a.jpg", "same names")
+    assert refused(same, "one/a.png and", "two/a.jpg", "same outputs")
     assert refused(command(*given, "--config.data.name=voc12aug", image), "3 classes", "21")
     assert refused(command(*given, f"--output={image}", image), "cannot write to")
-    assert refused(command(*given, f"--checkpoint={tmp_path / 'no'}", image), "no checkpoint")
+    assert refused(command(*given, f"--checkpoint={tmp_path / 'no'}", image), str(tmp_path / "no"))

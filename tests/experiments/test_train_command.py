@@ -60,7 +60,7 @@ def test_stop_go_on_and_refuse(tmp_path, start):
     out, err = other.communicate()
     assert other.returncode == 2
     assert err.startswith("error: ")
-    assert "seed is 0 there and 1 here" in err
+    assert "seed is 0 in the checkpoint, 1 in the config" in err
     assert "Traceback" not in err
 
 
@@ -68,5 +68,5 @@ def test_what_is_no_flag_is_refused(tmp_path, start):
     run = start("config.steps=4")
     _, errors = run.communicate()
     assert run.returncode == 2
-    assert errors == "error: 'config.steps=4' is no flag: options start with two dashes\n"
+    assert errors == "error: unexpected argument 'config.steps=4'; flags start with --\n"
     assert not (tmp_path / "run").exists()

@@ -1,8 +1,10 @@
 """From plain values to a network, and the network's interface."""
 
+import functools
 import json
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,9 @@ import pytest
 
 import nonlocal_jax as nlj
 from configs import segmentation
+from nonlocal_jax import models
+from nonlocal_jax.errors import InputError
+from nonlocal_jax.heads import FCNHead
 
 TINY = {
     "num_classes": 5,
@@ -19,89 +24,215 @@ TINY = {
     "auxiliary_channels": 8,
 }
 BLOCKS = ["nonlocal", "disentangled_nonlocal", "global_context", "none"]
+# Programs that run once: optimizing them would take longer.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+IMAGES = jax.ShapeDtypeStruct((2, 41, 50, 3), jnp.float32)
+
+
+def shapes_of(model, images=IMAGES):
+    """The shapes of the variables."""
+    return jax.eval_shape(model.init, jax.random.key(0), images)
+
+
+def draw(shapes, dtype):
+    """Random variables: no block is the identity, and no residual branch is zero."""
+    rng = np.random.default_rng(0)
+
+    def values(leaf):
+        if len(leaf.shape) > 1:  # features keep their scale
+            return rng.standard_normal(leaf.shape) / np.prod(leaf.shape[:-1]) ** 0.5
+        return rng.uniform(0.5, 1.5, leaf.shape)  # some are variances
+
+    return jax.tree.map(lambda leaf: jnp.asarray(values(leaf), dtype), shapes)
+
+
+def train(model, variables, images):
+    options = {"train": True, "mutable": ["batch_stats"], "rngs": {"dropout": jax.random.key(2)}}
+    return model.apply(variables, images, **options)
 
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_inference_and_training_outputs(block):
     model = nlj.create_model({**TINY, "block": block})
-    images = jax.random.normal(jax.random.key(0), (2, 41, 50, 3))
-    variables = jax.jit(model.init)(jax.random.key(1), images)
+    variables = shapes_of(model)
     assert set(variables["params"]) == {"backbone", "decode_head", "auxiliary_head"}
-    chex.assert_shape(model.apply(variables, images), (2, 41, 50, 5))
+    assert jax.eval_shape(model.apply, variables, IMAGES).shape == (2, 41, 50, 5)
 
-    outputs, updates = model.apply(
-        variables,
-        images,
-        train=True,
-        mutable=["batch_stats"],
-        rngs={"dropout": jax.random.key(2)},
-    )
-    chex.assert_shape(outputs, (2, 6, 7, 5))
-    chex.assert_trees_all_equal_structs(updates["batch_stats"], variables["batch_stats"])
+    outputs, updates = jax.eval_shape(functools.partial(train, model), variables, IMAGES)
+    assert [logits.shape for logits in outputs] == [(2, 6, 7, 5)] * 2
+    chex.assert_trees_all_equal_shapes(updates["batch_stats"], variables["batch_stats"])
 
 
 def test_inference_does_not_need_the_auxiliary_head():
     model = nlj.create_model(TINY)
-    images = jnp.ones((1, 33, 33, 3))
-    variables = jax.jit(model.init)(jax.random.key(0), images)
-    expected = model.apply(variables, images)
+    variables = shapes_of(model)
     for collection in variables.values():
         del collection["auxiliary_head"]
-    np.testing.assert_array_equal(model.apply(variables, images), expected)
+    assert jax.eval_shape(model.apply, variables, IMAGES).shape == (2, 41, 50, 5)
 
 
 def test_float64_runs_in_float64(x64):
     model = nlj.create_model(TINY)
-    images = jax.random.normal(jax.random.key(0), (1, 33, 33, 3), jnp.float64)
-    variables = jax.jit(model.init)(jax.random.key(1), images)
-    variables = jax.tree.map(lambda a: a.astype(jnp.float64), variables)
+    images, variables = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float64), (IMAGES, shapes_of(model))
+    )
     jaxpr = jax.make_jaxpr(model.apply)(variables, images)
     assert "f32" not in str(jaxpr)
 
 
 def test_bfloat16_computes_in_bfloat16_and_returns_float32():
     model = nlj.create_model({**TINY, "dtype": "bfloat16"})
-    images = jnp.ones((1, 33, 33, 3))
-    variables = jax.jit(model.init)(jax.random.key(0), images)
+    variables = shapes_of(model)
     assert {a.dtype for a in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-    logits = model.apply(variables, images)
-    assert logits.dtype == jnp.float32
-    text = str(jax.make_jaxpr(model.apply)(variables, images))
+    assert jax.eval_shape(model.apply, variables, IMAGES).dtype == jnp.float32
+    text = str(jax.make_jaxpr(model.apply)(variables, IMAGES))
     convolutions = [line for line in text.splitlines() if "= conv_general_dilated" in line]
     assert convolutions
     assert all("bf16[" in line for line in convolutions)
 
 
-def test_dropout_takes_whole_channels_and_one_option_turns_it_off():
-    images = jax.random.normal(jax.random.key(0), (1, 33, 33, 3))
+def test_one_option_turns_all_dropout_off():
+    model = nlj.create_model({**TINY, "dropout": 0.0})
+    options = {"train": True, "mutable": ["batch_stats"]}  # no key for dropout
+    apply = functools.partial(model.apply, **options)
+    jax.eval_shape(apply, shapes_of(model), IMAGES)
 
-    def train_logits(dropout, key):
-        model = nlj.create_model({**TINY, "dropout": dropout})
-        variables = jax.jit(model.init)(jax.random.key(1), images)
-        apply = {"train": True, "mutable": ["batch_stats"], "rngs": {"dropout": key}}
-        return model.apply(variables, images, **apply)[0]
 
-    one, other = jax.random.split(jax.random.key(2))
-    chex.assert_trees_all_equal(train_logits(0.0, one), train_logits(0.0, other))
-    for a, b in zip(train_logits(0.5, one), train_logits(0.5, other), strict=True):
-        assert not np.allclose(a, b)
+@pytest.mark.parametrize("shape", [(2, 4, 5, 64), (2, 3, 4, 5, 64)])
+def test_dropout_drops_whole_channels_of_images_and_frames(shape):
+    head = FCNHead(64, channels=64, num_convs=0, concat_input=False, dropout=0.5)
+    y = head.apply(
+        {"params": {"conv_seg": {"kernel": jnp.eye(64), "bias": jnp.zeros(64)}}},
+        jnp.ones(shape),
+        train=True,
+        rngs={"dropout": jax.random.key(0)},
+    )
+    dropped = y == 0
+    chex.assert_trees_all_equal(dropped, jnp.broadcast_to(dropped[..., :1, :1, :], shape))
+    channels = dropped[..., 0, 0, :].reshape(-1, 64)
+    assert 0.3 < channels.mean() < 0.7
+    assert len(np.unique(channels, axis=0)) == len(channels)
 
 
 def test_a_config_read_from_json_builds_the_same_model():
     config = segmentation.get_config("demo_gc").model.to_dict()
     from_json = json.loads(json.dumps(config))
-    assert from_json != config  # lists for tuples
-    images = jnp.ones((1, 33, 33, 3))
-    a, b = (nlj.create_model(c) for c in (config, from_json))
-    variables = jax.jit(a.init)(jax.random.key(0), images)
-    np.testing.assert_array_equal(a.apply(variables, images), b.apply(variables, images))
+    assert from_json != config  # lists instead of tuples
+    text, expected = (
+        str(jax.make_jaxpr(model.apply)(shapes_of(model), IMAGES))
+        for model in map(nlj.create_model, (config, from_json))
+    )
+    assert text == expected
 
 
-def test_blocks_go_into_the_backbone_on_request():
-    model = nlj.create_model({**TINY, "insert_at": ["layer3.0"], "block": "global_context"})
-    params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 33, 33, 3)))["params"]
-    assert "block" in params["backbone"]["layer3_0"]
-    assert "block" not in params["decode_head"]
+@pytest.mark.parametrize("block", BLOCKS[:3])
+def test_blocks_may_be_in_the_backbone_and_in_the_head_at_once(block):
+    places = {"block_at": ["layer2.0", "layer3.0"], "block_position": "after_residual"}
+    config = {**TINY, "block": block, **places}
+    model = nlj.create_model(config)
+    variables = shapes_of(model)
+    params = variables["params"]
+    assert {n for n in params["backbone"] if "block" in n} == {"layer2_0_block", "layer3_0_block"}
+    assert "block" in params["decode_head"]
+    assert "block" not in params["auxiliary_head"]
+    jax.eval_shape(functools.partial(train, model), variables, IMAGES)
+
+    only_backbone = shapes_of(nlj.create_model({**config, "block_in_head": False}))["params"]
+    assert "block" not in only_backbone["decode_head"]
+    chex.assert_trees_all_equal_shapes(only_backbone["backbone"], params["backbone"])
+
+
+def test_blocks_in_backbone_and_head_are_trained():
+    """Each has a gradient of its own."""
+    model = nlj.create_model(
+        {**TINY, "stage_sizes": (1, 1), "strides": (1, 1), "dilations": (1, 1)}
+        | {"block_at": ("layer2.0",), "head_kernel_size": 1, "dropout": 0.0}
+    )
+    variables = draw(shapes_of(model), jnp.float32)
+    images = jax.random.normal(jax.random.key(0), (2, 17, 17, 3))
+
+    @jit
+    def gradient(params):
+        def loss(params):
+            outputs, _ = train(model, {**variables, "params": params}, images)
+            return sum(jnp.sum(jnp.sin(logits)) for logits in outputs)
+
+        return jax.grad(loss)(params)
+
+    found = gradient(variables["params"])
+    for block in (found["backbone"]["layer2_0"]["block"], found["decode_head"]["block"]):
+        for name in ("theta", "g", "conv_out"):
+            assert jnp.abs(block[name]["kernel"]).max() > 1e-6
+
+
+CLIP_OPTIONS = [
+    {"block": "nonlocal", "block_axes": "space", "block_at": ("layer2.0",), "stem": "v1"},
+    {"block": "disentangled_nonlocal", "block_axes": "space", "block_sub_sample": True},
+    {"block": "global_context", "block_axes": "space", "dilations": (1, 2)},
+]
+
+
+@pytest.mark.parametrize("options", CLIP_OPTIONS)
+def test_a_clip_equals_its_frames(options, x64):
+    small = {"stage_sizes": (1, 1), "strides": (1, 2), "dilations": (1, 1)}
+    model = nlj.create_model({**TINY, **small, **options})
+    variables = draw(shapes_of(model), jnp.float64)
+    clip = jnp.asarray(np.random.default_rng(1).standard_normal((2, 3, 33, 41, 3)))
+    apply = jit(model.apply)
+    logits = apply(variables, clip)
+    frames = apply(variables, clip.reshape(6, 33, 41, 3)).reshape(logits.shape)
+    np.testing.assert_allclose(logits, frames, rtol=0, atol=1e-12 * jnp.abs(frames).max())
+    assert logits.shape == (2, 3, 33, 41, 5)
+
+
+def test_clips_train():
+    model = nlj.create_model(TINY)
+    clip = jax.ShapeDtypeStruct((1, 3, 41, 50, 3), jnp.float32)
+    chex.assert_trees_all_equal_shapes(shapes_of(model, clip), shapes_of(model))
+    outputs, _ = jax.eval_shape(functools.partial(train, model), shapes_of(model), clip)
+    assert [logits.shape for logits in outputs] == [(1, 3, 6, 7, 5)] * 2
+
+
+def test_with_a_frozen_norm_training_changes_no_statistic():
+    small = {"stage_sizes": (1, 1), "strides": (1, 1), "dilations": (1, 1), "head_kernel_size": 1}
+    config = {**TINY, **small, "block_at": ("layer1.0",), "dropout": 0.0}
+    model = nlj.create_model({**config, "norm": "frozen_batch_norm"})
+    chex.assert_trees_all_equal_shapes(shapes_of(model), shapes_of(nlj.create_model(config)))
+    variables = draw(shapes_of(model), jnp.float32)
+    one, two, three = jax.random.normal(jax.random.key(0), (3, 17, 17, 3))
+    step = jit(functools.partial(train, model))
+    outputs, updates = step(variables, jnp.stack([one, two]))
+    chex.assert_trees_all_equal(updates["batch_stats"], variables["batch_stats"])
+
+    # The statistics are used as well: the logits of an image do not depend on the other image.
+    others, _ = step(variables, jnp.stack([one, three]))
+    for logits, other in zip(outputs, others, strict=True):
+        np.testing.assert_allclose(logits[0], other[0], rtol=1e-6)
+        assert not np.allclose(logits[1], other[1])
+
+
+def test_networks_can_be_registered(monkeypatch):
+    def build_toy(*, features: int, use_bias: bool = True):
+        return nn.Dense(features, use_bias=use_bias)
+
+    monkeypatch.setitem(models.NETWORKS, "toy", build_toy)
+    toy = {"network": "toy", "features": 3}
+    assert nlj.create_model(toy) == nn.Dense(3)
+    assert models.model_options(toy)["use_bias"].default is True
+    with pytest.raises(InputError, match="network 'toy' has no option 'feature'; did you mean"):
+        nlj.create_model({**toy, "feature": 3})
+    with pytest.raises(InputError, match="features='3' is not valid; use an integer"):
+        nlj.create_model({**toy, "features": "3"})
+
+    assert models.example_input(toy) is None
+    monkeypatch.setitem(models.EXAMPLE_INPUTS, "toy", jax.ShapeDtypeStruct((1, 2), jnp.float32))
+    assert models.example_input(toy).shape == (1, 2)
+
+
+def test_the_example_input_fits():
+    example = models.example_input(TINY)
+    assert (example.shape, example.dtype) == ((1, 64, 64, 3), jnp.float32)
+    shapes_of(nlj.create_model(TINY), example)
 
 
 def test_the_demo_network_sees_at_most_31_pixels_without_a_block():
@@ -131,23 +262,48 @@ def test_the_demo_network_sees_at_most_31_pixels_without_a_block():
 
 
 @pytest.mark.parametrize(
-    ("config", "message"),
+    ("options", "message"),
     [
-        ({}, "lacks num_classes"),
-        ({"num_classes": 3, "widht": 4}, "no option 'widht': did you mean 'width'"),
-        ({"num_classes": 3, "block": "non_local"}, "block must be one of none, nonlocal"),
-        ({"num_classes": 3, "block": "none", "mode": "gaussian"}, "no option 'mode'"),
-        ({"num_classes": 3, "block": "global_context", "mode": "x"}, "no option 'mode'"),
-        ({"num_classes": 3, "dtype": "float16"}, "dtype must be one of float32, bfloat16"),
-        ({"num_classes": 3, "network": "detector"}, "network must be one of segmentation"),
+        ({"widht": 4}, "block 'nonlocal' has no option 'widht'; did you mean 'width'"),
+        ({"mode": "gaussian"}, "has no option 'mode'; did you mean 'block_mode'"),
+        ({"xyz": 1}, "has no option 'xyz'; use some of num_classes, .*block_implementation"),
+        ({"block": "non_local"}, "block='non_local' is unknown; use one of none, nonlocal"),
+        ({"block": "none", "block_mode": "gaussian"}, "'none' has no option 'block_mode'"),
+        ({"block": "global_context", "block_mode": "x"}, "'global_context' has no option"),
+        ({"block": "none", "block_at": ("layer1.0",)}, "needs a block; use one of nonlocal"),
+        ({"block_in_head": False}, "is put nowhere; use block_in_head=True, block_at or"),
+        ({"dtype": "float16"}, "dtype='float16' is unknown; use one of float32, bfloat16"),
+        ({"norm": "group_norm"}, "is unknown; use one of batch_norm, frozen_batch_norm"),
+        ({"network": "detector"}, "network='detector' is unknown; use one of segmentation"),
+        ({"stem": "v2"}, "stem='v2' is not valid; use 'v1' or 'v1c'"),
+        ({"width": "64"}, "width='64' is not valid; use an integer of at least 1"),
+        ({"width": True}, "width=True is not valid; use an integer"),
+        ({"num_classes": 0}, "num_classes=0 is not valid; use an integer of at least 1"),
+        ({"stage_sizes": 3}, "stage_sizes=3 is not valid; use a list, each entry an integer"),
+        ({"stage_sizes": (3,)}, "is too short: .*; use 2 or more"),
+        ({"strides": (1, 2.0)}, r"strides=\(1, 2.0\) is not valid"),
+        (
+            {"block_at": "layer1.0"},
+            "block_at='layer1.0' is not valid; use a list, each",
+        ),
+        ({"head_kernel_size": 2}, "head_kernel_size=2 is not valid; use .* that is odd"),
+        ({"dropout": 1.5}, "dropout=1.5 is not valid; use a number from 0 to 1"),
+        ({"align_corners": 1}, "align_corners=1 is not valid; use True or False"),
+        ({"block_reduction": 0.5}, "block_reduction=0.5 is not valid; use an integer"),
+        ({"block_sub_sample": "x"}, "use True or False or 'before' or 'after'"),
     ],
 )
-def test_what_does_not_fit_is_refused(config, message):
-    with pytest.raises(nlj.errors.InputError, match=message):
-        nlj.create_model(config)
+def test_options_that_do_not_fit_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        nlj.create_model({"num_classes": 3, **options})
+
+
+def test_the_number_of_classes_is_required():
+    with pytest.raises(InputError, match="lacks num_classes"):
+        nlj.create_model({})
 
 
 @pytest.mark.parametrize("shape", [(33, 33, 3), (1, 33, 33, 1)])
 def test_images_must_be_rgb(shape):
-    with pytest.raises(nlj.errors.InputError, match=r"images \[B, H, W, 3\]; got"):
+    with pytest.raises(InputError, match=r"use normalized RGB images \[B, H, W, 3\] or clips"):
         nlj.create_model(TINY).init(jax.random.key(0), jnp.zeros(shape))

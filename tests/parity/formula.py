@@ -1,7 +1,7 @@
 """Weights and images from a formula of name and shape, the same everywhere and forever.
 
 Element k of the array called ``name`` is uniform in [0, 1): the top 53 bits of splitmix64 of
-k + 2**32 * crc32(name). Integers alone, so no version of a library changes them.
+k + 2**32 * crc32(name). Only integers, so no version of a library changes them.
 """
 
 import zlib

@@ -1,11 +1,11 @@
-"""Blocks in half precision: how far from float64, beside the real peer's automatic mixed precision.
+"""Compares the rounding errors of blocks in half precision with PyTorch's mixed precision.
 
     PYTHONPATH=. .venv-parity/bin/python tests/parity/half_precision.py [--output=FILE.md]
 
 One NL and one DNL block of the R-50 heads (512 channels, 48x48 positions) with the same random
-weights. The temperature of DNL, 0.05, multiplies logits by 20 and with them the rounding of theta
-and phi. The error is that of the branch, output minus input, its mean over the positions taken out:
-root mean square, relative to float64.
+weights. DNL divides its logits by 0.05, which amplifies the rounding of theta and phi by 20. The
+error is the root mean square of the difference to float64, relative to float64, of the residual
+branch (output minus input) without its mean over the positions.
 """
 
 import argparse
@@ -13,8 +13,8 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
+import mmsegmentation  # noqa: F401 - replaces mmcv's compiled operators
 import numpy as np
-import peer  # noqa: F401 - stands in for mmcv's compiled operators
 import torch
 from mmcv.cnn.bricks.non_local import NonLocal2d
 from mmseg.models.decode_heads.dnl_head import DisentangledNonLocal2d
@@ -28,8 +28,8 @@ BLOCKS = {
 }
 
 
-def make_peer(block: type, options: dict, spread: float) -> torch.nn.Module:
-    """The peer's block with random weights, theta and phi of standard deviation ``spread``."""
+def make_reference(block: type, options: dict, spread: float) -> torch.nn.Module:
+    """PyTorch's block with random weights; theta and phi have the standard deviation ``spread``."""
     norm = {"norm_cfg": {"type": "BN"}}
     module = block(
         CHANNELS, reduction=2, use_scale=True, mode="embedded_gaussian", **norm, **options
@@ -64,7 +64,7 @@ def error(branch: np.ndarray, exact: np.ndarray) -> float:
 
 def compare(name: str, spread: float) -> str:
     theirs, ours, options = BLOCKS[name]
-    module = make_peer(theirs, options, spread)
+    module = make_reference(theirs, options, spread)
     variables = our_variables(module)
     rng = np.random.default_rng(0)
     # As behind a ReLU, and representable in every type.
@@ -72,7 +72,7 @@ def compare(name: str, spread: float) -> str:
     x = np.asarray(jnp.asarray(x, jnp.bfloat16).astype(np.float64))
     nchw = torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
 
-    def peer_branch(dtype):
+    def torch_branch(dtype):
         if dtype is torch.float64:
             with torch.no_grad():
                 y = module.double()(nchw)
@@ -87,10 +87,10 @@ def compare(name: str, spread: float) -> str:
         block = ours(dtype=dtype, **options)
         return np.asarray(block.apply(variables, jnp.asarray(x)), np.float64) - x
 
-    exact = peer_branch(torch.float64)
-    assert error(our_branch(None), exact) < 1e-6  # the peer's temperature is a float32
+    exact = torch_branch(torch.float64)
+    assert error(our_branch(None), exact) < 1e-6  # mmsegmentation's temperature is a float32
     half = error(our_branch(jnp.bfloat16), exact)
-    errors = [error(peer_branch(t), exact) for t in (torch.bfloat16, torch.float16)]
+    errors = [error(torch_branch(t), exact) for t in (torch.bfloat16, torch.float16)]
     return f"| {name} | {spread} | {half:.1e} | " + " | ".join(f"{e:.1e}" for e in errors) + " |"
 
 
@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--output", type=pathlib.Path)
     output = parser.parse_args().output
     lines = [
-        "| block | std of theta, phi | ours, bfloat16 | peer, bfloat16 | peer, float16 |",
+        "| block | std of theta, phi | ours, bfloat16 | PyTorch, bfloat16 | PyTorch, float16 |",
         "|---|---:|---:|---:|---:|",
     ]
     for name in BLOCKS:

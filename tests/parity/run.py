@@ -16,8 +16,8 @@ import time
 import formula
 import jax
 import jax.numpy as jnp
+import mmsegmentation
 import numpy as np
-import peer
 import torch
 from step import make_step
 
@@ -65,9 +65,9 @@ LEGEND = """
 - `gradients`, float64: the largest ||a - b|| / (1e-6 ||b|| + 1e-10 ||g||) over all parameters, g
   the whole gradient; `statistics`: running means and variances after the step,
   max|a - b| / max|b|.
-- `f32 logits`: distance to the peer's float64 logits, over the peer's own float32 distance.
-- `f32 loss`, `f32 grad norm`: relative to the peer's float32.
-- `export`: arrays that differ after export and import; `reloaded`: max|a - b| of the peer's logits
+- `f32 logits`: distance to PyTorch's float64 logits, divided by PyTorch's own float32 distance.
+- `f32 loss`, `f32 grad norm`: relative to PyTorch's float32.
+- `export`: arrays that differ after export and import; `reloaded`: max|a - b| of PyTorch's logits
   with its own weights and with our export, loaded with strict=True.
 """
 
@@ -86,7 +86,7 @@ def compare(row: str, classes: int, size: tuple[int, int], directory: pathlib.Pa
     config.model.num_classes = classes
     config.model.dropout = 0.0
     corners = config.model.align_corners
-    reference = peer.build(row, {"num_classes": classes}, corners)
+    reference = mmsegmentation.build(row, {"num_classes": classes}, corners)
     path = directory / "checkpoint.pth"
     torch.save({"meta": {"CLASSES": ("a",)}, "state_dict": reference.state_dict()}, path)
     loaded = nlj.convert.load(path, config.model)
@@ -106,17 +106,17 @@ def compare(row: str, classes: int, size: tuple[int, int], directory: pathlib.Pa
             return apply(wide, x)
 
         x = jnp.asarray(images)
-        exact = peer.logits(reference, images)
+        exact = mmsegmentation.logits(reference, images)
         result["logits"] = distance(infer(x), exact)
-        expected = peer.logits(reference, images, CROP, STRIDE)
+        expected = mmsegmentation.logits(reference, images, CROP, STRIDE)
         result["slide"] = distance(slide_inference(infer, x, CROP, STRIDE, corners), expected)
         windows = {"crop": CROP, "stride": STRIDE} if corners else {}
-        expected = peer.multi_scale(reference, image, **scales, **windows)
+        expected = mmsegmentation.multi_scale(reference, image, **scales, **windows)
         actual = multi_scale_inference(infer, image, **scales, **windows, align_corners=corners)
         result["ms+flip"] = distance(actual, expected)
         result["classes"] = class_changes(np.asarray(actual), expected)
 
-        losses, gradients, statistics = peer.train(reference, images, labels)
+        losses, gradients, statistics = mmsegmentation.train(reference, images, labels)
         ours = jax.device_get(step(wide, x, jnp.asarray(labels)))
         result["losses"] = max(abs(ours[0][k] / v - 1) for k, v in losses.items())
         own = nlj.convert.to_torch({"params": ours[1]}, config.model)
@@ -133,9 +133,9 @@ def compare(row: str, classes: int, size: tuple[int, int], directory: pathlib.Pa
 
     reference.float()
     narrow = images.astype(np.float32)
-    theirs = np.max(np.abs(peer.logits(reference, narrow) - exact))
+    theirs = np.max(np.abs(mmsegmentation.logits(reference, narrow) - exact))
     result["f32 logits"] = np.max(np.abs(apply(loaded, narrow) - exact)) / theirs
-    losses, gradients, _ = peer.train(reference, narrow, labels)
+    losses, gradients, _ = mmsegmentation.train(reference, narrow, labels)
     ours = jax.device_get(step(loaded, narrow, labels))
     result["f32 loss"] = max(abs(ours[0][k] / v - 1) for k, v in losses.items())
     norms = [
@@ -149,13 +149,13 @@ def compare(row: str, classes: int, size: tuple[int, int], directory: pathlib.Pa
     again = nlj.convert.load(exported, config.model)
     differ = jax.tree.map(lambda a, b: a.tobytes() != b.tobytes(), loaded, again)
     result["export"] = sum(jax.tree.leaves(differ))
-    before = peer.logits(reference, narrow)
+    before = mmsegmentation.logits(reference, narrow)
     content = torch.load(exported, weights_only=True)
     with torch.no_grad():
         for value in reference.state_dict().values():
             value.zero_()
     reference.load_state_dict(content["state_dict"], strict=True)
-    result["reloaded"] = np.max(np.abs(peer.logits(reference, narrow) - before))
+    result["reloaded"] = np.max(np.abs(mmsegmentation.logits(reference, narrow) - before))
     return result
 
 

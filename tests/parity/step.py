@@ -1,4 +1,4 @@
-"""One training step without the optimizer, as the peer's is recorded."""
+"""One training step without the optimizer, to compare with mmsegmentation."""
 
 import jax
 

@@ -1,18 +1,18 @@
-"""Writes the peer's float64 numbers for narrow networks to tests/golden/peer.
+"""Writes mmsegmentation's float64 numbers for narrow networks to tests/golden/mmsegmentation.
 
     make golden
 
-The weights come from ``formula``, so the files hold outputs alone.
+The weights come from ``formula``, so the files contain outputs only.
 """
 
 import pathlib
 
 import formula
+import mmsegmentation as reference
 import narrow
 import numpy as np
-import peer
 
-DIRECTORY = pathlib.Path(__file__).parents[1] / "golden" / "peer"
+DIRECTORY = pathlib.Path(__file__).parents[1] / "golden" / "mmsegmentation"
 
 
 def main() -> None:
@@ -22,13 +22,13 @@ def main() -> None:
     windows = {"crop": narrow.CROP, "stride": narrow.STRIDE}
     for row in narrow.ROWS:
         corners = "769x769" in row
-        model = peer.build(row, narrow.CHANGES, corners).double()
-        losses, gradients, statistics = peer.train(model, images, labels)
+        model = reference.build(row, narrow.CHANGES, corners).double()
+        losses, gradients, statistics = reference.train(model, images, labels)
         golden = {
-            "logits": peer.logits(model, images)[narrow.KEPT],
-            "slide": peer.logits(model, images, **windows)[narrow.KEPT],
-            "whole_multi_scale": peer.multi_scale(model, image, **narrow.SCALES)[narrow.KEPT],
-            "slide_multi_scale": peer.multi_scale(model, image, **narrow.SCALES, **windows)[
+            "logits": reference.logits(model, images)[narrow.KEPT],
+            "slide": reference.logits(model, images, **windows)[narrow.KEPT],
+            "whole_multi_scale": reference.multi_scale(model, image, **narrow.SCALES)[narrow.KEPT],
+            "slide_multi_scale": reference.multi_scale(model, image, **narrow.SCALES, **windows)[
                 narrow.KEPT
             ],
             **{f"loss {name}": value for name, value in losses.items()},

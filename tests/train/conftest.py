@@ -1,4 +1,4 @@
-"""A network, an experiment and data small enough for steps of milliseconds."""
+"""A network, an experiment and data that are small enough for steps of milliseconds."""
 
 import pathlib
 import pickle
@@ -15,7 +15,7 @@ from tests.helpers import child_environment
 
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
-    """Programs that several tests, or processes of theirs, run are compiled once."""
+    """Compiles programs once that several tests, or their processes, run."""
     directory = str(tmp_path_factory.mktemp("compilation_cache"))
     options = {
         "jax_compilation_cache_dir": directory,
@@ -32,7 +32,7 @@ def compilation_cache(tmp_path_factory):
 
 @pytest.fixture
 def config():
-    """The demo, shrunk to 4 pixels of features; nothing random but dropout."""
+    """The demo with feature maps of 4x4 pixels. Dropout is the only randomness."""
     config = segmentation.get_config("demo_nonlocal")
     config.steps = 6
     config.model.update(width=4, head_channels=8, auxiliary_channels=8, dropout=0.1)
@@ -43,7 +43,7 @@ def config():
 
 @pytest.fixture(scope="session")
 def source():
-    """Twelve images of four squares, whose red channel tells the class."""
+    """Twelve images of four squares. The red channel determines the class."""
     rng = np.random.default_rng(0)
     examples = []
     for i in range(12):
@@ -56,11 +56,14 @@ def source():
 
 @pytest.fixture
 def start(config, source, tmp_path, compilation_cache):
-    """Starts the run, as ``config`` then is, in a process: of two, given address and index."""
+    """Starts the run, with the config as it is then, in a process with one device.
 
-    def start(*process):
+    For one of two processes, give the address and the index.
+    """
+
+    def start(*process, imports=()):
         arguments = tmp_path / "arguments"
-        arguments.write_bytes(pickle.dumps((config, source)))
+        arguments.write_bytes(pickle.dumps((config, source, imports)))
         script = pathlib.Path(__file__).with_name("slow_run.py")
         return subprocess.Popen(
             [sys.executable, script, arguments, tmp_path / "run", *process],

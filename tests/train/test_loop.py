@@ -4,9 +4,10 @@ import jax
 import numpy as np
 import pytest
 
+from nonlocal_jax import convert
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.train import NonFiniteError, load_variables, loop, train
-from tests.helpers import read_metrics
+from nonlocal_jax.train import NonFiniteError, loop
+from tests.helpers import read_metrics, train
 
 
 class Evaluate:
@@ -16,7 +17,7 @@ class Evaluate:
         self.calls = 0
 
     def __call__(self, variables):
-        assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(variables))
+        assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(variables))
         self.calls += 1
         return {"miou": 0.1 * self.calls}
 
@@ -30,10 +31,10 @@ def test_a_run_and_what_it_leaves(config, source, tmp_path, capsys):
     result = train(config, tmp_path / "run", source, evaluate=evaluate)
     assert result.signal is None
     assert int(result.state.step) == 6
-    assert result.metrics["miou"] == 0.2
+    assert result.metrics["val/miou"] == 0.2
     records = read_metrics(tmp_path / "run")
-    assert [r["step"] for r in records if "loss" in r] == [1, 2, 3, 4, 5, 6]
-    assert [r["step"] for r in records if "miou" in r] == [3, 6]
+    assert [r["step"] for r in records if "train/loss" in r] == [1, 2, 3, 4, 5, 6]
+    assert [r["step"] for r in records if "val/miou" in r] == [3, 6]
     assert _saved(tmp_path / "run") == [2, 4, 6]
     saved_config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert saved_config == json.loads(config.to_json())
@@ -90,7 +91,7 @@ def test_init_starts_from_a_checkpoint_and_resume_goes_before_it(config, source,
     first = train(config, tmp_path / "first", source)
     config.seed = 1
     train(config, tmp_path / "second", source, init=tmp_path / "first")
-    start = load_variables(tmp_path / "second" / "checkpoints" / "0", config.model)
+    start = convert.load(tmp_path / "second" / "checkpoints" / "0", config.model)
     jax.tree.map(np.testing.assert_array_equal, start, jax.device_get(first.state.variables))
     train(config, tmp_path / "second", source, init=tmp_path / "gone")
 

@@ -5,13 +5,12 @@ import signal
 import numpy as np
 import pytest
 
-from nonlocal_jax.train import train
-from tests.helpers import read_metrics, wait_for_step
+from tests.helpers import read_metrics, train, wait_for_step
 
 
 def _losses(workdir):
     records = read_metrics(workdir)
-    return {record["step"]: record["loss"] for record in records if "loss" in record}
+    return {record["step"]: record["train/loss"] for record in records if "train/loss" in record}
 
 
 @pytest.mark.parametrize("context", [1, 2])

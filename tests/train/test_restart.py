@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from nonlocal_jax.train import load_variables, train
-from tests.helpers import read_metrics, wait_for_step
+from nonlocal_jax import convert
+from tests.helpers import read_metrics, train, wait_for_step
 
 
 # Before there is anything saved but the start, and between two saved steps.
@@ -40,10 +40,10 @@ def test_killed_and_stopped_runs_end_as_an_undisturbed_one(
     assert out.endswith("stopped by None at step 30\n")
 
     train(config, tmp_path / "undisturbed", source)
-    runs = [load_variables(tmp_path / name, config.model) for name in ("run", "undisturbed")]
+    runs = [convert.load(tmp_path / name, config.model) for name in ("run", "undisturbed")]
     for a, b in zip(*map(jax.tree.leaves, runs), strict=True):
         np.testing.assert_array_equal(a, b)
     records = [read_metrics(tmp_path / name) for name in ("run", "undisturbed")]
     for record in (*records[0], *records[1]):
-        record.pop("images_per_second", None)
+        record.pop("train/examples_per_second", None)
     assert records[0] == records[1]

@@ -3,17 +3,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nonlocal_jax import create_model
-from nonlocal_jax.train import create_optimizer, create_state, make_mesh, make_train_step, to_global
+from nonlocal_jax.sharding import to_global
+from nonlocal_jax.train import create_experiment, create_state, make_train_step
+from tests.helpers import one_device
 
 
 def _setup(config, source):
-    mesh = make_mesh()
-    model = create_model(config.model)
-    tx, _ = create_optimizer(config)
-    state = create_state(model, tx, mesh=mesh, seed=0, image_size=config.data.crop)
+    experiment, shardings = create_experiment(config), one_device()
+    state = create_state(experiment, shardings)
     batch = {key: np.stack([example[key] for example in source[:4]]) for key in ("image", "label")}
-    return make_train_step(model, config, mesh), state, to_global(batch, mesh)
+    return make_train_step(experiment, shardings), state, to_global(batch, shardings)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

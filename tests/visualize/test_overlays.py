@@ -1,8 +1,9 @@
-"""Pictures: sizes, colors, places."""
+"""Sizes, colors and positions in pictures."""
 
 import numpy as np
 import pytest
 
+from nonlocal_jax.errors import InputError
 from nonlocal_jax.visualize import overlays as draw
 
 PALETTE = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
@@ -19,12 +20,17 @@ def test_color_overlay_mixes_the_color_of_the_class():
     )
 
 
-def test_color_overlay_quotes_a_label_of_another_size():
-    with pytest.raises(AssertionError, match=r"\(3, 2\)"):
-        draw.color_overlay(np.zeros((2, 2, 3), np.uint8), np.zeros((3, 2), int), PALETTE)
+def test_wrong_shapes_and_types_are_refused():
+    image = np.zeros((2, 2, 3), np.uint8)
+    with pytest.raises(InputError, match=r"size of the image, \(2, 2\); got \(3, 2\)"):
+        draw.color_overlay(image, np.zeros((3, 2), int), PALETTE)
+    with pytest.raises(InputError, match=r"must be uint8 \[H, W, 3\]; got float32"):
+        draw.add_legend(image.astype(np.float32), np.zeros((2, 2), int), NAMES, PALETTE)
+    with pytest.raises(InputError, match=r"must be a map \[H', W'\]; got \(2, 2, 2\)"):
+        draw.attention_overlay(image, np.zeros((2, 2, 2)), (0, 0))
 
 
-def test_the_legend_shows_the_classes_that_occur_the_most_frequent_first():
+def test_the_legend_lists_the_classes_that_occur_most_frequent_first():
     image = np.full((90, 300, 3), 7, np.uint8)
     labels = np.full((90, 300), 2, np.uint8)
     labels[:2] = 0
@@ -39,7 +45,7 @@ def test_the_legend_shows_the_classes_that_occur_the_most_frequent_first():
     assert (legend < 100).all(-1).any()  # dark text
 
 
-def test_a_legend_wider_than_the_picture_pads_it_and_wraps():
+def test_a_legend_that_is_wider_than_the_picture_wraps_and_pads_it():
     image = np.full((8, 10, 3), 7, np.uint8)
     labels = np.zeros((8, 10), np.uint8)
     labels[0] = 1

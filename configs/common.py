@@ -1,0 +1,69 @@
+"""The leaves and defaults that experiments of all tasks share."""
+
+import difflib
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict, config_dict
+
+# Mean and standard deviation of ImageNet, RGB, in 8-bit gray levels.
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
+
+
+def base_config(
+    name: str, *, task: str, steps: int, learning_rate: float, weight_decay: float
+) -> ConfigDict:
+    """An experiment without ``model``, ``loss``, ``data`` and ``evaluation``, which its task adds.
+
+    Every leaf is there, also those that few experiments use, so that the command line can set it.
+    ``nonlocal_jax.train.create_optimizer`` describes ``optimizer`` and ``schedule``.
+    """
+    return ConfigDict(
+        {
+            "name": name,
+            "task": task,
+            "seed": 0,
+            "steps": steps,
+            "optimizer": {
+                "learning_rate": learning_rate,
+                "momentum": 0.9,
+                "nesterov": False,
+                "weight_decay": weight_decay,
+                # A positive number, or None for no clipping.
+                "clip_global_norm": config_dict.placeholder(float),
+                # Regular expressions that are searched for in the paths of the parameters, such as
+                # "backbone/layer1_0/conv1/kernel"; lr_factors has pairs of one and a number.
+                "no_decay": (),
+                "lr_factors": (),
+                "frozen": (),
+            },
+            "schedule": {
+                "kind": "poly",
+                # Of kind "poly".
+                "power": 0.9,
+                "end": 1e-4,
+                # Of kind "step": at each of these steps the rate is multiplied by the factor.
+                "boundaries": (),
+                "factor": 0.1,
+                # Of both kinds: the rate rises linearly from this fraction of itself.
+                "warmup_steps": 0,
+                "warmup_factor": 0.1,
+            },
+            # Number of devices that share each image or clip.
+            "mesh": {"context": 1},
+            "train": {
+                "log_every": 50,
+                "checkpoint_every": max(steps // 10, 1),
+                "evaluate_every": max(steps // 10, 1),
+            },
+            # The reported metrics of the same experiment, if there are any.
+            "published": {},
+        }
+    )
+
+
+def unknown_name(name: str, names: Sequence[str], file: str) -> ValueError:
+    """The error of a ``get_config`` that has no experiment of this name."""
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(names)}"
+    return ValueError(f"no experiment {name!r} in {file}: {hint}")

@@ -1,0 +1,268 @@
+"""Checks and compares the configs of experiments.
+
+For a check, a table maps the names of leaves to the values that they may have::
+
+    check(config, {"data.scale_range": sequence(number(above=0), 2, ascending=True)})
+"""
+
+import dataclasses
+import difflib
+import math
+import numbers
+import operator
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from nonlocal_jax.errors import InputError
+
+_COMPARISONS = {
+    "at least": operator.ge,
+    "more than": operator.gt,
+    "at most": operator.le,
+    "less than": operator.lt,
+}
+_LOWER = ("at least", "more than")
+_COUNTS = {2: "two", 3: "three"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """The values that a leaf may have.
+
+    Attributes:
+      one: Completes "it must be", for example "a positive number".
+      many: The plural, for example "positive numbers".
+      accepts: Whether a value is allowed.
+    """
+
+    one: str
+    many: str
+    accepts: Callable[[Any], bool]
+
+
+def boolean() -> Leaf:
+    """True or False."""
+    return Leaf("True or False", "booleans", lambda value: isinstance(value, bool))
+
+
+def integer(low: int | None = None, high: int | None = None) -> Leaf:
+    """An integer from ``low`` to ``high``, both included."""
+    noun = "positive integer" if low == 1 else "integer"
+    return _numeric(noun, numbers.Integral, {"at least": low, "at most": high})
+
+
+def number(
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    above: float | None = None,
+    below: float | None = None,
+) -> Leaf:
+    """A finite number from ``low`` to ``high``, both included.
+
+    ``above`` and ``below`` are bounds that are not included themselves.
+    """
+    noun = "positive number" if above == 0 else "number"
+    bounds = {"at least": low, "more than": above, "at most": high, "less than": below}
+    return _numeric(noun, numbers.Real, bounds)
+
+
+def _numeric(noun: str, kind: type, bounds: Mapping[str, float | None]) -> Leaf:
+    bounds = {words: bound for words, bound in bounds.items() if bound is not None}
+
+    def accepts(value: Any) -> bool:
+        if not isinstance(value, kind) or isinstance(value, bool):
+            return False
+        in_range = (_COMPARISONS[words](value, bound) for words, bound in bounds.items())
+        return -math.inf < value < math.inf and all(in_range)
+
+    implied = _LOWER if noun.startswith("positive") else ()
+    named = [f"{words} {bound}" for words, bound in bounds.items() if words not in implied]
+    limits = " of " + " and ".join(named) if named else ""
+    article = "an" if noun == "integer" else "a"
+    return Leaf(f"{article} {noun}{limits}", f"{noun}s{limits}", accepts)
+
+
+def text() -> Leaf:
+    """A string that is not empty."""
+    return Leaf("a non-empty string", "non-empty strings", lambda v: isinstance(v, str) and v != "")
+
+
+def choice(*values: str) -> Leaf:
+    """One of several strings."""
+    one = f"{', '.join(map(repr, values[:-1]))} or {values[-1]!r}"
+    return Leaf(one, f"values of {one}", lambda value: value in values)
+
+
+def regex() -> Leaf:
+    """A regular expression."""
+
+    def accepts(value: Any) -> bool:
+        if not isinstance(value, str):
+            return False
+        try:
+            re.compile(value)
+        except re.error:
+            return False
+        return True
+
+    return Leaf("a regular expression", "regular expressions", accepts)
+
+
+def sequence(
+    of: Leaf, length: int | None = None, *, ascending: bool = False, empty: bool = True
+) -> Leaf:
+    """A tuple or list of equal leaves: of this length, or of any length from 0 or 1."""
+
+    def accepts(value: Any) -> bool:
+        return (
+            isinstance(value, (tuple, list))
+            and (len(value) == length if length else empty or len(value) > 0)
+            and all(of.accepts(element) for element in value)
+            and (not ascending or list(value) == sorted(value))
+        )
+
+    if length:
+        one = f"{_COUNTS.get(length, length)} {of.many}"
+    else:
+        one = f"a {'' if empty else 'non-empty '}tuple of {of.many}"
+    if ascending:
+        one += ", the smaller first"
+    return Leaf(one, f"tuples of {of.many}", accepts)
+
+
+def pair(first: Leaf, second: Leaf) -> Leaf:
+    """A tuple or list of two leaves."""
+
+    def accepts(value: Any) -> bool:
+        is_pair = isinstance(value, (tuple, list)) and len(value) == 2
+        return is_pair and first.accepts(value[0]) and second.accepts(value[1])
+
+    words = f"({first.one}, {second.one})"
+    return Leaf(f"a pair {words}", f"pairs {words}", accepts)
+
+
+def optional(leaf: Leaf) -> Leaf:
+    """None, or what ``leaf`` accepts."""
+    return Leaf(
+        f"None or {leaf.one}",
+        f"values that are None or {leaf.one}",
+        lambda value: value is None or leaf.accepts(value),
+    )
+
+
+def mapping() -> Leaf:
+    """A mapping, whose own leaves are not checked."""
+    return Leaf("a mapping", "mappings", lambda value: isinstance(value, (Mapping, ConfigDict)))
+
+
+LEAVES: Mapping[str, Leaf] = {
+    "name": text(),
+    "task": text(),
+    "seed": integer(0, 2**32 - 1),
+    "steps": integer(1),
+    "data.batch_size": integer(1),
+    "model": mapping(),
+    "optimizer.learning_rate": number(above=0),
+    "optimizer.momentum": number(0, below=1),
+    "optimizer.nesterov": boolean(),
+    "optimizer.weight_decay": number(0),
+    "optimizer.clip_global_norm": optional(number(above=0)),
+    "optimizer.no_decay": sequence(regex()),
+    "optimizer.lr_factors": sequence(pair(regex(), number(above=0))),
+    "optimizer.frozen": sequence(regex()),
+    "schedule.kind": choice("poly", "step"),
+    "schedule.power": number(above=0),
+    "schedule.end": number(0),
+    "schedule.boundaries": sequence(integer(1)),
+    "schedule.factor": number(above=0),
+    "schedule.warmup_steps": integer(0),
+    "schedule.warmup_factor": number(0, 1),
+    "mesh.context": integer(1),
+    "train.log_every": integer(1),
+    "train.checkpoint_every": integer(1),
+    "train.evaluate_every": integer(1),
+    "published": mapping(),
+}
+"""The leaves of every task. ``create_model`` checks the leaves of ``model``."""
+
+
+def check(config: Mapping[str, Any], leaves: Mapping[str, Leaf]) -> None:
+    """Checks every leaf of a config by name, type, length and range.
+
+    Args:
+      config: The config of an experiment, a ``ConfigDict`` or nested mappings.
+      leaves: The leaves that the task adds to ``LEAVES``.
+
+    Raises:
+      InputError: A leaf is unknown or missing, or has a value that is not allowed. The message
+        lists all problems.
+    """
+    leaves = {**LEAVES, **leaves}
+    values = dict(_flatten(config, leaves))
+    problems = []
+    for name, value in values.items():
+        if name not in leaves:
+            near = difflib.get_close_matches(name, leaves, n=1, cutoff=0.0)
+            problems.append(f"{name} is not a name in this config; did you mean {near[0]}?")
+        elif not leaves[name].accepts(value):
+            problems.append(f"{name} must be {leaves[name].one}; got {value!r}")
+    problems += [
+        f"{name} is missing; set it to {leaf.one}"
+        for name, leaf in leaves.items()
+        if name not in values
+    ]
+    if len(problems) == 1:
+        raise InputError(problems[0])
+    if problems:
+        raise InputError("\n  ".join([f"the config has {len(problems)} problems:", *problems]))
+
+
+def differences(
+    theirs: Mapping[str, Any], ours: Mapping[str, Any], ignored: Collection[str] = ()
+) -> list[str]:
+    """Lists the leaves in which two configs differ.
+
+    Lists and tuples with the same items are equal, so a config equals its copy read from JSON.
+
+    Args:
+      theirs: A config, flat or nested, that was saved with a checkpoint.
+      ours: The config to compare it with.
+      ignored: Leaves and sections that may differ, with their full names ("train", "data.flip").
+
+    Returns:
+      One line for each leaf, sorted by name, such as
+      ``"data.batch_size is 8 in the checkpoint, 16 in the config"``.
+    """
+    theirs, ours = (
+        {name: _tuples(value) for name, value in _flatten(config, ignored) if name not in ignored}
+        for config in (theirs, ours)
+    )
+    return [
+        f"{name} is {_show(theirs, name)} in the checkpoint, {_show(ours, name)} in the config"
+        for name in sorted(theirs.keys() | ours.keys())
+        if name not in theirs or name not in ours or theirs[name] != ours[name]
+    ]
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+def _show(leaves: Mapping[str, Any], name: str) -> str:
+    return repr(leaves[name]) if name in leaves else "missing"
+
+
+def _flatten(
+    config: Mapping[str, Any], leaves: Collection[str], prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """Names and values, without descending into mappings whose names are in ``leaves``."""
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, (Mapping, ConfigDict)) and name not in leaves:
+            yield from _flatten(value, leaves, f"{name}.")
+        else:
+            yield name, value

@@ -1,0 +1,64 @@
+"""Checks of images and labels, for training, evaluation and pictures."""
+
+from typing import Any
+
+import numpy as np
+
+from nonlocal_jax.data.datasets import IGNORE_INDEX
+from nonlocal_jax.data.source import Example
+from nonlocal_jax.errors import InputError
+
+
+def check_image(image: Any, name: str = "the image") -> None:
+    """Requires an RGB image, uint8 ``[H, W, 3]``.
+
+    Raises:
+      InputError: The type or the shape is wrong.
+    """
+    image = np.asarray(image)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise InputError(f"{name} must be uint8 [H, W, 3]; got {image.dtype} {image.shape}")
+
+
+def check_labels(
+    labels: np.ndarray, num_classes: int, ignore_index: int = IGNORE_INDEX, name: str = "labels"
+) -> None:
+    """Requires every label to be a class or ``ignore_index``.
+
+    Wrong labels do not show in a loss or in metrics, so they are an error and are never dropped.
+
+    Raises:
+      InputError: Some labels are neither. The message lists them.
+    """
+    wrong = (labels != ignore_index) & ((labels < 0) | (labels >= num_classes))
+    if wrong.any():
+        values = np.unique(labels[wrong])
+        listed = ", ".join(map(str, values[:10])) + (", ..." if len(values) > 10 else "")
+        raise InputError(
+            f"{name} must be 0 to {num_classes - 1}, or {ignore_index} for ignored pixels; "
+            f"found {listed}. Convert them to the class indices of the dataset first"
+        )
+
+
+def check_example(example: Example, num_classes: int) -> None:
+    """Requires an example of segmentation: an image, its label map and an id.
+
+    Args:
+      example: ``{"image": uint8 [H, W, 3], "label": uint8 [H, W], "id": str or int}``.
+      num_classes: Labels must be below this number, or 255.
+
+    Raises:
+      InputError: A field is missing, or its type, shape or values are wrong. The message names the
+        id.
+    """
+    if missing := [field for field in ("image", "label", "id") if field not in example]:
+        raise InputError(f"an example lacks {', '.join(missing)}; it has {', '.join(example)}")
+    name = f"example {example['id']!r}"
+    check_image(example["image"], f"the image of {name}")
+    size, label = np.shape(example["image"])[:2], np.asarray(example["label"])
+    if label.dtype != np.uint8 or label.shape != size:
+        raise InputError(
+            f"the label of {name} must be uint8 {size}, the size of its image; "
+            f"got {label.dtype} {label.shape}"
+        )
+    check_labels(label, num_classes, name=f"the labels of {name}")

@@ -1,0 +1,65 @@
+"""Convolutions as PyTorch's ResNets and segmentation heads use them."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
+
+from nonlocal_jax import ops
+from nonlocal_jax.layers.initializers import kaiming_fan_out
+from nonlocal_jax.layers.norm import BatchNorm, NormFn, apply_norm
+
+
+class Conv(nn.Module):
+    """A convolution without bias on ``[B, *S, C]``, zero-padded on both sides as in PyTorch.
+
+    A kernel with fewer axes than S acts on the last ones, so a 2-D convolution takes images
+    ``[B, H, W, C]`` and, frame by frame, clips ``[B, T, H, W, C]``. See ``ops.conv``.
+
+    Attributes:
+      features: number of output channels.
+      kernel_size: odd sizes, one for each axis of the kernel. One number k means (k, k).
+      stride: one number, or one for each axis of the kernel.
+      dilation: one number, or one for each axis of the kernel.
+      dtype: type of the computation; None promotes the input with the float32 parameters.
+    """
+
+    features: int
+    kernel_size: int | Sequence[int] = 3
+    stride: int | Sequence[int] = 1
+    dilation: int | Sequence[int] = 1
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps ``[B, *S, C]`` to ``[B, *S', features]``; S' is S over the stride, rounded up."""
+        size = self.kernel_size
+        size = (size, size) if isinstance(size, int) else tuple(size)
+        shape = (*size, x.shape[-1], self.features)
+        kernel = self.param("kernel", kaiming_fan_out, shape, jnp.float32)
+        x, kernel = promote_dtype(x, kernel, dtype=self.dtype)
+        return ops.conv(x, kernel, stride=self.stride, dilation=self.dilation)
+
+
+class ConvNorm(nn.Module):
+    """ReLU(norm(conv(x))), the ``ConvModule`` of mmcv.
+
+    Attributes:
+      features: number of output channels.
+      kernel_size: see ``Conv``.
+      norm: constructor of the norm, see ``apply_norm``.
+      dtype: type of the computation; None promotes the input with the float32 parameters.
+    """
+
+    features: int
+    kernel_size: int | Sequence[int] = 3
+    norm: NormFn = BatchNorm
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """Maps ``[B, *S, C]`` to ``[B, *S, features]``."""
+        x = Conv(self.features, self.kernel_size, dtype=self.dtype, name="conv")(x)
+        return nn.relu(apply_norm(self.norm(name="bn", dtype=self.dtype), x, train=train))

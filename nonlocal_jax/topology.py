@@ -1,0 +1,97 @@
+"""Compiling for TPUs that this machine does not have.
+
+The compiler comes with libtpu and runs on any x86 Linux::
+
+    use_tpu_compiler()
+    mesh = make_mesh(topology_devices("v5e:2x4"))
+    compiled = jax.jit(f).lower(jax.ShapeDtypeStruct(..., sharding=...)).compile()
+    compiled_report(compiled)["bytes_per_chip"]["peak"]
+"""
+
+import importlib.util
+import os
+import pathlib
+import sys
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+from nonlocal_jax.errors import InputError, first_line
+
+
+def use_tpu_compiler() -> None:
+    """Sets up this process to compile for TPUs and to run on the CPU.
+
+    Sets environment variables that libtpu reads when JAX loads it. Call it before the first
+    computation: the platform of a process cannot change later.
+
+    Raises:
+      InputError: libtpu is not installed.
+    """
+    library = pathlib.Path(sys.prefix, "libtpu", "libtpu", "libtpu.so")
+    if "TPU_LIBRARY_PATH" not in os.environ and importlib.util.find_spec("libtpu") is None:
+        if not library.exists():
+            raise InputError(
+                "the TPU compiler is not installed; run `make setup` or "
+                f"`pip install --target {library.parents[1]} -r requirements-libtpu.txt`"
+            )
+        os.environ["TPU_LIBRARY_PATH"] = str(library)
+    os.environ.update(
+        JAX_PLATFORMS="cpu",
+        ALLOW_MULTIPLE_LIBTPU_LOAD="1",
+        # Without these, libtpu asks the cloud for the machine's TPUs. Any valid values do: the
+        # topology decides which TPUs are compiled for.
+        TPU_ACCELERATOR_TYPE="v5litepod-8",
+        TPU_WORKER_HOSTNAMES="localhost",
+    )
+    # JAX read JAX_PLATFORMS when it was imported.
+    jax.config.update("jax_platforms", "cpu")
+
+
+def topology_devices(topology: str) -> list[jax.Device]:
+    """The devices of a TPU topology, to compile for. Call ``use_tpu_compiler`` first.
+
+    Args:
+      topology: Generation and grid of chips, such as "v5e:2x4".
+
+    Raises:
+      InputError: The topology does not exist.
+    """
+    try:
+        return list(topologies.get_topology_desc(topology, "tpu").devices)
+    except jax.errors.JaxRuntimeError as error:
+        raise InputError(
+            f"no TPU topology {topology!r} ({first_line(error)}); "
+            "use a generation and its grid of chips, such as v5e:2x4, v6e:16x16 or v5p:2x2x2"
+        ) from error
+
+
+def compiled_report(compiled: jax.stages.Compiled, cores: int = 1) -> dict[str, Any]:
+    """The memory and the cost of a compiled program, as the compiler reports them.
+
+    Args:
+      compiled: The program.
+      cores: JAX devices per chip. A TPU v3 or 7x chip has two.
+
+    Returns:
+      Plain values for JSON. ``bytes_per_chip`` maps kinds of memory to their sizes. Donated
+      arguments count in ``arguments`` and again in ``outputs`` and ``aliased``. ``peak`` is the
+      most memory in use at a time; on a CPU it leaves out ``temporaries``. ``flops_per_chip`` (a
+      multiply and an add are two) and ``bytes_accessed_per_chip`` are the compiler's estimates for
+      one call.
+    """
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    sizes = {
+        "arguments": memory.argument_size_in_bytes,
+        "outputs": memory.output_size_in_bytes,
+        "aliased": memory.alias_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+        "generated_code": memory.generated_code_size_in_bytes,
+        "peak": memory.peak_memory_in_bytes,
+    }
+    return {
+        "bytes_per_chip": {kind: cores * size for kind, size in sizes.items()},
+        "flops_per_chip": cores * cost["flops"],
+        "bytes_accessed_per_chip": cores * cost["bytes accessed"],
+    }

@@ -1,0 +1,53 @@
+"""What a config describes, built once."""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import optax
+from ml_collections import ConfigDict
+
+from nonlocal_jax.models import create_model
+from nonlocal_jax.tasks import Task, get_task
+from nonlocal_jax.train.optimizer import create_optimizer
+
+
+class Experiment(NamedTuple):
+    """The parts of an experiment that the state, the step and the loop share.
+
+    Attributes:
+      config: The experiment's config.
+      task: The record of its task.
+      model: The network.
+      tx: The optimizer, an optax gradient transformation.
+      schedule: The learning rate as a function of the number of updates.
+    """
+
+    config: ConfigDict
+    task: Task
+    model: nn.Module
+    tx: optax.GradientTransformation
+    schedule: optax.Schedule
+
+    @property
+    def batch_size(self) -> int:
+        """Number of examples in a global batch."""
+        return jax.tree.leaves(self.task.batch(self.config))[0].shape[0]
+
+    def example_inputs(self) -> Any:
+        """Shapes and types of the model's inputs for a batch of one example."""
+        one = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype),
+            self.task.batch(self.config),
+        )
+        return jax.eval_shape(lambda batch: self.task.inputs(batch, self.config), one)
+
+
+def create_experiment(config: ConfigDict) -> Experiment:
+    """Checks a config and builds its model and optimizer.
+
+    Raises:
+      InputError: A leaf of the config is unknown, missing or wrong.
+    """
+    task = get_task(config)
+    return Experiment(config, task, create_model(config.model), *create_optimizer(config))

@@ -1,0 +1,147 @@
+"""The registry of datasets, their classes and their readers."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from configs import segmentation
+from nonlocal_jax import data
+from nonlocal_jax.data import datasets
+from nonlocal_jax.errors import InputError
+
+NUM_CLASSES = {"cityscapes": 19, "ade20k": 150, "voc12aug": 21, "digits_flag": 3}
+
+
+def test_the_registry_is_complete():
+    assert data.DATASETS.keys() == NUM_CLASSES.keys()
+
+
+@pytest.mark.parametrize("name", NUM_CLASSES)
+def test_classes_and_colors_are_complete(name):
+    dataset = data.get_dataset(name)
+    assert dataset.name == name
+    assert len(dataset.classes) == len(dataset.palette) == NUM_CLASSES[name]
+    assert all(dataset.classes)
+    assert len(set(dataset.classes)) == len(dataset.classes)
+    assert all(len(c) == 3 and 0 <= min(c) <= max(c) <= 255 for c in dataset.palette)
+
+
+def test_classes_are_in_the_order_of_the_labels():
+    assert data.get_dataset("cityscapes").classes[::18] == ("road", "bicycle")
+    assert data.get_dataset("cityscapes").palette[13] == (0, 0, 142)  # car
+    assert data.get_dataset("voc12aug").classes[:2] == ("background", "aeroplane")
+    assert data.get_dataset("ade20k").classes[0] == "wall"
+
+
+def test_voc_colors_follow_their_formula():
+    def color(index):
+        """Distributes the bits of the class index over the channels, highest bit first."""
+        channels = [0, 0, 0]
+        for bit in range(8):
+            channels[bit % 3] |= (index >> bit & 1) << 7 - bit // 3
+        return tuple(channels)
+
+    assert data.get_dataset("voc12aug").palette == tuple(color(i) for i in range(21))
+
+
+def test_configs_have_the_number_of_classes_of_their_dataset():
+    for name in segmentation.NAMES:
+        config = segmentation.get_config(name)
+        data.get_dataset(config.data.name).check_num_classes(config.model.num_classes)
+
+
+def test_a_model_with_other_classes_is_refused():
+    message = "predicts 3 classes, but cityscapes has 19; set model.num_classes or data.name"
+    with pytest.raises(InputError, match=message):
+        data.get_dataset("cityscapes").check_num_classes(3)
+
+
+def test_an_unknown_name_gives_the_most_similar_one():
+    with pytest.raises(InputError, match="did you mean 'cityscapes'"):
+        data.get_dataset("cityscape")
+    with pytest.raises(InputError, match=r"use one of cityscapes, .*digits_flag"):
+        data.get_dataset("xyz")
+
+
+def test_a_dataset_without_a_reader_is_refused():
+    with pytest.raises(InputError, match=r"no reader for cityscapes yet. Use digits_flag"):
+        data.load_source("cityscapes", "train")
+
+
+def test_unknown_datasets_and_splits_are_refused():
+    with pytest.raises(InputError, match="did you mean 'digits_flag'"):
+        data.load_source("digit_flag", "train")
+    with pytest.raises(InputError, match="digits_flag has no split 'test'; use train or val"):
+        data.load_source("digits_flag", "test")
+
+
+def test_default_data_dir(monkeypatch):
+    monkeypatch.setenv("NONLOCAL_JAX_DATA", "~/here")
+    assert datasets.default_data_dir() == pathlib.Path.home() / "here"
+    monkeypatch.delenv("NONLOCAL_JAX_DATA")
+    assert datasets.default_data_dir() == pathlib.Path.home() / ".cache/nonlocal_jax"
+
+
+def test_a_directory_that_cannot_be_created_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="NONLOCAL_JAX_DATA"):
+        data.load_source("digits_flag", "train", tmp_path / "file")
+
+
+def copy_of(data_dir, tmp_path):
+    shutil.copytree(data_dir, tmp_path / "copy")
+    return tmp_path / "copy", next((tmp_path / "copy").glob("digits_flag/*"))
+
+
+def test_a_truncated_shard_is_refused(data_dir, tmp_path):
+    copy, directory = copy_of(data_dir, tmp_path)
+    shard = next(directory.glob("*val.array_record*"))
+    os.truncate(shard, shard.stat().st_size // 2)
+    with pytest.raises(InputError, match="Delete this directory"):
+        data.load_source("digits_flag", "val", copy)[0]
+
+
+@pytest.mark.parametrize("pattern", ["*val.array_record*", "dataset_info.json", "features.json"])
+def test_a_missing_file_is_refused(data_dir, tmp_path, pattern):
+    copy, directory = copy_of(data_dir, tmp_path)
+    next(directory.glob(pattern)).unlink()
+    with pytest.raises(InputError, match="Delete this directory"):
+        data.load_source("digits_flag", "val", copy)[0]
+
+
+def test_an_index_beyond_the_end_is_an_index_error(data_dir):
+    with pytest.raises(IndexError):
+        data.load_source("digits_flag", "val", data_dir)[256]
+
+
+BUILD = """
+import sys
+from nonlocal_jax import data
+from nonlocal_jax.data import digits_flag
+digits_flag.NUM_EXAMPLES = {"train": 32, "val": 8}
+data.load_source("digits_flag", "train", sys.argv[1])[0]
+assert "tensorflow" not in sys.modules
+"""
+
+
+def test_two_processes_build_at_once_and_get_the_same_examples(data_dir, tmp_path):
+    command = [sys.executable, "-W", "error", "-c", BUILD, str(tmp_path)]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(2)]
+    assert [process.communicate()[0] for process in processes] == [b"", b""]
+    assert [process.returncode for process in processes] == [0, 0]
+    # Only the result, and no temporary directories.
+    assert [path.name for path in (tmp_path / "digits_flag").iterdir()] == ["2.0.0"]
+    for split, number in (("train", 32), ("val", 8)):
+        built, complete = (
+            {e["id"]: e for e in data.load_source("digits_flag", split, directory)}
+            for directory in (tmp_path, data_dir)
+        )
+        assert len(built) == number
+        for name, example in built.items():
+            np.testing.assert_array_equal(example["image"], complete[name]["image"])
+            np.testing.assert_array_equal(example["label"], complete[name]["label"])
