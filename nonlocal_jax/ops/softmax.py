@@ -40,7 +40,7 @@ def attention_weights(
         A_ij = softmax_j(scale * theta_i . phi_j)
 
     Pass only some rows of ``theta`` to see where these positions look, without materializing the
-    whole matrix.
+    full matrix.
 
     Args:
       theta: queries ``[..., N, C]``.

@@ -127,12 +127,12 @@ def test_space_and_time_only(x64, block, axes):
     block = block(axes=axes)
     x, variables = build(block, SHAPES["clip"])
     batch, t, h, w, c = x.shape
-    alone = type(block)()
+    single = type(block)()
     if axes == "space":
-        expected = alone.apply(variables, x.reshape(batch * t, h, w, c)).reshape(x.shape)
+        expected = single.apply(variables, x.reshape(batch * t, h, w, c)).reshape(x.shape)
     else:
         columns = jnp.moveaxis(x, 1, 3).reshape(batch * h * w, t, c)
-        expected = jnp.moveaxis(alone.apply(variables, columns).reshape(batch, h, w, t, c), 3, 1)
+        expected = jnp.moveaxis(single.apply(variables, columns).reshape(batch, h, w, t, c), 3, 1)
     np.testing.assert_allclose(block.apply(variables, x), expected, rtol=1e-10)
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from nonlocal_jax import ops
 from nonlocal_jax.errors import InputError
+from tests.helpers import FAST_COMPILE
 
 
 def draw(seed, *shapes):
@@ -31,7 +32,7 @@ def pairwise_reference(f, theta, phi, g):
 
 @pytest.fixture(params=[lambda op: op, jax.jit], ids=["eager", "jit"])
 def compiled(request, x64):
-    """What turns an operation into itself or its compiled form, in float64."""
+    """A transformation of an operation: none, or ``jax.jit``. In float64."""
     return request.param
 
 
@@ -93,7 +94,7 @@ def arguments(operation, seed, leading, n, m, c, d, ties=False):
     return [np.round(2 * x) / 2 if ties else x for x in (theta, phi, g)]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1), compiler_options=FAST_COMPILE)
 def value_and_gradients(operation, implementation, given, mask=None):
     """The output, and the gradients of its sum of squares."""
     op = functools.partial(getattr(ops, operation), implementation=implementation, mask=mask)
@@ -177,8 +178,8 @@ def test_padding_changes_nothing(operation, x64):
         padded[0] = given[0]
     gradients = jax.grad(loss, range(len(given)))(*padded)
     for i, size in enumerate((7, 4)):
-        alone = [x[i, :size] for x in given]
-        expected, vjp = jax.vjp(op, *alone)
+        single = [x[i, :size] for x in given]
+        expected, vjp = jax.vjp(op, *single)
         actual = y[i] if shared else y[i, :size]
         np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-14)
         for actual, wanted in zip(gradients, vjp(2 * expected), strict=True):
@@ -288,8 +289,8 @@ def test_attention_weights_of_real_keys(x64):
     padded = np.where(mask[..., None], phi, 1e9)
     weights = ops.attention_weights(theta, padded, scale=0.5, mask=mask)
     for i, size in enumerate((7, 4)):
-        alone = ops.attention_weights(theta[i], phi[i, :size], scale=0.5)
-        np.testing.assert_allclose(weights[i, :, :size], alone, rtol=1e-12)
+        single = ops.attention_weights(theta[i], phi[i, :size], scale=0.5)
+        np.testing.assert_allclose(weights[i, :, :size], single, rtol=1e-12)
         np.testing.assert_array_equal(weights[i, :, size:], 0)
 
 
