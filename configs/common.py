@@ -1,4 +1,4 @@
-"""The leaves and defaults that experiments of all tasks share."""
+"""The config fields and defaults that experiments of all tasks share."""
 
 import difflib
 from collections.abc import Sequence
@@ -13,10 +13,11 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 def base_config(
     name: str, *, task: str, steps: int, learning_rate: float, weight_decay: float
 ) -> ConfigDict:
-    """An experiment without ``model``, ``loss``, ``data`` and ``evaluation``, which its task adds.
+    """Returns a config without ``model``, ``loss``, ``data`` and ``evaluation``.
 
-    Every leaf is there, also those that few experiments use, so that the command line can set it.
-    ``nonlocal_jax.train.create_optimizer`` describes ``optimizer`` and ``schedule``.
+    The task adds these sections. Every field is present, including fields that few experiments use,
+    so that the command line can set it. ``nonlocal_jax.train.create_optimizer`` describes
+    ``optimizer`` and ``schedule``.
     """
     return ConfigDict(
         {
@@ -32,20 +33,21 @@ def base_config(
                 # A positive number, or None for no clipping.
                 "clip_global_norm": config_dict.placeholder(float),
                 # Regular expressions that are searched for in the paths of the parameters, such as
-                # "backbone/layer1_0/conv1/kernel"; lr_factors has pairs of one and a number.
+                # "backbone/layer1_0/conv1/kernel". lr_factors has pairs of an expression and a
+                # number.
                 "no_decay": (),
                 "lr_factors": (),
                 "frozen": (),
             },
             "schedule": {
                 "kind": "poly",
-                # Of kind "poly".
+                # For kind "poly".
                 "power": 0.9,
                 "end": 1e-4,
-                # Of kind "step": at each of these steps the rate is multiplied by the factor.
+                # For kind "step": the rate is multiplied by the factor at each of these steps.
                 "boundaries": (),
                 "factor": 0.1,
-                # Of both kinds: the rate rises linearly from this fraction of itself.
+                # For both kinds: the rate rises linearly from this fraction of itself.
                 "warmup_steps": 0,
                 "warmup_factor": 0.1,
             },
@@ -56,14 +58,14 @@ def base_config(
                 "checkpoint_every": max(steps // 10, 1),
                 "evaluate_every": max(steps // 10, 1),
             },
-            # The reported metrics of the same experiment, if there are any.
+            # The published metrics of the same experiment, if there are any.
             "published": {},
         }
     )
 
 
 def unknown_name(name: str, names: Sequence[str], file: str) -> ValueError:
-    """The error of a ``get_config`` that has no experiment of this name."""
+    """Returns the error of a ``get_config`` without an experiment of this name."""
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(names)}"
-    return ValueError(f"no experiment {name!r} in {file}: {hint}")
+    return ValueError(f"unknown experiment {name!r} in {file}; {hint}")

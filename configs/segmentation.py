@@ -3,12 +3,12 @@
     python -m experiments.train --workdir=DIR \\
         --config=configs/segmentation.py:nonlocal_r50-d8_512x1024_40k_cityscapes
 
-The name of a published experiment gives its head, backbone, crop, steps and dataset. The recipe is
-that of mmsegmentation 0.x, which trained all published checkpoints: SGD with weight decay on every
-parameter, the same learning rate for batches of 8 and 16, no warm-up. ``published`` has the
-reported mIoU in percent on the validation set (Cityscapes, ADE20K or VOC 2012): ``miou`` at a
-single scale and ``miou_ms_flip`` with multiple scales and flips. The demo (``demo_*``) trains in
-minutes on a laptop.
+The name of a published experiment contains its head, backbone, crop, steps and dataset. The recipe
+is that of mmsegmentation 0.x, which trained all published checkpoints: SGD with weight decay on
+every parameter, the same learning rate for batches of 8 and 16, and no warm-up. ``published``
+contains the published mIoU in percent on the validation set (Cityscapes, ADE20K or VOC 2012):
+``miou`` at a single scale and ``miou_ms_flip`` with multiple scales and flips. The demo
+(``demo_*``) trains in minutes on a laptop.
 """
 
 import csv
@@ -21,12 +21,12 @@ from configs.common import IMAGENET_MEAN, IMAGENET_STD, base_config, unknown_nam
 
 
 class _Dataset(NamedTuple):
-    """What the recipe of a published experiment takes from its dataset.
+    """The parts of a published experiment's recipe that depend on its dataset.
 
     Attributes:
       num_classes: Number of classes.
-      batch_size: Images in a batch of all devices together.
-      base_size: (width, height) that images are scaled to, keeping their proportions.
+      batch_size: Number of images in a global batch.
+      base_size: (width, height) that images are resized to fit, with their aspect ratio.
     """
 
     num_classes: int
@@ -77,10 +77,10 @@ NAMES: tuple[str, ...] = (*_PUBLISHED, *_DEMO_BLOCKS)
 
 
 def get_config(name: str = "demo_nonlocal") -> ConfigDict:
-    """The experiment of this name, one of ``NAMES``.
+    """Returns the config of the experiment of this name, one of ``NAMES``.
 
     Raises:
-      ValueError: No experiment has this name. The message gives the nearest name.
+      ValueError: No experiment has this name. The message contains the most similar name.
     """
     if name in _DEMO_BLOCKS:
         return _demo(name)
@@ -115,7 +115,7 @@ def _published(name: str) -> ConfigDict:
 
 
 def _demo(name: str) -> ConfigDict:
-    """A small network on ``nonlocal_jax.data.digits_flag``, without augmentation.
+    """Returns the config of a small network on ``digits_flag``, without augmentation.
 
     The class of a handwritten digit depends on the shape of the flag of the same color elsewhere in
     the image. The convolutions see 31 of 64 pixels and cannot reach that flag.
@@ -206,10 +206,10 @@ def _segmentation(
     config.evaluation = {
         "mode": "whole",
         "base_size": base_size,
-        # Windows of mode "slide".
+        # Windows of mode "slide": size and distance.
         "crop": crop,
         "stride": tuple(round(2 * n / 3) for n in crop),
-        # Of --multi_scale; evaluation without it uses one scale and no flip.
+        # Used with --multi_scale. Evaluation without it uses one scale and no flip.
         "ratios": (0.5, 0.75, 1.0, 1.25, 1.5, 1.75),
         "flip": True,
     }

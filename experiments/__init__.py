@@ -1,1 +1,1 @@
-"""Short programs with flags; everything they do is a call of the library."""
+"""Commands that parse flags and call the library."""

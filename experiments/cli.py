@@ -1,4 +1,4 @@
-"""The entry point of every command: a user's mistake ends in one message and exit status 2."""
+"""Parses the flags of every command and runs it. An error of the user ends with exit status 2."""
 
 import difflib
 import os
@@ -17,8 +17,8 @@ from nonlocal_jax.topology import use_tpu_compiler
 
 __all__ = ["define_config", "fail", "run", "use_tpu_compiler"]
 
-# Errors that a user's mistake can raise: while the flags are parsed and the config file is run, and
-# afterwards. All other errors are bugs and keep their traceback.
+# Errors that a mistake of the user can cause: while the flags are parsed and the config file is
+# run, and afterwards. All other errors are bugs and are shown with their traceback.
 _FLAG_ERRORS = (
     flags.Error,
     KeyError,
@@ -33,10 +33,12 @@ _INPUT_ERRORS = (InputError, OSError)
 
 
 def define_config(*, required: bool = True) -> flags.FlagHolder:
-    """Defines ``--config=configs/FILE.py:NAME`` and ``--config.a.b=value`` for every leaf."""
+    """Defines ``--config=configs/FILE.py:NAME``, and ``--config.a.b=value`` for every field."""
     try:
-        config = config_flags.DEFINE_config_file("config", help_string="configs/FILE.py:NAME")
-    except flags.Error as error:  # it reads the file of --flagfile
+        config = config_flags.DEFINE_config_file(
+            "config", help_string="Experiment to use: configs/FILE.py:NAME."
+        )
+    except flags.Error as error:  # the file of --flagfile is read here
         fail(error)
     if required:
         flags.mark_flag_as_required("config")
@@ -50,7 +52,10 @@ def fail(message: object) -> None:
 
 
 def _config_mistake(argv: list[str]) -> str | None:
-    """A message if --config names a missing file, or if a --config.a.b is not in the config."""
+    """Returns a message if the file of --config is missing or the config has no field a.b.
+
+    Otherwise it returns None.
+    """
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=[])  # no --config.a.b
     try:
@@ -69,12 +74,12 @@ def _config_mistake(argv: list[str]) -> str | None:
         if argument.startswith("--config.") and leaf not in leaves:
             near = difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.4)
             hint = f"did you mean --config.{near[0]}?" if near else f"see {file}"
-            return f"the config has no leaf {leaf!r}; {hint}"
+            return f"unknown config field {leaf!r}; {hint}"
     return None
 
 
 def _flag_message(error: Exception) -> str:
-    """The message of an error, in one line and without a quoted traceback."""
+    """Returns the message of an error in one line, without a quoted traceback."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     if missing := re.findall(r"Flag --(\S+) must have a value other than None", text):
         return f"missing --{' and --'.join(missing)}; run with --help to see all flags"
@@ -84,7 +89,7 @@ def _flag_message(error: Exception) -> str:
 
 
 def _with_underscores(argument: str) -> str:
-    """Changes ``--data-dir=x`` to ``--data_dir=x``. Names of config leaves are not changed."""
+    """Changes ``--data-dir=x`` to ``--data_dir=x``. Names of config fields are not changed."""
     name, equals, value = argument.partition("=")
     if name.startswith("--") and not name.startswith("--config"):
         name = "--" + name[2:].replace("-", "_")
@@ -107,17 +112,17 @@ def run(main: Callable[[list[str]], None], *, positional: bool = False) -> None:
     """Runs ``main`` with the parsed arguments. Exits with status 0 only if it returns.
 
     Args:
-      main: Takes the arguments that are not flags, after the name of the program.
-      positional: Whether there may be such arguments.
+      main: Function of the arguments that are not flags. The first one is the program's name.
+      positional: Whether there may be other such arguments.
     """
-    # Libraries print warnings and errors only.
+    # Libraries print only warnings and errors.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
     logging.set_verbosity(logging.WARNING)
 
     def guarded(arguments: list[str]) -> None:
         try:
             if arguments[1:] and not positional:
-                raise InputError(f"unexpected argument {arguments[1]!r}; flags start with --")
+                raise InputError(f"unexpected argument {arguments[1]!r}; start flags with --")
             main(arguments)
         except _INPUT_ERRORS as error:
             fail(error)

@@ -4,8 +4,8 @@
         --config=configs/segmentation.py:nonlocal_r50-d8_512x1024_40k_cityscapes \\
         --config.model.dtype=bfloat16
 
-Writes the memory and the cost per chip as JSON. The compiler comes with libtpu and runs on any x86
-Linux. Large networks take minutes.
+The command writes the memory and the cost per chip as JSON. The compiler comes with libtpu and runs
+on any x86 Linux machine. It takes minutes for large networks.
 """
 
 import json
@@ -20,12 +20,12 @@ from nonlocal_jax.train.compile import compile_train_step
 
 _CONFIG = cli.define_config()
 _TOPOLOGY = flags.DEFINE_string(
-    "topology", None, "generation and grid of chips, such as v5e:2x4 or v5p:2x2x2", required=True
+    "topology", None, "Generation and grid of chips, such as v5e:2x4 or v5p:2x2x2.", required=True
 )
 _BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", None, "global batch size; default: that of the config", lower_bound=1
+    "batch_size", None, "Global batch size. Default: the one in the config.", lower_bound=1
 )
-_OUTPUT = flags.DEFINE_string("output", None, "JSON file to write", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.", required=True)
 
 
 def main(_: list[str]) -> None:

@@ -4,8 +4,8 @@
         --config=configs/segmentation.py:nonlocal_r50-d8_512x1024_40k_cityscapes
     python -m experiments.convert --reverse --source=PATH --output=FILE.pth --config=...
 
-PATH is a training work directory, one saved step in it, a .safetensors or a .pth file.
---reinit-head initializes the classifiers, for data with other classes. PyTorch is not needed.
+PATH is the work directory of a training run, a saved step in it, a .safetensors file or a .pth
+file. --reinit-head initializes the classifiers, for data with other classes. PyTorch is not needed.
 """
 
 import hashlib
@@ -21,16 +21,19 @@ from nonlocal_jax import convert
 from nonlocal_jax.errors import InputError
 
 _CONFIG = cli.define_config()
-_SOURCE = flags.DEFINE_string("source", None, "checkpoint to read", required=True)
-_OUTPUT = flags.DEFINE_string("output", None, "file to write", required=True)
-_REVERSE = flags.DEFINE_boolean("reverse", False, "write a .pth for PyTorch")
+_SOURCE = flags.DEFINE_string("source", None, "Checkpoint to read.", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "File to write.", required=True)
+_REVERSE = flags.DEFINE_boolean("reverse", False, "Whether to write a .pth file for PyTorch.")
 _REINIT_HEAD = flags.DEFINE_boolean(
-    "reinit_head", False, "initialize the classifiers instead of reading them"
+    "reinit_head", False, "Whether to initialize the classifiers instead of reading them."
 )
 
 
 def _warn_of_wrong_hash(path: pathlib.Path) -> None:
-    """OpenMMLab's file names end in a hash of the file, or since 1.x in one of an earlier file."""
+    """Warns if a file does not have the hash in its name.
+
+    OpenMMLab's file names end in a hash of the file, or since 1.x in one of an earlier file.
+    """
     claimed = re.search(r"-([0-9a-f]{8})\.pth$", path.name)
     if claimed is None or not path.is_file():
         return
@@ -38,8 +41,9 @@ def _warn_of_wrong_hash(path: pathlib.Path) -> None:
         actual = hashlib.file_digest(file, "sha256").hexdigest()
     if not actual.startswith(claimed[1]):
         print(
-            f"warning: the SHA-256 of {path} begins with {actual[:8]}, its name says {claimed[1]}: "
-            "the file may be damaged; download it again (names of OpenMMLab 1.x need not match)",
+            f"warning: the SHA-256 of {path} begins with {actual[:8]}, but its name says "
+            f"{claimed[1]} (names of OpenMMLab 1.x need not match); if the file is damaged, "
+            "download it again",
             file=sys.stderr,
         )
 
@@ -49,7 +53,7 @@ def main(_: list[str]) -> None:
     output = pathlib.Path(_OUTPUT.value)
     suffix = ".pth" if _REVERSE.value else ".safetensors"
     if output.suffix != suffix:
-        raise InputError(f"--output must end in {suffix}; got {output}")
+        raise InputError(f"--output is {output}; use a path that ends in {suffix}")
     _warn_of_wrong_hash(pathlib.Path(_SOURCE.value))
     variables = convert.load(_SOURCE.value, model_config, reinit_head=_REINIT_HEAD.value)
     write = convert.export_torch if _REVERSE.value else convert.save

@@ -4,12 +4,12 @@
     python -m experiments.demo --seeds=0,1,2    (the table of the README)
 
 The dataset is the embedded ``digits_flag``. The class of a digit depends on the shape of a distant
-flag of the same color, which the network sees only with the block. Prints the mIoU of both networks
-and writes DIR/metrics.json, DIR/pictures.png and the work directory of each run. If the command is
-interrupted, run it again to resume.
+flag of the same color, which the network sees only with the block. The command prints the mIoU of
+both networks. It writes metrics.json, pictures.png and the work directory of each run to the
+directory of --output. If the command is interrupted, run it again to resume.
 
 With --seeds, all four networks are trained once with each seed, and the table is written to
-DIR/seeds.md.
+seeds.md in the same directory.
 """
 
 import pathlib
@@ -28,8 +28,8 @@ from experiments import cli
 from nonlocal_jax import create_model, data, evaluation, train, visualize
 from nonlocal_jax._files import make_directory, write_file, write_json
 
-_OUTPUT = flags.DEFINE_string("output", "demo", "directory for all results")
-_SEEDS = flags.DEFINE_list("seeds", [], "train all four networks once with each of these seeds")
+_OUTPUT = flags.DEFINE_string("output", "demo", "Directory for all results.")
+_SEEDS = flags.DEFINE_list("seeds", [], "Seeds. All four networks are trained once with each.")
 
 flags.register_validator(
     "seeds", lambda seeds: all(map(str.isdecimal, seeds)), "use integers, such as 0,1,2"
@@ -42,7 +42,7 @@ _TITLES = {
     "demo_dnl": "DNL",
 }
 _ROWS = 4
-# Images are enlarged to this many pixels a side, so that rings and heat maps are smooth.
+# Images are enlarged to this many pixels per side, so that rings and heat maps are smooth.
 _ENLARGED = 384
 
 
@@ -67,7 +67,7 @@ def _train(name: str, workdir: pathlib.Path, seed: int = 0) -> _Network:
 
 
 def _table(metrics: Mapping[str, Mapping[str, Any]], classes: Sequence[str]) -> str:
-    """The IoU of every class and the mIoU of each network, in percent."""
+    """Formats the IoU of every class and the mIoU of each network, in percent."""
     lines = [
         "| IoU % | " + " | ".join(_TITLES[name] for name in metrics) + " |",
         "|---|" + "---:|" * len(metrics),
@@ -81,7 +81,7 @@ def _table(metrics: Mapping[str, Mapping[str, Any]], classes: Sequence[str]) -> 
 
 
 def _choose_pixel(label: np.ndarray, local: np.ndarray, non_local: np.ndarray) -> tuple[int, int]:
-    """A pixel inside a digit. If possible, one that only the non-local network classifies right."""
+    """Returns a pixel in a digit, if possible one that only the non-local network gets right."""
     digits = label > 0
     right = digits & (local != label) & (non_local == label)
     wanted = right if right.any() else digits
@@ -95,7 +95,7 @@ def _enlarge(image: np.ndarray) -> np.ndarray:
 
 
 def _draw(networks: Mapping[str, _Network], path: pathlib.Path) -> None:
-    """Draws a sheet: input, ground truth, the predictions, and the attention of one pixel."""
+    """Draws the inputs, the ground truth, the predictions, and the attention of one pixel."""
     source = data.load_source("digits_flag", "val")
     palette = data.get_dataset("digits_flag").palette
     predict = {

@@ -1,12 +1,12 @@
-"""Evaluates a checkpoint on a dataset, with the protocol that its experiment was published with.
+"""Evaluates a checkpoint on a dataset, with the published protocol of its experiment.
 
     python -m experiments.evaluate --checkpoint=PATH --output=DIR \\
         --config=configs/segmentation.py:nonlocal_r50-d8_512x1024_40k_cityscapes
 
-PATH is a training work directory, a saved step in one, a .safetensors file or a PyTorch file.
-Prints a table in percent and writes DIR/metrics.json. In this file the metrics are fractions of
-one, and null if a class does not occur. --multi_scale uses the protocol of the "ms+flip" columns:
-six scales, each with and without a flip.
+PATH is the work directory of a training run, a saved step in it, a .safetensors file or a PyTorch
+file. The command prints a table in percent and writes DIR/metrics.json. In this file the metrics
+are fractions of one, or null if a class does not occur. With --multi_scale, the protocol is that of
+the "ms+flip" columns: six scales, each with and without a flip.
 
 The network is compiled once for each image size. If the images have many sizes, set
 JAX_COMPILATION_CACHE_DIR to a directory, so that later runs reuse the compiled programs.
@@ -22,12 +22,12 @@ from nonlocal_jax.tasks import get_task
 
 _CONFIG = cli.define_config()
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "work directory, saved step, .safetensors or .pth file", required=True
+    "checkpoint", None, "Work directory, saved step, .safetensors file or .pth file.", required=True
 )
-_OUTPUT = flags.DEFINE_string("output", None, "directory for metrics.json", required=True)
-_MULTI_SCALE = flags.DEFINE_bool("multi_scale", False, "average over scales and flips")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "directory of the prepared datasets")
-_SPLIT = flags.DEFINE_string("split", "val", "split of the dataset")
+_OUTPUT = flags.DEFINE_string("output", None, "Directory for metrics.json.", required=True)
+_MULTI_SCALE = flags.DEFINE_bool("multi_scale", False, "Whether to average over scales and flips.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Directory of the prepared datasets.")
+_SPLIT = flags.DEFINE_string("split", "val", "Split of the dataset.")
 
 
 def main(_: list[str]) -> None:

@@ -1,18 +1,19 @@
-"""Segments images: writes a label map and a colored overlay for each.
+"""Segments images, and writes a label map and a colored overlay for each.
 
     python -m experiments.predict --checkpoint=PATH --output=DIR IMAGE... \\
         --config=configs/segmentation.py:nonlocal_r50-d8_512x1024_40k_cityscapes
 
-PATH is a training work directory, a saved step in one, a .safetensors file or a PyTorch file. IMAGE
-is a PNG or JPEG of any size, or a directory of them. For street.jpg it writes to DIR:
+PATH is the work directory of a training run, a saved step in it, a .safetensors file or a PyTorch
+file. IMAGE is a PNG or JPEG file of any size, or a directory of such files. For street.jpg the
+command writes to DIR:
 
-    street_labels.png    8-bit gray, the size of the image. The value of a pixel is the index of its
-                         class, from 0, in the order of the dataset's classes.
+    street_labels.png    The label map, 8-bit gray, with the size of the image. The value of a pixel
+                         is the index of its class, from 0, in the order of the dataset's classes.
     street_overlay.png   The image blended with the colors of the classes, with a legend.
 
-The protocol is the published one of the experiment. --multi_scale averages over its scales and
-flips. If an image cannot be read, the others are still segmented. The errors are listed at the end,
-and the exit status is 2.
+The protocol is the published protocol of the experiment. With --multi_scale, the probabilities are
+averaged over its scales and flips. If an image cannot be read, the others are still segmented. The
+errors are listed at the end, and the exit status is 2.
 """
 
 import pathlib
@@ -31,10 +32,12 @@ from nonlocal_jax.tasks import get_task
 
 _CONFIG = cli.define_config()
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "work directory, saved step, .safetensors or .pth file", required=True
+    "checkpoint", None, "Work directory, saved step, .safetensors file or .pth file.", required=True
 )
-_OUTPUT = flags.DEFINE_string("output", None, "directory for the pictures", required=True)
-_MULTI_SCALE = flags.DEFINE_bool("multi_scale", False, "average over scales and flips")
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "Directory for the label maps and overlays.", required=True
+)
+_MULTI_SCALE = flags.DEFINE_bool("multi_scale", False, "Whether to average over scales and flips.")
 
 # This many threads read images while the device computes.
 _READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
@@ -44,7 +47,7 @@ def main(arguments: list[str]) -> None:
     config = _CONFIG.value
     get_task(config)  # checks the config
     if not arguments[1:]:
-        raise InputError("there are no images; give at least one image or directory of images")
+        raise InputError("there are no images; add at least one image or directory of images")
     files = list(dict.fromkeys(data.list_images(arguments[1:])))
     dataset = data.get_dataset(config.data.name)
     dataset.check_num_classes(config.model.num_classes)
@@ -66,11 +69,14 @@ def main(arguments: list[str]) -> None:
             data.write_png(output, picture)
     if errors:
         listed = "".join(f"\n  {error}" for error in errors)
-        raise InputError(f"{len(errors)} of {len(files)} images could not be read:{listed}")
+        raise InputError(
+            f"cannot read {len(errors)} of {len(files)} images:{listed}\n"
+            "replace these files, or leave them out"
+        )
 
 
 def _outputs(path: pathlib.Path, directory: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
-    """The files of the label map and of the overlay of an image."""
+    """Returns the files of the label map and of the overlay of an image."""
     return directory / f"{path.stem}_labels.png", directory / f"{path.stem}_overlay.png"
 
 
@@ -87,7 +93,10 @@ def _check_outputs(files: list[pathlib.Path], directory: pathlib.Path) -> None:
                 errors.append(f"{output} would replace an input")
     if errors:
         listed = "".join(f"\n  {error}" for error in errors)
-        raise InputError(f"choose another --output, or segment fewer images at once:{listed}")
+        raise InputError(
+            f"the outputs would replace other files:{listed}\n"
+            "use another --output, or segment fewer images at once"
+        )
 
 
 def _read(

@@ -1,9 +1,10 @@
-"""Trains an experiment. The same command again resumes a run that was stopped or killed.
+"""Trains an experiment. Run the same command again to resume a run that was stopped or killed.
 
     python -m experiments.train --workdir=DIR --config=configs/segmentation.py:demo_nonlocal
 
-Writes checkpoints/STEP, config.json, metrics.jsonl and curves.png to DIR. SIGTERM saves the state
-and exits with status 0, Ctrl-C saves the state and exits with status 130.
+The command writes checkpoints/STEP, config.json, metrics.jsonl and curves.png to DIR. After SIGTERM
+it saves the state and exits with status 0. After Ctrl-C it saves the state and exits with status
+130.
 """
 
 import signal
@@ -15,12 +16,14 @@ from nonlocal_jax import train
 from nonlocal_jax.tasks import get_task
 
 _CONFIG = cli.define_config()
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of this run only.", required=True)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Directory of the run. Use a separate one for each run.", required=True
+)
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Directory of the prepared datasets.")
 _INIT = flags.DEFINE_string(
     "init",
     None,
-    "Checkpoint to start from: a .pth or .safetensors file, a work directory, or a saved step.",
+    "Checkpoint to start from: work directory, saved step, .safetensors file or .pth file.",
 )
 
 

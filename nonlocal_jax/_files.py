@@ -1,4 +1,4 @@
-"""Paths, directories that can be written, and files that are written completely or not at all."""
+"""Local paths, writable directories, and files that are written atomically."""
 
 import contextlib
 import json
@@ -15,24 +15,26 @@ PathLike = str | os.PathLike
 
 
 def as_path(path: PathLike) -> epath.Path:
-    """A path of the local file system.
+    """Returns a path of the local file system.
 
     Raises:
       InputError: The path is empty, or it is a URL such as "gs://bucket/run".
     """
     text = os.fspath(path)
     if not text:
-        raise InputError("the path is empty; give a file or a directory")
+        raise InputError("the path is empty; use the path of a file or a directory")
     if "://" in text:
-        raise InputError(f"object stores are not supported yet: {text}; give a local path")
+        raise InputError(
+            f"the path is {text!r}, but object stores are not supported yet; use a local path"
+        )
     return epath.Path(text)
 
 
 def make_directory(path: PathLike) -> epath.Path:
-    """Creates a directory and checks that it can be written, before the work and not after it.
+    """Creates a directory and checks that it is writable. Call this before long computations.
 
     Raises:
-      InputError: The directory cannot be created or written.
+      InputError: The directory cannot be created or is not writable.
     """
     directory = as_path(path)
     try:
@@ -41,7 +43,10 @@ def make_directory(path: PathLike) -> epath.Path:
             pass
     except OSError as error:
         reason = error.strerror or error
-        raise InputError(f"cannot write to the directory {path}: {reason}") from error
+        raise InputError(
+            f"cannot write to the directory {path}: {reason}; check the path, its permissions and "
+            "the free disk space"
+        ) from error
     return directory
 
 
@@ -58,21 +63,24 @@ def replacing(path: PathLike) -> Iterator[epath.Path]:
         partial.touch()
         mode = os.stat(partial).st_mode
         yield partial
-        os.chmod(partial, mode)  # safetensors makes files that only their owner can read
+        os.chmod(partial, mode)  # safetensors creates files that only their owner can read
         os.replace(partial, path)
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+        raise InputError(
+            f"cannot write {path}: {error.strerror or error}; check the path, its permissions and "
+            "the free disk space"
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
 
 
 def write_file(path: PathLike, data: str | bytes) -> None:
-    """Writes a file completely or not at all, see ``replacing``."""
+    """Writes a file atomically, see ``replacing``."""
     with replacing(path) as partial:
         partial.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
 def write_json(path: PathLike, value: Any) -> None:
-    """Writes strict JSON, without NaN, completely or not at all."""
+    """Writes strict JSON, without NaN, atomically."""
     write_file(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

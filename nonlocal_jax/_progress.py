@@ -1,4 +1,4 @@
-"""Progress of long loops: a bar on a terminal, a line every ten seconds in a log."""
+"""Reports the progress of long loops: a bar on a terminal, a line every ten seconds in a log."""
 
 import sys
 import time

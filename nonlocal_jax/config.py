@@ -1,6 +1,6 @@
 """Checks and compares the configs of experiments.
 
-For a check, a table maps the names of leaves to the values that they may have::
+``check`` takes a table that maps the name of each field to the values that are allowed::
 
     check(config, {"data.scale_range": sequence(number(above=0), 2, ascending=True)})
 """
@@ -30,12 +30,12 @@ _COUNTS = {2: "two", 3: "three"}
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """The values that a leaf may have.
+    """The values that are allowed for a config field.
 
     Attributes:
-      one: Completes "it must be", for example "a positive number".
-      many: The plural, for example "positive numbers".
-      accepts: Whether a value is allowed.
+      one: Describes one value, for example "a positive number". Error messages say "use" before it.
+      many: Describes several values, for example "positive numbers".
+      accepts: Returns whether a value is allowed.
     """
 
     one: str
@@ -49,7 +49,7 @@ def boolean() -> Leaf:
 
 
 def integer(low: int | None = None, high: int | None = None) -> Leaf:
-    """An integer from ``low`` to ``high``, both included."""
+    """An integer from ``low`` to ``high``, both inclusive."""
     noun = "positive integer" if low == 1 else "integer"
     return _numeric(noun, numbers.Integral, {"at least": low, "at most": high})
 
@@ -61,9 +61,9 @@ def number(
     above: float | None = None,
     below: float | None = None,
 ) -> Leaf:
-    """A finite number from ``low`` to ``high``, both included.
+    """A finite number from ``low`` to ``high``, both inclusive.
 
-    ``above`` and ``below`` are bounds that are not included themselves.
+    ``above`` and ``below`` are exclusive bounds.
     """
     noun = "positive number" if above == 0 else "number"
     bounds = {"at least": low, "more than": above, "at most": high, "less than": below}
@@ -87,7 +87,7 @@ def _numeric(noun: str, kind: type, bounds: Mapping[str, float | None]) -> Leaf:
 
 
 def text() -> Leaf:
-    """A string that is not empty."""
+    """A non-empty string."""
     return Leaf("a non-empty string", "non-empty strings", lambda v: isinstance(v, str) and v != "")
 
 
@@ -115,7 +115,12 @@ def regex() -> Leaf:
 def sequence(
     of: Leaf, length: int | None = None, *, ascending: bool = False, empty: bool = True
 ) -> Leaf:
-    """A tuple or list of equal leaves: of this length, or of any length from 0 or 1."""
+    """A tuple or list whose elements all satisfy ``of``.
+
+    It has ``length`` elements. If ``length`` is None, it has any number; ``empty=False`` excludes
+    zero. ``ascending=True`` requires the elements to be in increasing order; neighbors may be
+    equal.
+    """
 
     def accepts(value: Any) -> bool:
         return (
@@ -130,12 +135,12 @@ def sequence(
     else:
         one = f"a {'' if empty else 'non-empty '}tuple of {of.many}"
     if ascending:
-        one += ", the smaller first"
+        one += " in increasing order"
     return Leaf(one, f"tuples of {of.many}", accepts)
 
 
 def pair(first: Leaf, second: Leaf) -> Leaf:
-    """A tuple or list of two leaves."""
+    """A tuple or list of two elements, which satisfy ``first`` and ``second``."""
 
     def accepts(value: Any) -> bool:
         is_pair = isinstance(value, (tuple, list)) and len(value) == 2
@@ -146,7 +151,7 @@ def pair(first: Leaf, second: Leaf) -> Leaf:
 
 
 def optional(leaf: Leaf) -> Leaf:
-    """None, or what ``leaf`` accepts."""
+    """None, or a value that satisfies ``leaf``."""
     return Leaf(
         f"None or {leaf.one}",
         f"values that are None or {leaf.one}",
@@ -155,7 +160,7 @@ def optional(leaf: Leaf) -> Leaf:
 
 
 def mapping() -> Leaf:
-    """A mapping, whose own leaves are not checked."""
+    """A mapping. Its fields are not checked."""
     return Leaf("a mapping", "mappings", lambda value: isinstance(value, (Mapping, ConfigDict)))
 
 
@@ -187,18 +192,18 @@ LEAVES: Mapping[str, Leaf] = {
     "train.evaluate_every": integer(1),
     "published": mapping(),
 }
-"""The leaves of every task. ``create_model`` checks the leaves of ``model``."""
+"""The config fields of every task. ``create_model`` checks the fields of ``model``."""
 
 
 def check(config: Mapping[str, Any], leaves: Mapping[str, Leaf]) -> None:
-    """Checks every leaf of a config by name, type, length and range.
+    """Checks the name, type, length and range of every field of a config.
 
     Args:
       config: The config of an experiment, a ``ConfigDict`` or nested mappings.
-      leaves: The leaves that the task adds to ``LEAVES``.
+      leaves: The fields that the task adds to ``LEAVES``.
 
     Raises:
-      InputError: A leaf is unknown or missing, or has a value that is not allowed. The message
+      InputError: A field is unknown or missing, or has a value that is not allowed. The message
         lists all problems.
     """
     leaves = {**LEAVES, **leaves}
@@ -206,14 +211,13 @@ def check(config: Mapping[str, Any], leaves: Mapping[str, Leaf]) -> None:
     problems = []
     for name, value in values.items():
         if name not in leaves:
-            near = difflib.get_close_matches(name, leaves, n=1, cutoff=0.0)
-            problems.append(f"{name} is not a name in this config; did you mean {near[0]}?")
+            near = difflib.get_close_matches(name, leaves, n=1)
+            hint = f"did you mean {near[0]}?" if near else "remove it"
+            problems.append(f"unknown field {name}; {hint}")
         elif not leaves[name].accepts(value):
-            problems.append(f"{name} must be {leaves[name].one}; got {value!r}")
+            problems.append(f"{name} is {value!r}; use {leaves[name].one}")
     problems += [
-        f"{name} is missing; set it to {leaf.one}"
-        for name, leaf in leaves.items()
-        if name not in values
+        f"{name} is missing; use {leaf.one}" for name, leaf in leaves.items() if name not in values
     ]
     if len(problems) == 1:
         raise InputError(problems[0])
@@ -224,17 +228,17 @@ def check(config: Mapping[str, Any], leaves: Mapping[str, Leaf]) -> None:
 def differences(
     theirs: Mapping[str, Any], ours: Mapping[str, Any], ignored: Collection[str] = ()
 ) -> list[str]:
-    """Lists the leaves in which two configs differ.
+    """Lists the fields in which two configs differ.
 
     Lists and tuples with the same items are equal, so a config equals its copy read from JSON.
 
     Args:
       theirs: A config, flat or nested, that was saved with a checkpoint.
       ours: The config to compare it with.
-      ignored: Leaves and sections that may differ, with their full names ("train", "data.flip").
+      ignored: Full names of fields and sections that may differ, such as "train" or "data.flip".
 
     Returns:
-      One line for each leaf, sorted by name, such as
+      One line for each field, sorted by name, such as
       ``"data.batch_size is 8 in the checkpoint, 16 in the config"``.
     """
     theirs, ours = (
@@ -259,7 +263,7 @@ def _show(leaves: Mapping[str, Any], name: str) -> str:
 def _flatten(
     config: Mapping[str, Any], leaves: Collection[str], prefix: str = ""
 ) -> Iterator[tuple[str, Any]]:
-    """Names and values, without descending into mappings whose names are in ``leaves``."""
+    """Yields names and values. Mappings whose names are in ``leaves`` are not flattened."""
     for key, value in config.items():
         name = f"{prefix}{key}"
         if isinstance(value, (Mapping, ConfigDict)) and name not in leaves:

@@ -6,7 +6,7 @@ _MAX_LINES = 6
 
 
 class InputError(ValueError):
-    """An argument, a config, a file or data is wrong.
+    """An argument, a config, a file or data is invalid.
 
     The message says what is wrong and what to do. The commands print it without a traceback and
     exit with status 2.
@@ -14,12 +14,12 @@ class InputError(ValueError):
 
 
 def first_line(error: Exception) -> str:
-    """The first line of another library's error message. The rest is often pages long."""
+    """Returns the first line of another library's error message. The rest is often very long."""
     return str(error).strip().partition("\n")[0]
 
 
 def listing(items: Collection[str]) -> str:
-    """One item a line, the first few of them, to append to a message."""
+    """Formats the first few items, one per line, to append to a message."""
     lines = list(items)
     if len(lines) > _MAX_LINES:
         lines[_MAX_LINES - 1 :] = [f"and {len(lines) - _MAX_LINES + 1} more"]

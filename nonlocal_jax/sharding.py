@@ -1,15 +1,15 @@
 """Device meshes, and how the state, the batch and the positions of an image are sharded over them.
 
-The mesh has an axis "data" for the batch and an axis "context" for the positions of an image. The
-library never decides on its own that an array is replicated: every function that places arrays
-takes a ``Shardings``.
+The mesh has an axis "data" for the batch and an axis "context" for the positions of an image.
+Functions that place arrays on devices take a ``Shardings``, which replicates the state by default.
 """
 
+import collections
 import contextlib
 import dataclasses
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -36,10 +36,9 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, *, context: int = 1) 
     """
     devices = jax.devices() if devices is None else devices
     if context < 1 or len(devices) % context:
-        divisors = [str(n) for n in range(1, len(devices) + 1) if len(devices) % n == 0]
         raise InputError(
             f"mesh.context={context} does not divide {len(devices)} devices; "
-            f"use {' or '.join(filter(None, (', '.join(divisors[:-1]), divisors[-1])))}"
+            f"use {_alternatives(_divisors(len(devices)))}"
         )
     shape = len(devices) // context, context
     try:
@@ -48,6 +47,16 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, *, context: int = 1) 
         # No arrangement follows the physical links between the chips. Any order is correct.
         grid = np.asarray(devices).reshape(shape)
     return Mesh(grid, (DATA, CONTEXT), axis_types=(AxisType.Auto,) * 2)
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def _alternatives(numbers: Collection[int]) -> str:
+    """Formats [1, 2, 4] as "1, 2 or 4"."""
+    *others, last = map(str, numbers)
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +69,7 @@ class Shardings:
         Shardings(mesh, rules=((r"conv\\d/kernel$", PartitionSpec(None, None, None, "data")),))
 
     Attributes:
-      mesh: The device mesh, of any rank.
+      mesh: The device mesh, with any number of axes.
       rules: Pairs of a regular expression and a ``PartitionSpec``. The expression is searched for
         in the path of a leaf, such as "params/backbone/layer1_0/conv1/kernel"; the first match
         counts. Leaves without a match are replicated.
@@ -82,7 +91,7 @@ class Shardings:
         return NamedSharding(self.mesh, PartitionSpec())
 
     def of(self, tree: Any) -> Any:
-        """The sharding of each leaf of a state, of variables or of their shapes.
+        """Returns the sharding of each leaf of a state, of variables or of their shapes.
 
         Raises:
           InputError: A rule does not fit the shape of a leaf.
@@ -109,13 +118,17 @@ class Shardings:
         fits = len(parts) <= len(shape)
         if not (fits and all(n % part == 0 for n, part in zip(shape, parts, strict=False))):
             raise InputError(
-                f"the sharding rule {pattern!r}: {spec} does not divide {name} of shape {shape} "
-                f"over the mesh {dict(self.mesh.shape)}; narrow its regular expression"
+                f"the sharding rule {pattern!r}: {spec} does not fit {name} of shape {shape} on "
+                f"the mesh {dict(self.mesh.shape)}; use a regular expression that does not match "
+                "this path, or another PartitionSpec"
             )
 
 
 def _number_of_parts(mesh: Mesh, axes: str | tuple[str, ...] | None) -> int:
-    """How many parts an axis is split into that a ``PartitionSpec`` gives these mesh axes."""
+    """Returns the number of parts into which ``axes`` splits an array axis.
+
+    ``axes`` is one entry of a ``PartitionSpec``.
+    """
     names = (axes,) if isinstance(axes, str) else axes or ()
     return math.prod(mesh.shape[name] for name in names)
 
@@ -132,7 +145,7 @@ def _place(x: Any, sharding: NamedSharding) -> jax.Array:
 
 
 def check_batch_size(batch_size: int, shardings: Shardings) -> None:
-    """Requires a global batch that can be split evenly.
+    """Requires that a global batch can be split evenly over the devices.
 
     Raises:
       InputError: The batch size is not a multiple of the number of parts. The message gives the
@@ -150,13 +163,14 @@ def check_batch_size(batch_size: int, shardings: Shardings) -> None:
 
 
 def process_part(shardings: Shardings, batch_size: int) -> tuple[int, int]:
-    """Which part of every batch this process reads, and the number of parts.
+    """Returns which part of every batch this process reads, and the number of parts.
 
-    The parts are read off the batch's sharding. Processes whose devices have the same examples,
-    because they share images, read the same part.
+    The parts are determined from the sharding of the batch. Processes whose devices have the same
+    examples, because they share images, read the same part.
 
     Raises:
-      InputError: Processes have some examples in common and others not.
+      InputError: The parts of two processes overlap or differ in size. The message lists the
+        values of ``mesh.context`` that avoid this.
     """
     indices = shardings.batch.devices_indices_map((batch_size,))
     return _part_of(jax.process_index(), indices, batch_size)
@@ -171,30 +185,44 @@ def _part_of(
     parts = sorted({tuple(sorted(part)) for part in starts.values()})
     shared = sum(map(len, parts)) != len(set().union(*parts))
     if shared or len({len(part) for part in parts}) > 1:
+        context = len(indices) // len(set().union(*parts))
+        counts = collections.Counter(device.process_index for device in indices)
+        size, *others = sorted(set(counts.values()))
+        usable = [  # n = len(indices) always works: all processes then share all images
+            n
+            for n in _divisors(len(indices))
+            if n != context
+            and (n == len(indices) or (not others and (n % size == 0 or size % n == 0)))
+        ]
         raise InputError(
-            "some processes have only a part of their images in common; "
-            "set mesh.context to a divisor or a multiple of the number of devices of a process"
+            f"mesh.context is {context} and a process has {_alternatives([size, *others])} "
+            "devices, so the batch cannot be split into equal parts for the processes; "
+            f"use mesh.context={_alternatives(usable)}"
         )
     return parts.index(tuple(sorted(starts[process]))), len(parts)
 
 
 def to_global(batch: Mapping[str, np.ndarray], shardings: Shardings) -> dict[str, jax.Array]:
-    """Makes the arrays of the global batch from the part that each process has read."""
+    """Makes the global arrays of a batch from the part that each process has read."""
     sharding = shardings.batch
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
 
 
 def use_mesh(mesh: Mesh) -> contextlib.AbstractContextManager:
-    """Inside a compiled function: blocks and ``split_positions`` use this mesh."""
+    """Returns a context manager that sets the mesh of blocks and ``split_positions``.
+
+    Use it inside a compiled function.
+    """
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
 def split_positions(x: jax.Array) -> jax.Array:
-    """Inside ``use_mesh``: splits the second axis of ``[B, *S, ...]`` over the axis "context".
+    """Splits the second axis of ``[B, *S, ...]`` over the mesh axis "context".
 
-    That axis is the rows of an image, or the frames of a clip. XLA then splits convolutions
-    spatially and exchanges the rows at the borders. The sizes need not be multiples of the number
-    of devices. Without a mesh, or without these axes in it, ``x`` is returned as it is.
+    The second axis contains the rows of an image, or the frames of a clip. XLA then splits
+    convolutions spatially and exchanges the rows at the borders. The sizes need not be multiples of
+    the number of devices. Outside of ``use_mesh``, or if the mesh lacks the axis "data" or
+    "context", ``x`` is returned unchanged.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if not {DATA, CONTEXT} <= set(mesh.axis_names):

@@ -1,6 +1,6 @@
-"""Compiling for TPUs that this machine does not have.
+"""Compiles programs for TPUs that this machine does not have.
 
-The compiler comes with libtpu and runs on any x86 Linux::
+The compiler comes with libtpu and runs on any x86 Linux machine::
 
     use_tpu_compiler()
     mesh = make_mesh(topology_devices("v5e:2x4"))
@@ -40,8 +40,8 @@ def use_tpu_compiler() -> None:
     os.environ.update(
         JAX_PLATFORMS="cpu",
         ALLOW_MULTIPLE_LIBTPU_LOAD="1",
-        # Without these, libtpu asks the cloud for the machine's TPUs. Any valid values do: the
-        # topology decides which TPUs are compiled for.
+        # Without these, libtpu asks the cloud for the machine's TPUs. Any valid values work: the
+        # topology decides which TPUs the program is compiled for.
         TPU_ACCELERATOR_TYPE="v5litepod-8",
         TPU_WORKER_HOSTNAMES="localhost",
     )
@@ -50,7 +50,7 @@ def use_tpu_compiler() -> None:
 
 
 def topology_devices(topology: str) -> list[jax.Device]:
-    """The devices of a TPU topology, to compile for. Call ``use_tpu_compiler`` first.
+    """Returns the devices of a TPU topology. Call ``use_tpu_compiler`` first.
 
     Args:
       topology: Generation and grid of chips, such as "v5e:2x4".
@@ -62,13 +62,13 @@ def topology_devices(topology: str) -> list[jax.Device]:
         return list(topologies.get_topology_desc(topology, "tpu").devices)
     except jax.errors.JaxRuntimeError as error:
         raise InputError(
-            f"no TPU topology {topology!r} ({first_line(error)}); "
-            "use a generation and its grid of chips, such as v5e:2x4, v6e:16x16 or v5p:2x2x2"
+            f"unknown TPU topology {topology!r} ({first_line(error)}); "
+            "use a generation and a grid of chips, such as v5e:2x4, v6e:16x16 or v5p:2x2x2"
         ) from error
 
 
 def compiled_report(compiled: jax.stages.Compiled, cores: int = 1) -> dict[str, Any]:
-    """The memory and the cost of a compiled program, as the compiler reports them.
+    """Returns the memory and the cost of a compiled program, as the compiler reports them.
 
     Args:
       compiled: The program.
@@ -77,9 +77,9 @@ def compiled_report(compiled: jax.stages.Compiled, cores: int = 1) -> dict[str, 
     Returns:
       Plain values for JSON. ``bytes_per_chip`` maps kinds of memory to their sizes. Donated
       arguments count in ``arguments`` and again in ``outputs`` and ``aliased``. ``peak`` is the
-      most memory in use at a time; on a CPU it leaves out ``temporaries``. ``flops_per_chip`` (a
-      multiply and an add are two) and ``bytes_accessed_per_chip`` are the compiler's estimates for
-      one call.
+      largest amount of memory in use at one time; on a CPU it does not include ``temporaries``.
+      ``flops_per_chip`` (a multiply and an add are two) and ``bytes_accessed_per_chip`` are the
+      compiler's estimates for one call.
     """
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     sizes = {

@@ -55,8 +55,8 @@ def test_lists_of_a_json_file_pass():
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
-        ("data.scale_range", (2.0, 1.0), "two positive numbers, the smaller first"),
-        ("data.scale_range", (0.0, 1.0), "two positive numbers, the smaller first"),
+        ("data.scale_range", (2.0, 1.0), "two positive numbers in increasing order"),
+        ("data.scale_range", (0.0, 1.0), "two positive numbers in increasing order"),
         ("data.mean", (1.0, 2.0), "three numbers"),
         ("data.std", (1.0, 0.0, 1.0), "three positive numbers"),
         ("data.flip", 3.0, "a number of at least 0 and at most 1"),
@@ -96,7 +96,7 @@ def test_lists_of_a_json_file_pass():
 )
 def test_a_wrong_value_is_refused(name, value, expected):
     config = demo(**{name.replace(".", "__"): value})
-    assert message(config) == f"{name} must be {expected}; got {value!r}"
+    assert message(config) == f"{name} is {value!r}; use {expected}"
 
 
 def test_an_unknown_leaf_gives_the_nearest_and_a_missing_one_is_listed():
@@ -104,14 +104,14 @@ def test_an_unknown_leaf_gives_the_nearest_and_a_missing_one_is_listed():
     del config["data"]["scale_range"]
     assert message(config) == (
         "the config has 3 problems:\n"
-        "  data.scale_rnge is not a name in this config; did you mean data.scale_range?\n"
-        "  steps must be a positive integer; got 0\n"
-        "  data.scale_range is missing; set it to two positive numbers, the smaller first"
+        "  unknown field data.scale_rnge; did you mean data.scale_range?\n"
+        "  steps is 0; use a positive integer\n"
+        "  data.scale_range is missing; use two positive numbers in increasing order"
     )
 
 
 def test_a_section_that_is_no_mapping_is_refused():
-    assert "data is not a name in this config" in message(demo(data=3))
+    assert "unknown field data" in message(demo(data=3))
 
 
 def test_leaves_of_the_model_are_not_checked():

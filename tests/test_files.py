@@ -71,7 +71,7 @@ def test_an_empty_path_is_not_the_current_directory():
 @pytest.mark.parametrize("function", [as_path, make_directory])
 def test_object_stores_are_refused(function, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    message = "object stores are not supported yet: gs://bucket/run; give a local path"
+    message = "'gs://bucket/run', but object stores are not supported yet; use a local path"
     with pytest.raises(InputError, match=message):
         function("gs://bucket/run")
     assert not os.listdir(tmp_path)

@@ -1,1 +1,1 @@
-"""Measures the time and the memory of operations, blocks and networks, and of PyTorch's."""
+"""Measures the time and the memory of operations, blocks and networks, here and in PyTorch."""

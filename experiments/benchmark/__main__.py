@@ -1,22 +1,25 @@
-"""Compares the time and memory of this project with PyTorch's.
+"""Compares the time and the memory of this project with those of PyTorch.
 
     python -m experiments.benchmark ops    --output=DIR --positions=4096,9409 --threads=1
     python -m experiments.benchmark models --output=DIR --networks=r50_nonlocal --sizes=512x1024
 
-Runs on the first CPU, GPU or TPU device of JAX. Each case is measured in several variants:
+The benchmark runs on the first CPU, GPU or TPU device of JAX. Each case is measured in several
+variants:
 
-    ours                 what implementation="auto" chooses
-    ours_IMPLEMENTATION  one of our implementations, such as ours_dense
-    torch_eager          PyTorch, with autocast in bfloat16
-    torch_compile        compiled and channels-last; on a GPU with max-autotune
-    torch_sdpa           as torch_compile, with scaled_dot_product_attention
-    torch_reassociated   as torch_compile, with the dot product reassociated
+    ours                 The implementation that implementation="auto" selects.
+    ours_IMPLEMENTATION  One of our implementations, such as ours_dense.
+    torch_eager          PyTorch, with autocast in bfloat16.
+    torch_compile        PyTorch, compiled and channels-last. On a GPU with max-autotune.
+    torch_sdpa           Like torch_compile, with scaled_dot_product_attention.
+    torch_reassociated   Like torch_compile, with the dot product reassociated.
 
-The variants take turns, so that a disturbance of the machine affects all of them. The memory of
-each is measured in a fresh process. Without torch, only ours are measured.
+The variants are measured in turns, so that a disturbance of the machine affects all of them. The
+memory of each variant is measured in a fresh process. Without torch, only our variants are
+measured.
 
-Writes DIR/ops.json with every sample, DIR/ops.md and, if matplotlib is installed, DIR/ops.png; for
-models, DIR/models.json and so on. The first two are updated after every case.
+The benchmark writes DIR/ops.json with every sample, DIR/ops.md and, if Matplotlib is installed,
+DIR/ops.png. For models it writes DIR/models.json and so on. The first two files are updated after
+every case.
 """
 
 import importlib.util
@@ -40,38 +43,52 @@ from experiments.benchmark._measure import cores
 from nonlocal_jax._files import make_directory, replacing, write_file, write_json
 from nonlocal_jax.errors import InputError
 
-_OUTPUT = flags.DEFINE_string("output", None, "directory for the results", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "Directory for the results.", required=True)
 _OPERATIONS = flags.DEFINE_list(
-    "operations", [*OPERATIONS, *BLOCKS], "ops: operations and blocks to measure"
+    "operations", [*OPERATIONS, *BLOCKS], "For ops: operations and blocks to measure."
 )
-_POSITIONS = flags.DEFINE_list("positions", ["4096", "8192", "9409"], "ops: numbers of positions")
+_POSITIONS = flags.DEFINE_list(
+    "positions", ["4096", "8192", "9409"], "For ops: numbers of positions."
+)
 _CHANNELS = flags.DEFINE_integer(
-    "channels", 256, "ops: channels of theta, phi and g; blocks have twice as many", 1
+    "channels", 256, "For ops: channels of theta, phi and g. Blocks have twice as many.", 1
 )
 _STD = flags.DEFINE_float(
     "std",
     Case.std,
-    "ops: standard deviation of the features; a larger one sharpens the softmax",
+    "For ops: standard deviation of the features. A larger one sharpens the softmax.",
     0,
 )
-_NETWORKS = flags.DEFINE_list("networks", list(NETWORKS), "models: networks to measure")
-_SIZES = flags.DEFINE_list("sizes", ["512x512", "512x1024", "769x769"], "models: HEIGHTxWIDTH")
-_WIDTH = flags.DEFINE_integer("width", 64, "models: channels of the first stage", 8)
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "default: 1 for ops, 2 for models", 1)
-_DTYPE = flags.DEFINE_enum("dtype", None, DTYPES, "default: float32 on a CPU, else bfloat16")
+_NETWORKS = flags.DEFINE_list("networks", list(NETWORKS), "For models: networks to measure.")
+_SIZES = flags.DEFINE_list(
+    "sizes", ["512x512", "512x1024", "769x769"], "For models: sizes of the images, HEIGHTxWIDTH."
+)
+_WIDTH = flags.DEFINE_integer("width", 64, "For models: channels of the first stage.", 8)
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", None, "Batch size. Default: 1 for ops, 2 for models.", 1
+)
+_DTYPE = flags.DEFINE_enum(
+    "dtype", None, DTYPES, "Type of the computation. Default: float32 on a CPU, else bfloat16."
+)
 _VARIANTS = flags.DEFINE_list(
     "variants",
     [],
-    "variants to compare, the baseline first; default: ours,ours_dense and all of PyTorch's",
+    "Variants to compare, the baseline first. Default: ours, ours_dense and all of PyTorch's.",
 )
 _GRADIENT = flags.DEFINE_enum(
-    "gradient", "both", ["both", "with", "without"], "with: train steps; without: inference"
+    "gradient",
+    "both",
+    ["both", "with", "without"],
+    "Whether to measure with gradient (train steps), without (inference), or both.",
 )
-_REPEATS = flags.DEFINE_integer("repeats", 10, "samples of each variant", 1)
+_REPEATS = flags.DEFINE_integer("repeats", 10, "Number of samples of each variant.", 1)
 _THREADS = flags.DEFINE_integer(
-    "threads", None, "CPU cores to use; with one, times are CPU time; default: all", 1
+    "threads",
+    None,
+    "Number of CPU cores to use. With one core, CPU time is measured. Default: all.",
+    1,
 )
-_MEMORY = flags.DEFINE_boolean("memory", True, "measure memory")
+_MEMORY = flags.DEFINE_boolean("memory", True, "Whether to measure memory.")
 
 
 def _choices(flag: flags.FlagHolder, known: Sequence[str]) -> list[str]:
@@ -129,14 +146,14 @@ def _cases(kind: str, dtype: str) -> list[Case]:
 
 
 def _variants(cases: Sequence[Case], torch: bool) -> dict[Case, list[str]]:
-    """The variants of each case: by default all except our other implementations."""
+    """Returns the variants of each case. The default excludes our other implementations."""
     known = dict.fromkeys(variant for case in cases for variant in case.variants())
     default = [v for v in known if v == "ours_dense" or not v.startswith("ours_")]
     wanted = _choices(_VARIANTS, list(known)) or default
     if not torch:
         if asked := [variant for variant in _VARIANTS.value if variant.startswith("torch_")]:
             raise InputError(
-                f"--variants={','.join(asked)} needs PyTorch on this device; leave it out or "
+                f"--variants={','.join(asked)} needs PyTorch on this device; leave it out, or "
                 "install torch"
             )
         wanted = [variant for variant in wanted if not variant.startswith("torch_")]
@@ -144,7 +161,7 @@ def _variants(cases: Sequence[Case], torch: bool) -> dict[Case, list[str]]:
 
 
 def _torch_version() -> str | None:
-    """The version of PyTorch, or None if it cannot run on the device of JAX."""
+    """Returns the version of PyTorch, or None if it cannot run on the device of JAX."""
     if importlib.util.find_spec("torch") is None:
         print("PyTorch is not installed; its variants are left out", file=sys.stderr)
         return None

@@ -15,10 +15,10 @@ class Operation(NamedTuple):
 
     Attributes:
       function: Computes the operation.
-      wide: For each argument: True for features ``[..., N, C]``, False for scores ``[..., N]``.
+      wide: For each argument, True for features ``[..., N, C]`` and False for scores ``[..., N]``.
       pairwise: The key of ``ops.IMPLEMENTATIONS`` that ``implementation`` chooses from, or None if
         the operation has only one implementation.
-      temperature: The logits are scaled by 1 / (sqrt(C) * temperature). None: no scale.
+      temperature: The logits are scaled by 1 / (sqrt(C) * temperature). If None, they are not.
     """
 
     function: Callable[..., jax.Array]
@@ -27,11 +27,11 @@ class Operation(NamedTuple):
     temperature: float | None = None
 
     def shapes(self, *shape: int) -> list[tuple[int, ...]]:
-        """Shapes of the arguments for features of shape ``[..., N, C]``."""
+        """Returns the shapes of the arguments for features of shape ``[..., N, C]``."""
         return [shape if wide else shape[:-1] for wide in self.wide]
 
     def options(self, channels: int) -> dict[str, float]:
-        """The keyword arguments that depend on the number of channels."""
+        """Returns the keyword arguments that depend on the number of channels."""
         if self.temperature is None:
             return {}
         return {"scale": channels**-0.5 / self.temperature}
@@ -89,8 +89,8 @@ class Case:
       name: A key of ``OPERATIONS``, ``BLOCKS`` or ``NETWORKS``.
       size: (height, width) of the feature map, or of the images of a network.
       batch_size: Number of images.
-      channels: Channels of an operation's arguments; a block has twice as many. For a network, the
-        channels of its first stage.
+      channels: Number of channels of an operation's arguments. A block has twice as many. For a
+        network, the number of channels of its first stage.
       dtype: Type of the computation.
       backward: Whether all gradients are computed too. For a network, whether it is a train step.
       std: Standard deviation of the features of an operation or a block.
@@ -128,24 +128,24 @@ class Case:
         return None if linear else "softmax_attention"
 
     def variants(self) -> list[str]:
-        """All variants: ``ours`` (what "auto" chooses), ``ours_IMPLEMENTATION``, PyTorch's."""
+        """Returns all variants: ``ours``, ``ours_IMPLEMENTATION`` and PyTorch's."""
         ours = [f"ours_{name}" for name in ops.IMPLEMENTATIONS.get(self.pairwise, ())]
         special = {"softmax_attention": ["torch_sdpa"], "dot_product": ["torch_reassociated"]}
         torch = ["torch_eager", "torch_compile", *special.get(self.pairwise, [])]
         return ["ours", *ours, *torch]
 
     def describe(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Returns plain values for JSON."""
         return {**dataclasses.asdict(self), "positions": self.positions, "mode": self.mode}
 
     def exceeds(self, variant: str, memory: int) -> bool:
-        """Whether the N x N matrices of a variant take too much of ``memory`` bytes."""
+        """Returns whether the N x N matrices of a variant take too much of ``memory`` bytes."""
         if self.pairwise is None or variant not in _DENSE:
             return False
         return _MATRICES * 4 * self.batch_size * self.positions**2 > _SHARE * memory
 
 
 def feature_map(positions: int) -> tuple[int, int]:
-    """The (height, width) with this number of positions that is closest to a square."""
+    """Returns the (height, width) with this number of positions that is closest to a square."""
     height = next(n for n in range(math.isqrt(positions), 0, -1) if positions % n == 0)
     return height, positions // height

@@ -13,7 +13,7 @@ import jax
 
 from experiments.benchmark._cases import Program
 
-# A sample should take at least this many seconds: then the overhead of a call does not matter.
+# A sample should take at least this many seconds, so that the overhead of a call is negligible.
 _SAMPLE_SECONDS = 0.05
 _MAX_CALLS = 50
 
@@ -34,7 +34,7 @@ def _sample(program: Program, calls: int) -> Sample:
 
 
 def warm_up(program: Program) -> int:
-    """Runs a program until its time is stable; returns the number of calls per sample."""
+    """Runs a program until its time is stable, and returns the number of calls per sample."""
     # On a GPU the second call may record a CUDA graph.
     for _ in range(2 if jax.default_backend() == "cpu" else 3):
         wall = _sample(program, 1).wall
@@ -60,7 +60,7 @@ def time_in_turns(
 
 
 def cores() -> int:
-    """Number of CPU cores that this process may use."""
+    """Returns the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
@@ -72,7 +72,7 @@ def _status_kib(field: str) -> int:
 
 
 def measure_call(run: Callable[[], object]) -> tuple[float, float]:
-    """Runs once; returns the seconds it takes and by how many MiB resident memory rises."""
+    """Runs a function, and returns its seconds and the rise of resident memory in MiB."""
     linux = sys.platform == "linux"
     if linux:
         pathlib.Path("/proc/self/clear_refs").write_text("5")  # resets the peak

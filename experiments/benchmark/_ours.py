@@ -1,4 +1,4 @@
-"""Our variants of a case, as programs."""
+"""Builds the programs of our variants of a case."""
 
 import functools
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from nonlocal_jax.train import create_experiment, create_state, make_train_step
 
 
 def network_config(case: Case) -> ConfigDict:
-    """The Cityscapes experiment of a network, with the size, width and type of the case."""
+    """Returns the Cityscapes config of a network, with the size, width and type of the case."""
     backbone, head = NETWORKS[case.name]
     config = segmentation.get_config(f"{head}_{backbone}_512x1024_40k_cityscapes")
     config.model.update(

@@ -1,4 +1,4 @@
-"""PyTorch's variants of a case, as programs. Importing this module needs torch."""
+"""Builds the programs of PyTorch's variants of a case. Importing this module needs torch."""
 
 import functools
 from collections.abc import Callable
@@ -51,7 +51,7 @@ def _layout(variant: str) -> torch.memory_format:
 
 
 def _program(case: Case, function: Callable, inputs: list[torch.Tensor], *args) -> Program:
-    """Computes y of the arguments, and the gradients of the inputs if ``case.backward``."""
+    """Makes a program that computes y, and the gradients of the inputs if ``case.backward``."""
     dy = None
 
     def run():
@@ -127,14 +127,14 @@ def _network(case: Case, variant: str) -> Program:
 
 
 def build(case: Case, variant: str) -> Program:
-    """Prepares one of the ``torch_`` variants of a case."""
+    """Builds one of the ``torch_`` variants of a case."""
     if case.is_network:
         return _network(case, variant)
     return (_block if case.name in BLOCKS else _operation)(case, variant)
 
 
 def peak_mib(program: Program) -> float:
-    """Peak of the GPU memory over two calls, including inputs and parameters."""
+    """Returns the peak of the GPU memory over two calls, including inputs and parameters."""
     torch.cuda.reset_peak_memory_stats()
     for _ in range(2):  # the first one may record a CUDA graph
         program.wait(program.run())

@@ -1,7 +1,7 @@
 """The same operations, blocks and networks in plain PyTorch, written from the formulas.
 
 Modules have the names of mmsegmentation, so that its state dicts load. Operations take features
-``[B, N, C]``; modules take feature maps ``[B, C, H, W]``. With ``sdpa`` the attention is
+``[B, N, C]``, and modules take feature maps ``[B, C, H, W]``. With ``sdpa`` the attention is
 ``torch.nn.functional.scaled_dot_product_attention``.
 """
 
@@ -149,7 +149,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """ResNet V1c with output stride 8; returns the outputs of the last two stages."""
+    """ResNet V1c with output stride 8. It returns the outputs of the last two stages."""
 
     def __init__(self, stage_sizes: Sequence[int], width: int):
         super().__init__()
@@ -194,7 +194,7 @@ class FCNHead(nn.Module):
 
 
 class BlockHead(FCNHead):
-    """A convolution, a block, a convolution, one over the concatenated input, the classifier."""
+    """Convolution, block, convolution, convolution over the concatenated input, classifier."""
 
     def __init__(
         self, block: str, inputs: int, channels: int, classes: int, dropout: float, sdpa: bool

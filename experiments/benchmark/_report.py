@@ -40,7 +40,7 @@ def _fastest_torch(group: list[Mapping[str, Any]], clock: str) -> str | None:
 
 
 def _numbers(result: Mapping[str, Any], baseline: Mapping[str, Any], clock: str) -> list[str]:
-    """Three cells: median, range, and the median over the turns of the ratio to the baseline."""
+    """Formats the median, the range, and the median over the turns of the ratio to the baseline."""
     if "note" in result:
         return [result["note"], "", ""]
     seconds = result[clock]
@@ -53,7 +53,7 @@ def _numbers(result: Mapping[str, Any], baseline: Mapping[str, Any], clock: str)
 
 
 def _throughput(result: Mapping[str, Any], clock: str) -> str:
-    """Images per second."""
+    """Formats the number of images per second."""
     if clock not in result:
         return ""
     return _digits(result["batch_size"] / statistics.median(result[clock]))
@@ -62,7 +62,7 @@ def _throughput(result: Mapping[str, Any], clock: str) -> str:
 def table(report: Mapping[str, Any]) -> str:
     """Formats a line about the device and the settings, and a row for each variant of each case.
 
-    The column "÷ BASELINE" is the time of a variant divided by the time of the baseline: the
+    The column "÷ BASELINE" is the time of a variant divided by the time of the baseline. The
     baseline is faster where it exceeds 1. The name of the fastest PyTorch variant is bold.
     """
     baseline, clock = report["baseline"], report["clock"]
@@ -93,9 +93,9 @@ def table(report: Mapping[str, Any]) -> str:
 def _series(
     report: Mapping[str, Any], name: str, quantity: str
 ) -> dict[str, list[tuple[int, float]]]:
-    """For each variant, pairs (N, quantity) of one case name, sorted by N.
+    """Returns pairs (N, quantity) of one case name for each variant, sorted by N.
 
-    Takes the results with gradient if there are any, else those without.
+    They are the results with gradient if there are any, else those without.
     """
     results = [r for r in report["results"] if r["name"] == name and quantity in r]
     gradient = any(r["backward"] for r in results)
@@ -109,7 +109,7 @@ def _series(
 
 
 def _draw(axis: Any, series: Mapping[str, list[tuple[int, float]]]) -> dict[str, Any]:
-    """Draws one panel; returns its line of each variant."""
+    """Plots one panel, and returns the line of each variant."""
     from matplotlib import ticker
 
     lines = {}
@@ -137,7 +137,7 @@ def _draw(axis: Any, series: Mapping[str, list[tuple[int, float]]]) -> dict[str,
 
 
 def plot(report: Mapping[str, Any], path: pathlib.Path) -> None:
-    """Plots time and memory against N, with gradient if that was measured. Needs matplotlib."""
+    """Plots time and memory against N, with gradient if that was measured. Needs Matplotlib."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

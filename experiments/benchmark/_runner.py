@@ -1,8 +1,8 @@
-"""Runs all variants of a case: memory in a fresh process each, then time in turns in this process.
+"""Measures all variants of a case: the memory in fresh processes, then the time in this process.
+
+The fresh process of a variant prints its peak memory as JSON, or the reason why there is none:
 
     python -m experiments.benchmark._runner '{"variant": "ours", "name": "dot_product", ...}'
-
-is the fresh process. It prints the peak as JSON, or the reason why it has none.
 """
 
 import ctypes
@@ -39,21 +39,21 @@ def _reason(error: Exception) -> str:
 
 
 def device_memory() -> int:
-    """Bytes of memory that JAX may use on the first device."""
+    """Returns the bytes of memory that JAX may use on the first device."""
     if jax.default_backend() == "cpu":
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return jax.devices()[0].memory_stats()["bytes_limit"]
 
 
 def _release_heap() -> None:
-    """Returns freed memory to the system. A call that reuses it would not raise the peak."""
+    """Returns freed memory to the system, because a call that reuses it does not raise the peak."""
     gc.collect()
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def peak_mib(case: Case, variant: str) -> float:
-    """Peak memory of a variant. Call this once per process.
+    """Returns the peak memory of a variant. Call this once per process.
 
     On a CPU, this is the rise of resident memory during the second call. On an accelerator, it is
     all memory in use, including inputs, parameters and, for our variants, what XLA needs to tune
@@ -73,7 +73,7 @@ def peak_mib(case: Case, variant: str) -> float:
 
 
 def _peak_in_fresh_process(case: Case, variant: str) -> dict[str, Any]:
-    """``{"peak_mib": ...}`` or ``{"note": reason}``."""
+    """Returns ``{"peak_mib": ...}`` or ``{"note": reason}``."""
     argument = json.dumps({"variant": variant, **dataclasses.asdict(case)})
     command = [sys.executable, "-m", "experiments.benchmark._runner", argument]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p or "." for p in sys.path)}
@@ -97,7 +97,8 @@ def run(case: Case, variants: Sequence[str], *, repeats: int, memory: bool) -> l
 
     Returns:
       For each variant a dict with ``"variant"``, ``"peak_mib"``, and one sample per turn in
-      ``"wall_seconds"`` and ``"cpu_seconds"``; or with a ``"note"`` why it was not run.
+      ``"wall_seconds"`` and ``"cpu_seconds"``. If a variant was not run, its dict has a ``"note"``
+      with the reason instead.
     """
     results = {variant: {"variant": variant} for variant in variants}
     limit = device_memory()

@@ -1,4 +1,4 @@
-"""Measures the memory of an operation or of the forward pass of a network, in this fresh process.
+"""Measures the memory of an operation, or of the forward pass of a network, in this process.
 
     python -m experiments.benchmark.memory operation --operation=softmax_attention --positions=9409
     python -m experiments.benchmark.memory forward --size=1024x2048 \\
@@ -7,9 +7,10 @@
     python -m experiments.benchmark.memory operation --positions=100352 --channels=256 \\
         --dtype=bfloat16 --topology=v5e:4x4 --context=16 --implementation=ring
 
-Prints one JSON object. ``peak_mib`` is the rise of resident memory while the compiled program runs
-for the first time, without its inputs and parameters. With --topology nothing runs: ``chip_mib`` is
-the memory that the compiler allocates on a TPU chip when --context chips share the positions.
+The command prints one JSON object. ``peak_mib`` is the rise of resident memory while the compiled
+program runs for the first time, without its inputs and parameters. With --topology the program is
+only compiled: ``chip_mib`` is the memory that the compiler allocates on a TPU chip if --context
+chips share the positions.
 """
 
 import functools
@@ -30,16 +31,18 @@ from nonlocal_jax.topology import compiled_report, topology_devices, use_tpu_com
 
 _CONFIG = cli.define_config(required=False)
 _OPERATION = flags.DEFINE_enum(
-    "operation", "softmax_attention", list(OPERATIONS), "function of nonlocal_jax.ops"
+    "operation", "softmax_attention", list(OPERATIONS), "Function of nonlocal_jax.ops."
 )
-_POSITIONS = flags.DEFINE_integer("positions", 9409, "number of positions N", lower_bound=1)
-_CHANNELS = flags.DEFINE_integer("channels", 64, "number of channels C", lower_bound=1)
-_IMPLEMENTATION = flags.DEFINE_string("implementation", "auto", "implementation of the operation")
-_BACKWARD = flags.DEFINE_boolean("backward", True, "compute the gradient of the operation too")
-_DTYPE = flags.DEFINE_enum("dtype", "float32", DTYPES, "type of the arguments")
-_TOPOLOGY = flags.DEFINE_string("topology", None, "TPU to compile for, such as v5e:4x4")
-_CONTEXT = flags.DEFINE_integer("context", 1, "chips that share the positions", lower_bound=1)
-_SIZE = flags.DEFINE_string("size", "1024x2048", "HEIGHTxWIDTH of the image")
+_POSITIONS = flags.DEFINE_integer("positions", 9409, "Number of positions N.", lower_bound=1)
+_CHANNELS = flags.DEFINE_integer("channels", 64, "Number of channels C.", lower_bound=1)
+_IMPLEMENTATION = flags.DEFINE_string("implementation", "auto", "Implementation of the operation.")
+_BACKWARD = flags.DEFINE_boolean("backward", True, "Whether to compute the gradient, too.")
+_DTYPE = flags.DEFINE_enum("dtype", "float32", DTYPES, "Type of the arguments.")
+_TOPOLOGY = flags.DEFINE_string("topology", None, "TPU topology to compile for, such as v5e:4x4.")
+_CONTEXT = flags.DEFINE_integer(
+    "context", 1, "Number of chips that share the positions.", lower_bound=1
+)
+_SIZE = flags.DEFINE_string("size", "1024x2048", "Size of the image, HEIGHTxWIDTH.")
 
 
 def _operation() -> dict[str, object]:
@@ -50,8 +53,8 @@ def _operation() -> dict[str, object]:
         options["implementation"] = _IMPLEMENTATION.value
     elif _IMPLEMENTATION.value != "auto":
         raise InputError(
-            f"{_OPERATION.value} has only one implementation, not {_IMPLEMENTATION.value!r}; "
-            "leave --implementation out"
+            f"--implementation={_IMPLEMENTATION.value!r} is not supported for {_OPERATION.value}, "
+            "which has one implementation; leave it out"
         )
     shapes = operation.shapes(*shape)
     forward = functools.partial(operation.function, **options)

@@ -20,17 +20,17 @@ class Bottleneck(nn.Module):
 
         y = ReLU(shortcut(x) + block(conv3(conv2(conv1(x)))))
 
-    ResNet (arXiv:1512.03385) with the stride in the 3x3 convolution (PyTorch's style). The shortcut
-    is x, or a 1x1 convolution with norm where the shape changes. The scale of the last norm starts
-    at zero.
+    This is the block of ResNet (arXiv:1512.03385) with the stride in the 3x3 convolution, as in
+    PyTorch. conv1 and conv2 include a ReLU. The shortcut is x, or a 1x1 convolution with norm where
+    the shape changes. ``block`` is optional. The scale of the last norm is initialized to zero.
 
     Attributes:
-      width: channels of the 3x3 convolution; the output has four times as many.
-      stride: of the 3x3 convolution.
-      dilation: of the 3x3 convolution.
-      block: constructor of a block after conv3, inside the residual branch (GCNet), or None.
-      norm: constructor of the norms, see ``layers.apply_norm``.
-      dtype: type of the computation; None promotes the input with the float32 parameters.
+      width: Channels of the 3x3 convolution. The output has four times as many.
+      stride: Stride of the 3x3 convolution.
+      dilation: Dilation of the 3x3 convolution.
+      block: Constructor of a block after conv3, inside the residual branch (GCNet), or None.
+      norm: Constructor of the norms, see ``layers.apply_norm``.
+      dtype: Type of the computation. None promotes the input with the float32 parameters.
     """
 
     width: int
@@ -68,34 +68,34 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """A bottleneck ResNet that returns the feature map of every stage.
 
-    The defaults are ResNet-50 V1c with output stride 8, as in mmsegmentation: the stem consists of
-    three 3x3 convolutions (width/2, width/2, width), stages 3 and 4 are dilated instead of strided,
-    and the first residual block of a dilated stage has half the dilation (``contract_dilation``).
+    The defaults are ResNet-50 V1c with output stride 8, as in mmsegmentation. The stem consists of
+    three 3x3 convolutions (width/2, width/2, width). Stages 3 and 4 are dilated instead of strided.
+    The first residual block of a dilated stage has half the dilation (``contract_dilation``).
     ResNet-101 has ``stage_sizes=(3, 4, 23, 3)``. The stem "v1" is the 7x7 convolution of
     torchvision.
 
-    Clips ``[B, T, H, W, 3]`` are processed frame by frame. Only two things can relate frames: a
-    block, unless its ``axes`` is "space", and a norm whose statistics are over positions. At
-    inference, a batch norm treats frames independently; in training, its statistics are those of
-    all frames. ``nn.GroupNorm`` normalizes a clip as a whole.
+    Clips ``[B, T, H, W, 3]`` are processed frame by frame, with two exceptions: blocks whose
+    ``axes`` is not "space", and norms whose statistics are over positions. At inference, a batch
+    norm treats frames independently. In training, its statistics are those of all frames.
+    ``nn.GroupNorm`` normalizes a clip as a whole.
 
     Parameters have the names of PyTorch, with ``layer3.0`` written ``layer3_0``. Parameter paths
-    are final: they will not change for rematerialization or for scanning over layers.
+    are final. They will not change for rematerialization or for scanning over layers.
 
     Attributes:
-      stage_sizes: number of residual blocks in each stage.
-      strides: stride of the first residual block of each stage.
-      dilations: dilation of each stage.
-      contract_dilation: halve the dilation of the first residual block of a dilated stage.
-      width: channels of the stem and of the 3x3 convolutions of stage 1; doubles in each stage.
-      stem: "v1c" or "v1".
-      block: constructor of the block that ``block_at`` inserts, or None.
-      block_at: the residual blocks to insert it at, as "layer{stage}.{index}" with stages from 1
-        and indices from 0.
-      block_position: "after_residual" inserts the block after the residual block (NL paper),
-        "after_conv3" inside its residual branch (GCNet).
-      norm: constructor of the norms, see ``layers.apply_norm``. Inserted blocks have their own.
-      dtype: type of the computation; None promotes the input with the float32 parameters.
+      stage_sizes: Number of residual blocks in each stage.
+      strides: Stride of the first residual block of each stage.
+      dilations: Dilation of each stage.
+      contract_dilation: Whether the first residual block of a dilated stage has half the dilation.
+      width: Channels of the stem and of the 3x3 convolutions of stage 1. It doubles in each stage.
+      stem: Kind of the stem, "v1c" or "v1".
+      block: Constructor of the block that ``block_at`` inserts, or None.
+      block_at: The residual blocks where the block is inserted, as "layer{stage}.{index}" with
+        stages from 1 and indices from 0.
+      block_position: Position of the inserted block. "after_residual" is after the residual block
+        (NL paper), "after_conv3" is inside its residual branch (GCNet).
+      norm: Constructor of the norms, see ``layers.apply_norm``. Inserted blocks have their own.
+      dtype: Type of the computation. None promotes the input with the float32 parameters.
     """
 
     stage_sizes: Sequence[int] = (3, 4, 6, 3)
@@ -112,12 +112,13 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> list[jax.Array]:
-        """Returns a feature map for each stage; the first is ``[B, H/4, W/4, 4 * width]``.
+        """Returns a feature map for each stage. The first is ``[B, H/4, W/4, 4 * width]``.
 
-        ``images`` are ``[B, H, W, 3]``, or ``[B, T, H, W, 3]`` with feature maps ``[B, T, ...]``.
+        Images are ``[B, H, W, 3]``. Clips are ``[B, T, H, W, 3]``, with feature maps
+        ``[B, T, ...]``.
 
         Raises:
-          InputError: the shape or an attribute does not fit.
+          InputError: A shape or an attribute is wrong.
         """
         self._check(images)
         x = self._apply_stem(images, train)
@@ -167,25 +168,27 @@ class ResNet(nn.Module):
     def _check(self, images: jax.Array) -> None:
         if images.ndim not in (4, 5):
             raise InputError(
-                f"images have the shape {images.shape}; "
-                "use images [B, H, W, 3] or clips [B, T, H, W, 3]"
+                f"images has shape {images.shape}; use images [B, H, W, 3] or clips [B, T, H, W, 3]"
             )
         for name, kind in (("stem", Stem), ("block_position", BlockPosition)):
             if getattr(self, name) not in get_args(kind):
                 choices = " or ".join(map(repr, get_args(kind)))
-                raise InputError(f"{name}={getattr(self, name)!r} is unknown; use {choices}")
+                raise InputError(f"{name} is {getattr(self, name)!r}; use {choices}")
         if self.width < 2:
             raise InputError(
-                f"width={self.width} is too small, because the stem has half of it; use 2 or more"
+                f"width is {self.width}, but the stem has half as many channels; use 2 or more"
             )
         stages = self.stage_sizes, self.strides, self.dilations
         if len(set(map(len, stages))) > 1:
             raise InputError(
-                f"stage_sizes, strides and dilations are {', '.join(map(str, stages))}; "
-                "give each of them one entry per stage"
+                f"stage_sizes is {stages[0]}, strides is {stages[1]}, dilations is {stages[2]}; "
+                "use one entry per stage in each of them"
             )
         places = [
             f"layer{s}.{i}" for s, size in enumerate(self.stage_sizes, 1) for i in range(size)
         ]
         if unknown := [place for place in self.block_at if place not in places]:
-            raise InputError(f"block_at names {unknown}, which do not exist; use some of {places}")
+            raise InputError(
+                f"block_at is {self.block_at}, but there is no {', '.join(unknown)}; "
+                f"use some of {', '.join(places)}"
+            )

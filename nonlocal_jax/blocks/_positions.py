@@ -2,12 +2,14 @@
 
 The operations take flat positions ``[..., N, C]``. The functions here flatten feature maps to
 positions, shard the operation over the device mesh, and restore the feature map. Sequences, images
-and clips share one code path: which axes a block relates is only a reshape.
+and clips share one code path. ``axes`` determines which positions attend to each other. It is
+implemented by a reshape.
 """
 
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Literal, get_args
 
 import flax.linen as nn
 import jax
@@ -18,7 +20,8 @@ from nonlocal_jax.errors import InputError
 from nonlocal_jax.ops._numerics import check_mask, zero_padding
 from nonlocal_jax.sharding import CONTEXT, DATA
 
-AXES = ("spacetime", "space", "time")
+Axes = Literal["spacetime", "space", "time"]
+AXES = get_args(Axes)
 
 
 def relate(
@@ -29,17 +32,17 @@ def relate(
     mask: jax.Array | None = None,
     mask_queries: bool = False,
 ) -> jax.Array:
-    """``operation(queries, *keys)`` on feature maps, sharded over the current device mesh.
+    """Computes ``operation(queries, *keys)`` on feature maps, sharded over the current device mesh.
 
     Args:
-      operation: function of ``nonlocal_jax.ops`` on positions, with ``mask`` and ``axis_name``.
-      queries: feature map ``[B, *S, C]``, or scores ``[B, *S]``.
-      keys: keys, values and what else belongs to the keys, ``[B, *S', C]`` or ``[B, *S']``. Their
-        size S' is S, or S after ``max_pool_space``.
-      axes: the axes of S that the operation relates: "spacetime", "space" or "time".
-      mask: ``[B, *S]``, False where the feature map is padding. The operation gets the mask of the
-        keys as ``mask``.
-      mask_queries: also pass the mask of the queries, as ``query_mask``.
+      operation: Function of ``nonlocal_jax.ops`` on positions, with ``mask`` and ``axis_name``.
+      queries: Feature map ``[B, *S, C]``, or scores ``[B, *S]``.
+      *keys: Feature maps ``[B, *S', C]`` or scores ``[B, *S']`` of the keys, such as keys and
+        values. Their size S' is S, or S after ``max_pool_space``.
+      axes: The axes of S along which positions attend: "spacetime", "space" or "time".
+      mask: Mask ``[B, *S]``, False where the feature map is padding. The operation gets the mask of
+        the keys as ``mask``.
+      mask_queries: Whether the operation also gets the mask of the queries, as ``query_mask``.
 
     Returns:
       Feature map ``[B, *S, D]``. With Explicit mesh axes it is sharded like ``queries``.
@@ -63,15 +66,15 @@ def on_positions(
     axes: str,
     mask: jax.Array | None = None,
 ) -> jax.Array:
-    """``function(x, mask)`` on the positions ``[..., N, C]`` and ``[..., N]`` of a feature map.
+    """Computes ``function(x, mask)`` on the positions of a feature map.
 
-    Unlike ``relate``, leaves the partitioning to XLA.
+    Unlike ``relate``, it leaves the partitioning to XLA.
 
     Args:
-      function: maps positions ``[..., N, C]`` to ``[..., N, D]``.
-      x: feature map ``[B, *S, C]``.
-      axes: the axes of S that N runs over.
-      mask: ``[B, *S]``, False where x is padding.
+      function: Maps positions ``[..., N, C]`` and their mask ``[..., N]`` to ``[..., N, D]``.
+      x: Feature map ``[B, *S, C]``.
+      axes: The axes of S that become N.
+      mask: Mask ``[B, *S]``, False where x is padding.
 
     Returns:
       Feature map ``[B, *S, D]``. With Explicit mesh axes it is sharded like ``x``.
@@ -90,15 +93,16 @@ def read_feature_map(
     Without the zeros, NaN in the padding would give NaN gradients of the weights.
 
     Args:
-      x: ``[B, *S, C]`` with one to three axes S.
-      axes: "spacetime"; "space", which needs two or three axes S; or "time", which needs three.
-      mask: ``[B, *S]``, False where x is padding.
+      x: Feature map ``[B, *S, C]`` with one to three axes S.
+      axes: One of "spacetime", "space" and "time". "space" requires two or three axes S, "time"
+        three.
+      mask: Mask ``[B, *S]``, False where x is padding.
 
     Returns:
       The feature map and its mask. With Explicit mesh axes the mask is sharded like ``x``.
 
     Raises:
-      InputError: ``axes`` is unknown, or a shape is wrong.
+      InputError: The value of ``axes`` is unknown, or a shape is wrong.
     """
     check_mask(mask, x.shape[:-1])
     if axes not in AXES:
@@ -109,10 +113,10 @@ def read_feature_map(
             "channels; use [B, L, C], [B, H, W, C] or [B, T, H, W, C]"
         )
     if axes == "time" and x.ndim != 5:
-        raise InputError(f'x has shape {x.shape}, but axes="time" needs a clip [B, T, H, W, C]')
+        raise InputError(f"axes is 'time', but x has shape {x.shape}; use a clip [B, T, H, W, C]")
     if axes == "space" and x.ndim < 4:
         raise InputError(
-            f'x has shape {x.shape}, but axes="space" needs [B, H, W, C] or [B, T, H, W, C]'
+            f"axes is 'space', but x has shape {x.shape}; use [B, H, W, C] or [B, T, H, W, C]"
         )
     if mask is not None:
         mask = _reshard(mask, PartitionSpec(*jax.typeof(x).sharding.spec[:-1]))
@@ -120,22 +124,22 @@ def read_feature_map(
 
 
 def max_pool_space(x: jax.Array) -> jax.Array:
-    """Max pooling by two along space, not along time. As in PyTorch, an odd last row is dropped."""
+    """Max-pools by two along space, not along time. As in PyTorch, an odd last row is dropped."""
     window = (1, 2, 2) if x.ndim == 5 else (2,) * (x.ndim - 2)
     x = _gather(x, jax.typeof(x).sharding.spec)
     return nn.max_pool(x, window, strides=window)
 
 
 def _max_pool_mask(mask: jax.Array) -> jax.Array:
-    """The mask ``[B, *S]`` after ``max_pool_space``: False where any pooled position is padding."""
+    """Pools a mask ``[B, *S]`` like ``max_pool_space``. False where any position is padding."""
     return max_pool_space((~mask)[..., None].astype(jnp.float32))[..., 0] == 0
 
 
 def _flatten(x: jax.Array, axes: str, rank: int) -> jax.Array:
-    """``[B, *S, ...]``, with ``rank`` axes S, to ``[..., N, ...]``: N positions are related.
+    """Reshapes ``[B, *S, ...]``, with ``rank`` axes S, to ``[..., N, ...]``.
 
-    "spacetime" gives ``[B, prod(S), ...]``, "space" ``[B, T, H*W, ...]`` and "time"
-    ``[B, H, W, T, ...]``.
+    The N positions attend to each other. "spacetime" gives ``[B, prod(S), ...]``, "space"
+    ``[B, T, H*W, ...]`` and "time" ``[B, H, W, T, ...]``.
     """
     if axes == "time":
         return jnp.moveaxis(x, 1, rank)
@@ -145,7 +149,7 @@ def _flatten(x: jax.Array, axes: str, rank: int) -> jax.Array:
 
 
 def _restore(y: jax.Array, size: Sequence[int], axes: str) -> jax.Array:
-    """The inverse of ``_flatten``: ``[..., N, D]`` to ``[B, *size, D]``."""
+    """Reshapes ``[..., N, D]`` to ``[B, *size, D]``, the inverse of ``_flatten``."""
     if axes == "time":
         return jnp.moveaxis(y, -2, 1)
     return y.reshape(y.shape[0], *size, y.shape[-1])
@@ -157,12 +161,13 @@ def _over_mesh(
     keys: Sequence[jax.Array],
     masks: dict[str, jax.Array | None],
 ) -> jax.Array:
-    """``operation(queries, *keys, **masks, axis_name=...)`` on positions, over the current mesh.
+    """Computes ``operation(queries, *keys, **masks, axis_name=...)`` over the current mesh.
 
-    XLA cannot partition a Pallas or cuDNN call, and would gather the keys that a ring passes on, so
-    the operation runs inside ``jax.shard_map``. The batch is split over "data" if its size divides.
-    Over "context" an axis of independent items is split if one divides (such as the frames of
-    ``axes="space"``), else the positions, which are padded until they divide.
+    XLA cannot partition a Pallas or cuDNN call, and it would gather the keys that a ring passes on.
+    So the operation runs inside ``jax.shard_map``. The batch is split over "data" if its size is a
+    multiple of the size of "data". An axis of independent items, such as the frames of
+    ``axes="space"``, is split over "context" if its size is a multiple of the size of "context".
+    Else the positions are padded to such a multiple and split.
     """
     leading = max((queries, *keys), key=jnp.ndim).shape[:-2]
     axis = len(leading)  # of the positions
@@ -204,8 +209,9 @@ def _over_mesh(
 def _batch_axis_and_context(x: jax.Array) -> tuple[str | tuple[str, ...] | None, int]:
     """The mesh axes to split the batch of x over, and the number of devices to split an image over.
 
-    With Explicit mesh axes, keeps the batch split as it is, and the positions together. With Auto
-    axes, their names "data" and "context" decide. Inside ``jax.shard_map`` nothing is split again.
+    With Explicit mesh axes, the sharding of the batch is kept, and the positions are not split.
+    With Auto axes, the names "data" and "context" decide. Inside ``jax.shard_map``, nothing is
+    split again.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if AxisType.Manual in mesh.axis_types:
@@ -230,5 +236,5 @@ def _reshard(x: jax.Array, spec: PartitionSpec) -> jax.Array:
 
 
 def _gather(x: jax.Array, sharding: Sequence[str | tuple[str, ...] | None]) -> jax.Array:
-    """All-gathers the positions if mesh axes are Explicit: JAX refuses to contract split axes."""
+    """All-gathers the positions if mesh axes are Explicit, as JAX does not contract split axes."""
     return _reshard(x, PartitionSpec(*sharding[:1]))

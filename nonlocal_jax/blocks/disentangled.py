@@ -1,17 +1,18 @@
 """The disentangled non-local block."""
 
 import functools
+from typing import get_args
 
 import flax.linen as nn
 import jax
 
 from nonlocal_jax import ops
 from nonlocal_jax.blocks._positions import relate
-from nonlocal_jax.blocks.non_local import NonLocalBlock
+from nonlocal_jax.blocks.non_local import NonLocalBlock, SoftmaxImplementation, SoftmaxMode
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.layers import initializers
 
-MODES = ("gaussian", "embedded_gaussian")
+MODES = get_args(SoftmaxMode)
 
 
 class DisentangledNonLocalBlock(NonLocalBlock):
@@ -20,34 +21,44 @@ class DisentangledNonLocalBlock(NonLocalBlock):
     ::
 
         z_i = x_i + norm(W (y_i + u))
-        y_i = sum_j softmax_j(theta'_i . phi'_j / (sqrt(C') temperature)) g_j
-        u   = sum_j softmax_j(m_j) g_j
+        y_i = sum_j A_ij g_j
+        u   = sum_j b_j g_j
 
-        theta'_i = theta_i - mean_j theta_j
-        phi'_i   = phi_i - mean_j phi_j
-        m_i      = conv_mask(x_i)
+        A_ij     = softmax over j of theta'_i . phi'_j / (sqrt(C') temperature)
+        b_j      = softmax over j of m_j
+        theta'_i = theta_i - (mean over i of theta_i)
+        phi'_j   = phi_j - (mean over j of phi_j)
+        m_j      = conv_mask(x_j)
 
-    y shows where a position looks, once the part that all positions share is removed; u is that
-    shared part. conv_mask is a 1x1 convolution with bias from C to 1 channel. All other symbols,
-    shapes and attributes are those of :class:`NonLocalBlock`; ``use_scale=False`` leaves out
-    sqrt(C'). Only the softmax modes "gaussian" and "embedded_gaussian" have a disentangled version.
-    The recorded ``query`` and ``key`` are whitened and give the pairwise term without u.
+    y_i is the attention of position i, computed from whitened queries and keys: their mean is
+    subtracted. This is the pairwise term. u is a second attention, with the learned scores m_j. It
+    is the same for all positions i. This is the unary term. conv_mask is a 1x1 convolution with
+    bias from C to 1 channel. All other symbols, shapes and attributes are those of
+    :class:`NonLocalBlock`.
+
+    Only the modes "gaussian" and "embedded_gaussian" are supported. Only "embedded_gaussian" with
+    ``use_scale=True`` divides by sqrt(C'). "gaussian" uses x_i and x_j in place of theta_i and
+    phi_j. The sown ``query`` and ``key`` are whitened. They give the attention matrix A of the
+    pairwise term.
 
     Source: Yin et al., Disentangled Non-Local Neural Networks (arXiv:2006.06668), eq. 11. The
     convention is that of mmsegmentation's ``DisentangledNonLocal2d``: both terms share g and one
-    output projection W. (The authors' code has no W, and a learned factor on the pairwise term.)
+    output projection W. The authors' code has no W. It multiplies the pairwise term by a learned
+    factor.
 
     Attributes:
-      temperature: divides the whitened logits; 0.05 multiplies them by 20.
+      temperature: Divisor of the whitened logits. 0.05 multiplies them by 20.
     """
 
+    mode: SoftmaxMode = "embedded_gaussian"
+    implementation: SoftmaxImplementation = "auto"
     temperature: float = 0.05
 
     def _check(self) -> None:
         super()._check()
         if self.mode not in MODES:
             raise InputError(
-                f"mode is {self.mode!r}; for a disentangled block use one of {', '.join(MODES)}"
+                f"mode is {self.mode!r}; for a disentangled block, use one of {', '.join(MODES)}"
             )
         if self.temperature <= 0:
             raise InputError(f"temperature is {self.temperature}; use a positive number")

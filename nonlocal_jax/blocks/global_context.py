@@ -1,13 +1,14 @@
-"""The global context block and its relatives: simplified non-local and squeeze-and-excitation."""
+"""The global context block, with the simplified non-local block and squeeze-and-excitation."""
 
 import functools
+from typing import Literal, get_args
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from nonlocal_jax import ops
-from nonlocal_jax.blocks._positions import on_positions, read_feature_map
+from nonlocal_jax.blocks._positions import Axes, on_positions, read_feature_map
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.layers import initializers
 from nonlocal_jax.layers.norm import NormFn, apply_norm
@@ -15,12 +16,13 @@ from nonlocal_jax.layers.norm import NormFn, apply_norm
 # PyTorch's LayerNorm: epsilon is 1e-5 (Flax: 1e-6), and the variance is computed in two passes.
 LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-5, use_fast_variance=False)
 
-POOLINGS = ("attention", "average")
+Pooling = Literal["attention", "average"]
+POOLINGS = get_args(Pooling)
 FUSIONS = ("add", "multiply")
 
 
 class _ChannelTransform(nn.Module):
-    """t(c) = W2 ReLU(norm(W1 c)), or t(c) = W2 c without a ratio; W2 is initialized to zero."""
+    """t(c) = W2 ReLU(norm(W1 c)), or t(c) = W2 c without a ratio. W2 is initialized to zero."""
 
     ratio: float | None
     norm: NormFn | None
@@ -49,40 +51,42 @@ class GlobalContextBlock(nn.Module):
 
     ::
 
-        z_i = x_i * sigmoid(t_mul(c)) + t_add(c)
-        c   = sum_j softmax_j(w . x_j) x_j
+        z_i  = x_i * sigmoid(t_mul(c)) + t_add(c)
+        c    = sum_j a_j x_j
+        a_j  = softmax over j of conv_mask(x_j)
         t(c) = W2 ReLU(norm(W1 c))
 
-    The context c is one vector for all positions i. w is a 1x1 convolution from C to 1 channel
-    ("conv_mask"). W1 maps from C to C * ``ratio`` channels, W2 maps back to C. t_mul and t_add have
-    their own weights, and ``fusion`` says which of them are used. With ``pooling="average"`` c is
-    the mean of x.
+    x_i is the input and z_i is the output at position i, with C channels. The context c is one
+    vector for all positions i. conv_mask is a 1x1 convolution with bias from C to 1 channel. With
+    ``pooling="average"``, c is the mean of x. The transforms t_mul and t_add have the formula of t,
+    each with its own weights. ``fusion`` chooses which of them are used. W1 maps from C to
+    C * ``ratio`` channels, and W2 maps back to C channels.
 
-    W2 is initialized to zero. So with "add" only, the block starts as the identity; with
-    "multiply" the gate starts at one half.
+    W2 is initialized to zero. With only "add", the block starts as the identity. With "multiply",
+    the sigmoid starts at one half.
 
     Source: Cao et al., GCNet (arXiv:1904.11492), eq. 5. The convention is that of mmcv's
     ``ContextBlock``: the context is computed from x itself, and the norm is over the channels.
 
-    Other blocks of section 3 of the paper: ``ratio=None`` uses one linear map, t(c) = W2 c
-    (simplified non-local block, eq. 4). ``pooling="average", fusion=("multiply",), norm=None`` is
-    squeeze-and-excitation.
+    Other blocks of section 3 of the paper are options. ``ratio=None`` uses one linear map,
+    t(c) = W2 c (simplified non-local block, eq. 4). ``pooling="average", fusion=("multiply",),
+    norm=None`` is squeeze-and-excitation.
 
     Attributes:
-      ratio: channels of the bottleneck divided by C; None uses one linear map.
-      pooling: "attention" or "average".
-      fusion: "add", "multiply" or both.
-      axes: the positions that share a context: "spacetime" (all), "space" (those of a frame) or
-        "time" (one place in all frames).
-      norm: constructor of the norm inside t, or None. Its input is one vector per image, for which
-        batch statistics are unreliable; use a layer norm.
-      dtype: of the computation; None promotes the input with the float32 parameters.
+      ratio: Channels of W1 divided by C, or None for t(c) = W2 c.
+      pooling: Computation of the context, "attention" or "average".
+      fusion: Transforms that are used: "add", "multiply" or both.
+      axes: The positions that share a context: "spacetime" (all), "space" (those of a frame) or
+        "time" (the same pixel in all frames).
+      norm: Constructor of the norm inside t, or None. Its input is one vector per context, so batch
+        statistics are unreliable. Use a layer norm.
+      dtype: Type of the computation. None promotes the input with the float32 parameters.
     """
 
     ratio: float | None = 0.25
-    pooling: str = "attention"
+    pooling: Pooling = "attention"
     fusion: tuple[str, ...] = ("add",)
-    axes: str = "spacetime"
+    axes: Axes = "spacetime"
     norm: NormFn | None = LayerNorm
     dtype: jnp.dtype | None = None
 
@@ -93,15 +97,16 @@ class GlobalContextBlock(nn.Module):
         """Applies the block.
 
         Args:
-          x: feature map ``[B, *S, C]``.
-          train: passed to the norm, if that keeps running statistics.
-          mask: ``[B, *S]``, False where x is padding, which does not contribute to the context.
+          x: Feature map ``[B, *S, C]``.
+          train: Whether the norm uses the statistics of the batch, if it has running statistics.
+          mask: Mask ``[B, *S]``, False where x is padding. Padding does not contribute to the
+            context.
 
         Returns:
           ``[B, *S, C]`` in the type of ``x``.
 
         Raises:
-          InputError: a shape or an attribute is wrong.
+          InputError: A shape or an attribute is wrong.
         """
         if self.pooling not in POOLINGS:
             raise InputError(f"pooling is {self.pooling!r}; use one of {', '.join(POOLINGS)}")
@@ -113,7 +118,7 @@ class GlobalContextBlock(nn.Module):
         return on_positions(fuse, x, axes=self.axes, mask=mask)
 
     def _fuse(self, x: jax.Array, mask: jax.Array | None, *, train: bool) -> jax.Array:
-        """z on positions ``[..., N, C]``."""
+        """Computes z on positions ``[..., N, C]``."""
         score = None
         if self.pooling == "attention":
             w = nn.Dense(

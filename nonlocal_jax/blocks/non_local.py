@@ -1,21 +1,29 @@
 """The non-local block."""
 
 import functools
-from typing import Literal
+from typing import Literal, get_args
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from nonlocal_jax import ops
-from nonlocal_jax.blocks._positions import max_pool_space, read_feature_map, relate
+from nonlocal_jax.blocks._positions import Axes, max_pool_space, read_feature_map, relate
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.layers import initializers
 from nonlocal_jax.layers.norm import BatchNorm, NormFn, apply_norm
 from nonlocal_jax.ops._numerics import at_least_float32
 
-MODES = ("gaussian", "embedded_gaussian", "dot_product", "concatenation")
-SUB_SAMPLES = (False, True, "after", "before")
+SoftmaxMode = Literal["gaussian", "embedded_gaussian"]
+Mode = Literal[SoftmaxMode, "dot_product", "concatenation"]
+MODES = get_args(Mode)
+
+SubSample = Literal[False, True, "after", "before"]
+SUB_SAMPLES = get_args(SubSample)
+
+# The names in ``ops.IMPLEMENTATIONS``, of softmax attention and of all operations.
+SoftmaxImplementation = Literal["auto", "dense", "chunked", "ring", "flash", "cudnn"]
+Implementation = Literal[SoftmaxImplementation, "reassociated", "sorted"]
 
 
 class NonLocalBlock(nn.Module):
@@ -24,58 +32,70 @@ class NonLocalBlock(nn.Module):
     ::
 
         z_i = x_i + norm(W y_i)
-        y_i = (1 / C(x)) sum_j f(x_i, x_j) g(x_j)
+        y_i = (1 / Z_i) sum_j f(x_i, x_j) g_j
 
-    Here i and j run over the positions of a feature map: a sequence ``[B, L, C]``, an image
-    ``[B, H, W, C]`` or a clip ``[B, T, H, W, C]``. ``mode`` chooses the pairwise function f and its
-    normalizer C(x), with N the number of keys j::
+    ``mode`` chooses the pairwise function f and its normalizer Z_i::
 
-        mode                 f(x_i, x_j)                        C(x)
+        mode                 f(x_i, x_j)                        Z_i
         "gaussian"           exp(x_i . x_j)                     sum_j f(x_i, x_j)
         "embedded_gaussian"  exp(theta_i . phi_j / sqrt(C'))    sum_j f(x_i, x_j)
-        "dot_product"        theta_i . phi_j                    N
-        "concatenation"      ReLU(w . [theta_i, phi_j])         N
+        "dot_product"        theta_i . phi_j                    M
+        "concatenation"      ReLU(w . [theta_i, phi_j])         M
 
-    theta, phi and g are 1x1 convolutions with bias from C to C' = C // reduction channels. W is a
-    1x1 convolution from C' back to C channels. It has a bias only if ``norm`` is None. ("gaussian"
-    compares x itself, so it has no theta and phi.) The block starts as the identity: the scale of
-    the norm is initialized to zero, or W if there is no norm.
+    The symbols are:
+
+    - i and j are positions of a sequence ``[B, L, C]``, an image ``[B, H, W, C]`` or a clip
+      ``[B, T, H, W, C]``. With ``sub_sample``, j is a position of the pooled feature map. M is the
+      number of positions j that are not padding.
+    - x_i is the input, with C channels. z_i is the output, with C channels.
+    - y_i is the result of the pairwise operation, with C' = max(C // reduction, 1) channels.
+    - theta_i, phi_j and g_j are query, key and value: 1x1 convolutions of x_i, x_j and x_j, from C
+      to C' channels, with bias. "gaussian" has no theta and phi.
+    - W is a 1x1 convolution from C' to C channels. It has a bias only if ``norm`` is None.
+    - "." is the dot product, [a, b] is the concatenation of a and b, and w is a learned vector of
+      2 C' numbers.
+
+    The block starts as the identity: the scale of the norm is initialized to zero, or W if there is
+    no norm.
 
     Source: Wang et al., Non-local Neural Networks (arXiv:1711.07971), eq. 1 to 6. The convention is
     that of mmcv's ``NonLocalNd``.
 
-    Several devices: under a mesh (``jax.set_mesh``) with Auto axes named "data" and "context", the
-    batch is split over "data" and the positions of an image over "context". With Explicit axes, the
-    pairwise operation all-gathers the positions and its output is sharded like x.
+    Several devices: A mesh (``jax.set_mesh``) may have Auto axes named "data" and "context". The
+    batch is then split over "data", and the positions of an image are split over "context". With
+    Explicit axes, the pairwise operation all-gathers the positions. Its output is sharded like x.
 
-    Visualization: with ``mutable=["intermediates"]`` the softmax modes record ``query``
-    ``[B, *S, C']``, already scaled, and ``key`` ``[B, *S', C']``, at least float32, each in a tuple
-    of one. S' is S, or half of it if ``sub_sample`` is on. Flattened to positions,
-    ``ops.attention_weights(query, key)`` is the attention matrix.
+    Visualization: With ``mutable=["intermediates"]``, the modes "gaussian" and "embedded_gaussian"
+    sow ``query`` ``[B, *S, C']`` and ``key`` ``[B, *S', C']``, in float32 or float64. ``query``
+    includes the scale. As usual for ``sow``, each is a tuple with one array. With ``sub_sample``,
+    S' has half the height and width of S (half the length for sequences). In mode "gaussian", both
+    have C channels. Flattened to positions, ``ops.attention_weights(query, key)`` is the attention
+    matrix.
 
     Attributes:
-      mode: the pairwise function, see above.
-      reduction: C / C'.
-      use_scale: divide the logits of "embedded_gaussian" by sqrt(C'). mmsegmentation and the
-        authors' code do; the paper and mmaction2 do not. No other mode is scaled.
-      sub_sample: max-pool keys and values by two along space. "after" (or True) pools the
-        projections phi and g, as the paper, mmcv and TSM do. "before" pools x, as the authors' code
-        does.
-      axes: the positions that are related: "spacetime" (all), "space" (those of a frame) or "time"
-        (one place in all frames).
-      norm: constructor of the norm after W, or None.
-      dtype: of the computation; None promotes the input with the float32 parameters.
-      implementation: of the pairwise operation, see the functions of ``nonlocal_jax.ops``.
+      mode: The pairwise function, see above.
+      reduction: Ratio C / C' of the channels.
+      use_scale: Whether the logits of "embedded_gaussian" are divided by sqrt(C'). mmsegmentation
+        and the authors' code divide, the paper and mmaction2 do not. No other mode is scaled.
+      sub_sample: Max-pools keys and values by two along space. "after" (or True) pools the
+        projections phi and g, as in the paper, mmcv and TSM. "before" pools x, as in the authors'
+        code. False pools nothing.
+      axes: The positions that attend to each other: "spacetime" (all), "space" (those of a frame)
+        or "time" (the same pixel in all frames).
+      norm: Constructor of the norm after W, or None.
+      dtype: Type of the computation. None promotes the input with the float32 parameters.
+      implementation: Implementation of the pairwise operation, see the functions of
+        ``nonlocal_jax.ops``.
     """
 
-    mode: str = "embedded_gaussian"
+    mode: Mode = "embedded_gaussian"
     reduction: int = 2
     use_scale: bool = True
-    sub_sample: bool | Literal["before", "after"] = False
-    axes: str = "spacetime"
+    sub_sample: SubSample = False
+    axes: Axes = "spacetime"
     norm: NormFn | None = BatchNorm
     dtype: jnp.dtype | None = None
-    implementation: str = "auto"
+    implementation: Implementation = "auto"
 
     @nn.compact
     def __call__(
@@ -84,16 +104,16 @@ class NonLocalBlock(nn.Module):
         """Applies the block.
 
         Args:
-          x: feature map ``[B, *S, C]``.
-          train: normalize with the statistics of the batch instead of the running ones.
-          mask: ``[B, *S]``, False where x is padding. Padding is not attended to and not counted in
-            the statistics. The output there is undefined.
+          x: Feature map ``[B, *S, C]``.
+          train: Whether the norm uses the statistics of the batch instead of the running ones.
+          mask: Mask ``[B, *S]``, False where x is padding. Padding is not attended to and not
+            counted in the statistics. The output at padding is undefined.
 
         Returns:
           ``[B, *S, C]`` in the type of ``x``.
 
         Raises:
-          InputError: a shape or an attribute is wrong.
+          InputError: A shape or an attribute is wrong.
         """
         self._check()
         queries, mask = read_feature_map(x, self.axes, mask)
@@ -126,8 +146,8 @@ class NonLocalBlock(nn.Module):
             raise InputError(f"sub_sample is {self.sub_sample!r}; use one of {choices}")
         if self.sub_sample and self.axes == "time":
             raise InputError(
-                f'sub_sample={self.sub_sample!r} pools space, but axes="time" does not relate '
-                "space; use sub_sample=False"
+                f"sub_sample is {self.sub_sample!r}, but axes is 'time', and keys are pooled only "
+                "along space; use sub_sample=False"
             )
 
     def _embed(self, name: str, x: jax.Array) -> jax.Array:
@@ -147,7 +167,7 @@ class NonLocalBlock(nn.Module):
         keys: jax.Array,
         mask: jax.Array | None,
     ) -> jax.Array:
-        """Eq. 1 on feature maps; ``keys`` is the feature map that phi and g were computed from."""
+        """Computes y on feature maps. ``phi`` and ``g`` are projections of ``keys``."""
         if self.mode == "dot_product":
             operation = ops.dot_product
         elif self.mode == "concatenation":

@@ -1,4 +1,7 @@
-"""Checkpoints in and out: PyTorch's formats without PyTorch, ``.safetensors``, work directories."""
+"""Loads and saves checkpoints: PyTorch's files, ``.safetensors`` files and work directories.
+
+PyTorch is not needed.
+"""
 
 from nonlocal_jax.convert.checkpoints import (
     export_torch,

@@ -1,4 +1,4 @@
-"""Checks that named arrays fit a model, and lists everything that does not at once."""
+"""Checks that named arrays fit a model. One error lists everything that does not fit."""
 
 import inspect
 import json
@@ -23,29 +23,29 @@ def check(
     wanted: Shapes | None,
     different: Collection[str] = (),
 ) -> None:
-    """Requires exactly the ``wanted`` names, with these shapes and of a floating type.
+    """Requires exactly the ``wanted`` names, with these shapes and a floating-point type.
 
     Args:
-      name: What to call the arrays in the message.
+      name: Name of the checkpoint in the message.
       arrays: Arrays by name.
       wanted: Shapes by name, or None if they are not known.
       different: Differences of the model configs, which are errors too.
 
     Raises:
-      InputError: Lists all arrays that are missing, not in the model, of another shape or of
-        another type, and the differences of the model configs.
+      InputError: The arrays do not fit. The message lists all arrays that are missing, are not in
+        the model, or have a different shape or type, and the differences of the model configs.
     """
     if wanted is None:
         wanted = {path: array.shape for path, array in arrays.items()}
     problems = {
         "missing": [f"{n} {shape}" for n, shape in wanted.items() if n not in arrays],
         "not in the model": [f"{n} {a.shape}" for n, a in arrays.items() if n not in wanted],
-        "of another shape": [
+        "with a different shape": [
             f"{n} is {arrays[n].shape}, {shape} in the model"
             for n, shape in wanted.items()
             if n in arrays and arrays[n].shape != shape
         ],
-        "not of a floating type": [
+        "not floating-point": [
             f"{n} is {arrays[n].dtype}"
             for n in wanted
             if n in arrays and not jnp.issubdtype(arrays[n].dtype, jnp.floating)
@@ -83,7 +83,7 @@ def config_differences(
 
 
 def _complete(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a model config with the defaults of those that are not given."""
+    """Returns the options of a model config, with defaults for those that are not given."""
     options = {"network": "segmentation", **config}
     if options["network"] not in NETWORKS:  # of a newer version
         return options

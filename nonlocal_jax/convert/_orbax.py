@@ -1,6 +1,6 @@
 """Reads the variables of a model from the work directory of a training run.
 
-Orbax is imported inside of the functions, so that files are read without it.
+The functions import Orbax, so that reading files does not require it.
 """
 
 import json
@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict
 
 from nonlocal_jax.errors import InputError, first_line
 
-# A work directory contains checkpoints/STEP/{variables,metadata}; ``train.Checkpoints`` writes it.
+# ``train.Checkpoints`` writes checkpoints/STEP/{variables,metadata} to the work directory.
 DIRECTORY = "checkpoints"
 
 
@@ -21,10 +21,11 @@ def read(path: epath.Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Reads the variables by path, in the type they were saved in, and the model config.
 
     Args:
-      path: A work directory, whose last finished step is read, or the directory of one step.
+      path: A work directory or the directory of one step. From a work directory, the last finished
+        step is read.
 
     Raises:
-      InputError: There is no finished step, or it is damaged.
+      InputError: There is no finished step, or it cannot be read.
     """
     import orbax.checkpoint as ocp
 
@@ -40,7 +41,7 @@ def read(path: epath.Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         )
     except Exception as error:  # a damaged checkpoint raises one of several types
         raise InputError(
-            f"the checkpoint {directory} is damaged: {first_line(error)}; use another step"
+            f"cannot read the checkpoint {directory}: {first_line(error)}; use another step"
         ) from error
     finally:
         handler.close()
@@ -58,6 +59,6 @@ def _step_directory(path: epath.Path) -> epath.Path:
         if (step / "variables").is_dir() and ocp.utils.is_checkpoint_finalized(step):
             return step
     raise InputError(
-        f"there is no checkpoint in the directory {path}; give a work directory of "
+        f"there is no checkpoint in the directory {path}; use a work directory of "
         f"experiments.train or one step in it, {DIRECTORY}/STEP"
     )

@@ -29,7 +29,9 @@ def read(
             keys = file.keys() if with_arrays else ()
             return {key: file.get_tensor(key) for key in keys}, config
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error}") from error
+        raise InputError(
+            f"cannot read {path}: {error}; check the path and its permissions"
+        ) from error
     except Exception as error:  # a damaged file can raise anything
         raise InputError(
             f"{path} is damaged or not a .safetensors file ({first_line(error)}); "
@@ -47,4 +49,7 @@ def write(path: PathLike, arrays: Mapping[str, np.ndarray], model_config: str) -
         try:
             safetensors.numpy.save_file(dict(arrays), partial, {_CONFIG_KEY: model_config})
         except safetensors.SafetensorError as error:
-            raise InputError(f"cannot write {path}: {error}") from error
+            raise InputError(
+                f"cannot write {path}: {error}; check the path, its permissions and the free disk "
+                "space"
+            ) from error

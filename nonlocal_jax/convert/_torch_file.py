@@ -22,8 +22,8 @@ _STORAGE_NAMES = {dtype: name for name, dtype in unpickle.STORAGE_DTYPES.items()
 def read_state_dict(path: PathLike) -> dict[str, np.ndarray]:
     """Reads the state dict in a file of PyTorch.
 
-    It is the whole content of the file, or the entry "state_dict" or "model". Other entries of the
-    file are not used.
+    The state dict is the whole content of the file, or its entry "state_dict" or "model". Other
+    entries of the file are ignored.
 
     Raises:
       InputError: The file cannot be read, is damaged, or its state dict contains anything but
@@ -58,7 +58,7 @@ def _describe(value: Any) -> str:
 
 
 class _Global(NamedTuple):
-    """The name of a function or class, whose module need not be installed."""
+    """The name of a function or class. Its module need not be installed."""
 
     module: str
     name: str
@@ -77,7 +77,7 @@ _REBUILD_TENSOR = _Global("torch._utils", "_rebuild_tensor_v2")
 
 
 class _Pickler(pickle._Pickler):
-    """Pickles arrays as PyTorch pickles tensors: as views of storages outside of the pickle."""
+    """Pickles arrays as PyTorch pickles tensors: as views of storages outside the pickle."""
 
     def __init__(self, file: io.BytesIO):
         super().__init__(file, protocol=2)
@@ -105,7 +105,7 @@ class _Pickler(pickle._Pickler):
 
 
 def write(path: PathLike, content: Any) -> None:
-    """Writes plain containers of numpy arrays in the format of PyTorch 1.6 and newer.
+    """Writes plain containers of NumPy arrays in the format of PyTorch 1.6 and newer.
 
     Equal contents give identical bytes.
     """

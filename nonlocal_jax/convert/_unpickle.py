@@ -1,7 +1,7 @@
 """Reads pickled checkpoints without running any code that they name.
 
 A pickle is a program that names functions and calls them. This reader knows only the few names
-that tensors and plain containers need. It replaces every other name by an inert ``Placeholder``
+that tensors and plain containers need. It replaces every other name with an inert ``Placeholder``
 and never imports anything.
 """
 
@@ -40,7 +40,7 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
 class Placeholder:
-    """Replaces an object that is not imported; accepts any call and state, and stores nothing."""
+    """Replaces an object that is not imported. Accepts any call and state, and stores nothing."""
 
     def __init__(self, name: str):
         self.name = name
@@ -62,7 +62,7 @@ class _Storage(NamedTuple):
 def _rebuild_tensor(
     storage: _Storage | Placeholder, offset: int, shape: tuple, strides: tuple, *_
 ) -> np.ndarray | Placeholder:
-    """Returns a view of the storage; numpy refuses a view that reaches beyond its end."""
+    """Returns a view of the storage. NumPy raises an error if the view exceeds the storage."""
     if isinstance(storage, Placeholder):
         return storage
     size = storage.dtype.itemsize
@@ -184,7 +184,7 @@ def _read_pickle(stream: mmap.mmap, content: memoryview) -> Any:
     _Unpickler(stream).load()  # sizes of C types
     start = stream.tell()
 
-    # The storages follow the pickle, but only the pickle tells their types. So it is read twice.
+    # The storages follow the pickle, but only the pickle has their types. So it is read twice.
     dtypes = {}
 
     def note_dtype(dtype: np.dtype, key: str, _: int) -> Placeholder:
@@ -206,7 +206,7 @@ def _read_pickle(stream: mmap.mmap, content: memoryview) -> Any:
 def read(path: PathLike) -> Any:
     """Reads the object in a ``.pth`` file of any PyTorch since 0.4, or in a plain pickle.
 
-    Tensors become read-only numpy arrays that view the memory-mapped file, so only the arrays in
+    Tensors become read-only NumPy arrays that view the memory-mapped file, so only the arrays in
     use are read from disk. Ordered dicts become dicts. Everything else that the pickle would import
     becomes a ``Placeholder``.
 
@@ -228,4 +228,6 @@ def read(path: PathLike) -> Any:
                     "download or save it again"
                 ) from error
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
+        raise InputError(
+            f"cannot read {path}: {error.strerror}; check the path and its permissions"
+        ) from error

@@ -1,4 +1,4 @@
-"""Checkpoints in and out: from files and work directories to the variables of a model, and back."""
+"""Loads the variables of a model from files and work directories, and saves them."""
 
 import re
 from collections import OrderedDict
@@ -39,15 +39,15 @@ def load(
     A checkpoint is one of:
 
     - A file of PyTorch (``.pth``). It contains a state dict, or one under "state_dict"
-      (mmsegmentation 0.x and 1.x) or "model". Other entries are not used.
+      (mmsegmentation 0.x and 1.x) or "model". Other entries are ignored.
     - A ``.safetensors`` file that ``save`` wrote, or one with PyTorch's names.
     - A work directory of ``nonlocal_jax.train``, whose last finished step is loaded.
     - The directory of one step in it, ``WORKDIR/checkpoints/STEP``.
 
-    PyTorch's names may begin with "module.", and ``num_batches_tracked`` may be missing. Where a
-    run averaged its weights (EMA), the plain names are those of the average. The second copy,
+    PyTorch's names may begin with "module.", and ``num_batches_tracked`` may be missing. If a run
+    averaged its weights (EMA), the average has the plain names and is loaded. The second copy,
     mmengine's "ema_state_dict" or the entries "ema_..." of mmcv 1.x, is the state that training
-    resumes from; it is not loaded.
+    resumes from. It is not loaded.
 
     A file of PyTorch without heads (an ImageNet classifier such as torchvision's or resnet50_v1c,
     a detector) fills the backbone only. The heads are initialized, and so are blocks in the
@@ -55,25 +55,27 @@ def load(
 
     Args:
       path: The checkpoint.
-      model_config: As for ``create_model``.
-      reinit_head: Initialize the classifiers, whatever the checkpoint contains.
-      allow_missing_heads: Whether a file of a backbone only is accepted, to start a training from.
-      seed: For the modules that are initialized, as by ``model.init(jax.random.key(seed), ...)``.
+      model_config: The model config, see ``create_model``.
+      reinit_head: Whether to initialize the classifiers instead of loading them.
+      allow_missing_heads: Whether to accept a file that contains only a backbone, to start a
+        training run from it.
+      seed: Seed of the modules that are initialized, as in
+        ``model.init(jax.random.key(seed), ...)``.
 
     Returns:
-      ``{"params": ..., "batch_stats": ...}``, nested dicts of numpy arrays. Those of a file are
-      float32, those of a work directory have the type that they were saved in.
+      ``{"params": ..., "batch_stats": ...}``, nested dicts of NumPy arrays. Arrays from a file are
+      float32. Arrays from a work directory have the type that they were saved in.
 
     Raises:
       InputError: The checkpoint is missing or damaged, contains anything but tensors, or does not
-        fit the model; the message lists all names that are missing, left over or of another shape.
-        A checkpoint of nonlocal_jax also does not fit if its model config has the same shapes and
-        describes another function.
+        fit the model. The message lists all names that are missing, are not in the model or have a
+        different shape. A checkpoint of nonlocal_jax also does not fit if its model config has the
+        same shapes but describes another function.
     """
     path = as_path(path)
     if not path.exists():
         raise InputError(
-            f"there is no checkpoint at {path}; give a work directory, a saved step, or a "
+            f"there is no checkpoint at {path}; use a work directory, a saved step, or a "
             ".safetensors or .pth file"
         )
     options = {"reinit_head": reinit_head, "seed": seed}
@@ -97,7 +99,7 @@ def from_torch(
     reinit_head: bool = False,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Like ``load``, from a state dict of numpy arrays."""
+    """Like ``load``, for a state dict of NumPy arrays."""
     return _from_torch(
         "the state dict", state_dict, model_config, reinit_head=reinit_head, seed=seed
     )
@@ -106,7 +108,8 @@ def from_torch(
 def to_torch(variables: Mapping[str, Any], model_config: Mapping[str, Any]) -> Arrays:
     """Returns the variables with PyTorch's names and layout, without ``num_batches_tracked``.
 
-    A collection may be left out: ``{"params": gradients}`` gives the gradients' names.
+    A collection may be left out. For example, ``{"params": gradients}`` returns the gradients with
+    PyTorch's names.
 
     Raises:
       InputError: The variables do not fit the model.
@@ -121,8 +124,9 @@ def to_torch(variables: Mapping[str, Any], model_config: Mapping[str, Any]) -> A
 def save(path: PathLike, variables: Mapping[str, Any], model_config: Mapping[str, Any]) -> None:
     """Writes a ``.safetensors`` file that ``load`` reads, in float32.
 
-    Names are Flax's, joined by "/", collection first ("params/backbone/layer1_0/conv1/kernel").
-    The file's metadata contains the model config as JSON under "model_config".
+    The names are Flax's, joined by "/", collection first
+    ("params/backbone/layer1_0/conv1/kernel"). The file's metadata contains the model config as JSON
+    under "model_config".
 
     Raises:
       InputError: The variables do not fit the model, or the file cannot be written.
@@ -230,7 +234,7 @@ def _from_torch(
 
 
 def _plain_names(name: object, arrays: Mapping[str, np.ndarray], source: names.Source) -> Arrays:
-    """Removes the prefix of parallel wrappers, counters and second copies of averaged weights."""
+    """Removes prefixes of parallel wrappers, counters and second copies of averaged weights."""
     plain, collisions = {}, []
     for old, array in arrays.items():
         new = re.sub(r"^module\.", "", old)
@@ -239,11 +243,12 @@ def _plain_names(name: object, arrays: Mapping[str, np.ndarray], source: names.S
         for pattern, replacement in source.renames:
             new = re.sub(rf"^{pattern}", replacement, new)
         if new in plain:
-            collisions.append(f"{old} is another {new}")
+            collisions.append(f"{old} also maps to {new}")
         plain[new] = array
     if collisions:
         raise InputError(
-            f"{name} has two arrays of one name:{listing(collisions)}\nremove one of each"
+            f"{name} has several arrays that map to the same parameter:{listing(collisions)}\n"
+            "remove all but one of each"
         )
     return plain
 
@@ -263,7 +268,7 @@ def _fill(
     model_config: Mapping[str, Any],
     seed: int,
 ) -> dict[str, Any]:
-    """Returns the tree of the values by path, with the paths ``fresh`` initialized."""
+    """Returns the tree of the values, in which the paths ``fresh`` are initialized."""
     if fresh:
         logging.warning(
             "initialized instead of read from %s:%s", name, listing(_modules(fresh, values))
@@ -273,7 +278,7 @@ def _fill(
 
 
 def _modules(fresh: Collection[str], kept: Collection[str]) -> Collection[str]:
-    """The largest modules with paths of ``fresh`` and without paths of ``kept``."""
+    """Returns the largest modules with paths of ``fresh`` and without paths of ``kept``."""
     others = [path.partition("/")[2] for path in kept]
     modules = {}  # an ordered set
     for path in fresh:
@@ -300,7 +305,7 @@ def _initialize(paths: Collection[str], model_config: Mapping[str, Any], seed: i
 
 
 def _flatten(variables: Mapping[str, Any], wanted: names.Shapes | None) -> Arrays:
-    """The variables by path, checked to be the wanted ones."""
+    """Returns the variables by path, after checking that they are the wanted ones."""
     collections = {name: variables[name] for name in _COLLECTIONS if name in variables}
     arrays = {k: np.asarray(v) for k, v in flatten_dict(collections, sep="/").items()}
     fit.check("the tree of variables", arrays, wanted)

@@ -1,4 +1,4 @@
-"""The names of mmsegmentation's FCN, NL, DNL and GC networks, the same in 0.x and 1.x.
+"""The names in mmsegmentation's FCN, NL, DNL and GC networks. They are the same in 0.x and 1.x.
 
 Blocks in the backbone have the names of mmcv's plugins, as in mmdetection and GCNet.
 """
@@ -39,7 +39,7 @@ _FCN: tuple[Row, ...] = (
     (r"(\w+_head)/conv_seg", r"\1.conv_seg", CONV),
 )
 
-# The modules of a block; ``_rows`` puts the names of the block in front.
+# The modules of a block. ``_rows`` prepends the names of the block.
 _GLOBAL_CONTEXT: tuple[Row, ...] = (
     ("/conv_mask", ".conv_mask", CONV),
     ("/channel_add_conv/conv1", ".channel_add_conv.0", CONV),

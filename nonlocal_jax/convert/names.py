@@ -14,7 +14,7 @@ from nonlocal_jax.convert.source import Row, Shapes, Source
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.models import create_model, example_input
 
-# Network, as in ``nonlocal_jax.models.NETWORKS`` -> where its checkpoints come from.
+# Network, as in ``nonlocal_jax.models.NETWORKS`` -> the naming scheme of its PyTorch checkpoints.
 SOURCES: dict[str, Source] = {"segmentation": mmsegmentation.SOURCE}
 
 # A kernel of this rank, [O, I, T, H, W] in PyTorch, has a time axis.
@@ -24,14 +24,14 @@ _RANK_WITH_TIME = 5
 class Leaf(NamedTuple):
     """One array of a model.
 
-    A kernel ``[*K, I, O]`` in Flax is ``[O, I, 1, ..., 1, *K]`` in PyTorch: as many axes of length
-    one as the rank asks for, behind the channels. A vector ``[C]`` is ``[C, 1, ..., 1]``.
+    A kernel ``[*K, I, O]`` in Flax is ``[O, I, 1, ..., 1, *K]`` in PyTorch. The axes of
+    length one extend it to ``rank`` axes. A vector ``[C]`` is ``[C, 1, ..., 1]``.
 
     Attributes:
-      path: In Flax, collection first: "params/backbone/layer1_0/conv1/kernel".
-      name: In PyTorch: "backbone.layer1.0.conv1.weight".
-      shape: In Flax.
-      rank: In PyTorch.
+      path: Path in Flax, collection first, such as "params/backbone/layer1_0/conv1/kernel".
+      name: Name in PyTorch, such as "backbone.layer1.0.conv1.weight".
+      shape: Shape in Flax.
+      rank: Number of axes in PyTorch.
     """
 
     path: str
@@ -59,11 +59,11 @@ class Leaf(NamedTuple):
         return array.transpose(*range(2, n), 1, 0) if n > 1 else array
 
     def inflate(self, array: np.ndarray) -> np.ndarray:
-        """Gives a kernel of images the time axis of this kernel of clips.
+        """Inflates a kernel for images to this kernel for clips, which has a time axis.
 
         The kernel ``[O, I, H, W]`` is repeated T times and divided by T, so that a clip of equal
         frames has the features of one frame (I3D, arXiv:1705.07750). Other arrays are returned
-        as they are.
+        unchanged.
         """
         if self.rank != _RANK_WITH_TIME or not jnp.issubdtype(array.dtype, jnp.floating):
             return array
@@ -74,7 +74,7 @@ class Leaf(NamedTuple):
 
 
 def shapes(config: Mapping[str, Any]) -> Shapes | None:
-    """The shapes of a model's variables by path in Flax, or None if its input is not known.
+    """Returns the shapes of a model's variables by Flax path, or None if its input is unknown.
 
     Raises:
       InputError: ``config`` does not describe a model.
@@ -87,33 +87,34 @@ def shapes(config: Mapping[str, Any]) -> Shapes | None:
 
 
 def source(config: Mapping[str, Any]) -> Source:
-    """The source of a network's checkpoints.
+    """Returns the naming scheme of a network's PyTorch checkpoints.
 
     Raises:
-      InputError: There is none for this network.
+      InputError: There is no naming scheme for this network.
     """
     network = config.get("network", "segmentation")
     if network not in SOURCES:
         raise InputError(
-            f"no names in PyTorch are known for the network {network!r}; add a source to "
-            "nonlocal_jax.convert.SOURCES, or use a work directory or a .safetensors file of "
-            "nonlocal_jax without reinit_head"
+            f"there is no table of PyTorch names for the network {network!r}; add one to "
+            "nonlocal_jax.convert.SOURCES, or load a work directory or a .safetensors file without "
+            "reinit_head"
         )
     return SOURCES[network]
 
 
 def leaves(config: Mapping[str, Any]) -> tuple[Leaf, ...]:
-    """All arrays of the model that ``config`` describes.
+    """Returns all arrays of the model that ``config`` describes.
 
     Raises:
-      InputError: ``config`` does not describe a model, or there is no source for its network.
+      InputError: ``config`` does not describe a model, or there is no naming scheme for its
+        network.
     """
     table = source(config).rows(config)
     wanted = shapes(config)
     if wanted is None:
         raise InputError(
-            f"the shapes in the network {config['network']!r} are not known; let "
-            "nonlocal_jax.models.EXAMPLE_INPUTS have an input of it"
+            f"the shapes of the network {config['network']!r} are unknown; add an example input "
+            "of it to nonlocal_jax.models.EXAMPLE_INPUTS"
         )
     return tuple(_leaf(path, shape, table) for path, shape in wanted.items())
 

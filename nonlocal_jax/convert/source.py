@@ -1,7 +1,7 @@
-"""The record that describes a source of checkpoints: what a code base calls its arrays.
+"""The description of a naming scheme: the names of the arrays in a code base's checkpoints.
 
-To read and write the checkpoints of another code base, write a file like ``mmsegmentation.py`` with
-a ``Source``, and add that to ``names.SOURCES`` under the name of the network.
+To read and write the checkpoints of another code base, write a module like ``mmsegmentation.py``
+with a ``Source``, and add the ``Source`` to ``names.SOURCES`` under the name of the network.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,18 +29,19 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Source(NamedTuple):
-    """A code base whose checkpoints can be read and written.
+    """The naming scheme of a code base whose checkpoints can be read and written.
 
     Regular expressions match the beginning of a name in PyTorch.
 
     Attributes:
       rows: Maps a model config to the table of its modules.
-      options: Maps names and shapes to the options of a model config that can be read off them.
-        They explain why a checkpoint does not fit.
-      backbone: Names in the backbone.
-      head: Names in the heads. A checkpoint without any fills the backbone only.
-      classifier: Names in the layers that ``reinit_head`` initializes.
-      block: Names in blocks inside the backbone. A checkpoint of a backbone may lack all of them.
+      options: Maps names and shapes to the options of a model config that they determine. Error
+        messages use these options to explain why a checkpoint does not fit.
+      backbone: Matches names in the backbone.
+      head: Matches names in the heads. A checkpoint without such names fills only the backbone.
+      classifier: Matches names in the layers that ``reinit_head`` initializes.
+      block: Matches names in blocks inside the backbone. A checkpoint of a backbone may lack all of
+        them.
       renames: (regular expression, replacement) pairs that turn other spellings of a name into the
         one in the table.
     """

@@ -1,4 +1,4 @@
-"""Data: datasets, checks and augmentation of examples, training batches, image files."""
+"""Datasets, checks and augmentation of examples, training batches, and image files."""
 
 from etils import epy
 

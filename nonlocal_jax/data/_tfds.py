@@ -19,13 +19,15 @@ _DAMAGE = (OSError, RuntimeError, KeyError, TypeError, ValueError)
 
 def _damaged(directory: epath.Path, error: Exception) -> InputError:
     return InputError(
-        f"the data in {directory} are damaged ({type(error).__name__}: {error}). "
-        "Delete this directory and run the command again to prepare them again"
+        f"cannot read the data in {directory}: {type(error).__name__}: {error}; delete this "
+        "directory and run the command again to prepare the data again"
     )
 
 
 class _TfdsSource:
-    """Decodes the examples itself: TFDS would apply the EXIF orientation.
+    """Random access to the examples of a split.
+
+    The images are decoded here, because TFDS applies the EXIF orientation.
 
     Attributes:
       name: Name and split of the dataset, such as "digits_flag/train".
@@ -64,7 +66,7 @@ def open_split(
       data_dir: Directory of all prepared datasets.
 
     Raises:
-      InputError: The prepared data are damaged, or the directory cannot be written.
+      InputError: The prepared data cannot be read, or the directory is not writable.
     """
     directory = data_dir / builder.name / str(builder.VERSION)
     if not directory.exists():
@@ -80,9 +82,9 @@ def open_split(
 
 
 def _build(builder: type[tfds.core.GeneratorBasedBuilder], directory: epath.Path) -> None:
-    """Builds in a temporary directory and renames it.
+    """Builds the dataset in a temporary directory and renames the directory.
 
-    If several processes build at once, the result of the first one is kept.
+    If several processes build at the same time, the result of the first one is kept.
     """
     tfds.disable_progress_bar()
     try:
@@ -100,6 +102,6 @@ def _build(builder: type[tfds.core.GeneratorBasedBuilder], directory: epath.Path
                     raise
     except OSError as error:
         raise InputError(
-            f"cannot prepare data in {directory}: {error.strerror or error}. Set NONLOCAL_JAX_DATA "
-            "to a directory that can be written"
+            f"cannot prepare data in {directory}: {error.strerror or error}; set NONLOCAL_JAX_DATA "
+            "to a writable directory"
         ) from error

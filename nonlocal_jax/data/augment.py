@@ -1,7 +1,8 @@
 """The training augmentation of mmsegmentation, on NumPy arrays.
 
-In this order: random resize, random crop, horizontal flip, photometric distortion, padding to the
-crop. Functions that draw random numbers take a NumPy ``Generator``. The others are deterministic.
+The steps are, in this order: random resize, random crop, horizontal flip, photometric distortion,
+and padding to the crop. Functions that draw random numbers take a NumPy ``Generator``. The others
+are deterministic.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from nonlocal_jax.data.datasets import IGNORE_INDEX
 from nonlocal_jax.data.images import keep_ratio_size, resize_image
 from nonlocal_jax.data.source import Example
 
-# How often a crop is drawn again if one class dominates it. The last one is always accepted.
+# How often a crop is drawn again if one class dominates it. The last crop is always accepted.
 _CROP_RETRIES = 10
 
 
@@ -25,10 +26,10 @@ def prepare_example(
     """Checks and augments one training example.
 
     Args:
-      example: Example of a source, see ``check_example``.
+      example: An example of a source, see ``check_example``.
       config: Options of the augmentation, see ``augment``.
       num_classes: Labels must be below this number, or 255.
-      rng: Source of all random draws.
+      rng: The random number generator.
 
     Returns:
       ``{"image": uint8 [h, w, 3], "label": uint8 [h, w]}`` of the size of the crop.
@@ -53,7 +54,7 @@ def augment(
         ``scale_range``. ``crop`` is the (height, width) of the crop, and ``category_max_ratio`` the
         largest fraction of it that one class may cover. ``flip`` is the probability of a flip.
         ``photometric`` turns the photometric distortion on. ``mean`` is the color of the padding.
-      rng: Source of all random draws.
+      rng: The random number generator.
 
     Returns:
       Image and label map of size ``crop``, uint8.
@@ -90,7 +91,7 @@ def random_crop(
     category_max_ratio: float,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cuts out a uniformly drawn window. An axis that is shorter than the crop is not cut.
+    """Crops to a uniformly drawn window. An axis that is shorter than the crop is not cropped.
 
     The window is drawn again, up to ten times, while it contains fewer than two classes, or while
     one class covers the fraction ``category_max_ratio`` or more of its labeled pixels.
@@ -121,7 +122,8 @@ def _is_varied(label: np.ndarray, category_max_ratio: float) -> bool:
 def photometric_distortion(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Changes brightness, contrast, saturation and hue, each with probability 1/2.
 
-    From SSD (arXiv:1512.02325). Contrast comes second or last, with equal probability.
+    The distortion is that of SSD (arXiv:1512.02325). The contrast is changed second or last, with
+    equal probability.
     """
 
     def coin() -> bool:

@@ -1,6 +1,6 @@
-"""The datasets that this project knows: their classes, their colors and how they are read.
+"""The table of datasets, with their classes, their colors and their readers.
 
-To add a dataset, write a function that opens a split of it and an entry of ``DATASETS``.
+To add a dataset, write a function that opens one of its splits, and add an entry to ``DATASETS``.
 """
 
 import csv
@@ -16,7 +16,7 @@ from nonlocal_jax._files import PathLike, as_path
 from nonlocal_jax.data.source import Source
 from nonlocal_jax.errors import InputError
 
-# Label of the pixels that are ignored in training and in evaluation.
+# Label of the pixels that are ignored in training and evaluation.
 IGNORE_INDEX = 255
 
 Color = tuple[int, int, int]
@@ -30,8 +30,8 @@ class Dataset:
       name: Name of the dataset, as in ``config.data.name``.
       classes: Names of the classes. A label is an index into them.
       palette: Colors of the classes, RGB from 0 to 255.
-      open_split: Maps a split and the directory of all prepared datasets to a source. It prepares
-        the dataset if necessary. None if there is no reader yet.
+      open_split: Maps the name of a split and the directory of all prepared datasets to a source.
+        It prepares the dataset if necessary. None if there is no reader yet.
       splits: Names of the splits.
     """
 
@@ -48,14 +48,15 @@ class Dataset:
           InputError: The numbers differ.
         """
         if num_classes != len(self.classes):
+            number = len(self.classes)
             raise InputError(
-                f"the model predicts {num_classes} classes, but {self.name} has "
-                f"{len(self.classes)}; set model.num_classes or data.name"
+                f"the model predicts {num_classes} classes, but {self.name} has {number}; "
+                f"use model.num_classes={number} or another data.name"
             )
 
 
 def _read_classes(name: str) -> tuple[tuple[str, ...], tuple[Color, ...]]:
-    """The classes and the palette in ``class_tables/NAME.csv``."""
+    """Reads the classes and the palette from ``class_tables/NAME.csv``."""
     table = importlib.resources.files(__package__) / "class_tables" / f"{name}.csv"
     rows = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
     classes = tuple(row["name"] for row in rows)
@@ -80,7 +81,7 @@ DATASETS: dict[str, Dataset] = {
 
 
 def get_dataset(name: str) -> Dataset:
-    """The dataset of this name, one of ``DATASETS``.
+    """Returns the dataset of this name, one of ``DATASETS``.
 
     Raises:
       InputError: There is no such dataset. The message gives the most similar name.
@@ -88,12 +89,12 @@ def get_dataset(name: str) -> Dataset:
     if name not in DATASETS:
         near = difflib.get_close_matches(name, DATASETS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(DATASETS)}"
-        raise InputError(f"no dataset {name!r}; {hint}")
+        raise InputError(f"unknown dataset {name!r}; {hint}")
     return DATASETS[name]
 
 
 def default_data_dir() -> epath.Path:
-    """``$NONLOCAL_JAX_DATA`` if it is set, else ``~/.cache/nonlocal_jax``."""
+    """Returns ``$NONLOCAL_JAX_DATA`` if it is set, else ``~/.cache/nonlocal_jax``."""
     path = os.environ.get("NONLOCAL_JAX_DATA") or "~/.cache/nonlocal_jax"
     return epath.Path(path).expanduser()
 
@@ -108,15 +109,15 @@ def load_source(name: str, split: str, data_dir: PathLike | None = None) -> Sour
         else ``~/.cache/nonlocal_jax``.
 
     Raises:
-      InputError: The dataset or the split is unknown, the dataset has no reader yet or is damaged,
-        or the directory cannot be written.
+      InputError: The dataset or the split is unknown, the dataset has no reader yet or cannot be
+        read, or the directory is not writable.
     """
     dataset = get_dataset(name)
     if dataset.open_split is None:
         readable = [dataset.name for dataset in DATASETS.values() if dataset.open_split]
         raise InputError(
-            f"there is no reader for {name} yet. Use {' or '.join(readable)}, or pass your own "
-            "source to the functions of the library, see nonlocal_jax.data.Source"
+            f"there is no reader for {name} yet; use {' or '.join(readable)}, or pass your own "
+            "nonlocal_jax.data.Source to the functions of the library"
         )
     if split not in dataset.splits:
         raise InputError(f"{name} has no split {split!r}; use {' or '.join(dataset.splits)}")

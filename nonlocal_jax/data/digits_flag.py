@@ -76,7 +76,7 @@ def load_material() -> tuple[np.ndarray, list[np.ndarray]]:
         from sklearn import datasets
     except ImportError as error:
         raise InputError(
-            "digits_flag is built from images that come with scikit-learn; run "
+            "scikit-learn is not installed, but digits_flag is built from its images; run "
             "`pip install scikit-learn`"
         ) from error
     digits = np.round(datasets.load_digits().images * (255 / 16)).astype(np.uint8)
@@ -86,7 +86,7 @@ def load_material() -> tuple[np.ndarray, list[np.ndarray]]:
 def split_material(
     digits: np.ndarray, photos: list[np.ndarray], split: str
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Splits the material: the first three quarters are for train, the rest is for val.
+    """Returns the material of a split: the first three quarters for "train", the rest for "val".
 
     Photographs are split along their width.
     """
@@ -173,7 +173,7 @@ def _square(corner: np.ndarray, size: int) -> tuple[slice, slice]:
 
 
 class DigitsFlag(tfds.core.GeneratorBasedBuilder):
-    """TFDS builder of ``digits_flag``. Takes seconds and always gives the same examples."""
+    """TFDS builder of ``digits_flag``. It takes seconds and always generates the same examples."""
 
     VERSION = tfds.core.Version("2.0.0")
     url_infos: ClassVar[dict] = {}  # nothing is downloaded, so there are no checksums

@@ -1,4 +1,4 @@
-"""Reading, writing and resizing images."""
+"""Reads, writes and resizes images."""
 
 from collections.abc import Iterable
 
@@ -57,7 +57,9 @@ def read_image(path: PathLike) -> np.ndarray:
     try:
         data = as_path(path).read_bytes()
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
+        raise InputError(
+            f"cannot read {path}: {error.strerror}; check the path and its permissions"
+        ) from error
     return decode_image(data, path)
 
 
@@ -72,12 +74,15 @@ def list_images(paths: Iterable[PathLike]) -> list[epath.Path]:
         if path.is_dir():
             found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
             if not found:
-                raise InputError(f"no {', '.join(SUFFIXES)} file in the directory {path}")
+                raise InputError(
+                    f"the directory {path} has no {', '.join(SUFFIXES)} file; "
+                    "use a directory of images"
+                )
             files += found
         elif path.exists():
             files.append(path)
         else:
-            raise InputError(f"no such file or directory: {path}")
+            raise InputError(f"cannot read {path}: no such file or directory; check the path")
     return files
 
 
@@ -85,17 +90,17 @@ def encode_png(array: np.ndarray) -> bytes:
     """Encodes a gray ``[H, W]`` or RGB ``[H, W, 3]`` uint8 image as PNG.
 
     Raises:
-      InputError: The shape or the type is different.
+      InputError: The shape or the type is wrong.
     """
     if array.dtype != np.uint8 or array.ndim < 2 or array.shape[2:] not in ((), (3,)):
         raise InputError(
-            f"a PNG image must be uint8 [H, W] or [H, W, 3]; got {array.dtype} {array.shape}"
+            f"the image is {array.dtype} {array.shape}; use uint8 gray [H, W] or RGB [H, W, 3]"
         )
     return cv2.imencode(".png", array[..., ::-1] if array.ndim == 3 else array)[1].tobytes()
 
 
 def write_png(path: PathLike, array: np.ndarray) -> None:
-    """Writes a gray ``[H, W]`` or RGB ``[H, W, 3]`` uint8 image, completely or not at all."""
+    """Writes a gray ``[H, W]`` or RGB ``[H, W, 3]`` uint8 image as PNG, atomically."""
     write_file(path, encode_png(array))
 
 
@@ -105,7 +110,7 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def keep_ratio_size(image_size: tuple[int, int], base_size: tuple[int, int]) -> tuple[int, int]:
-    """The largest size with the image's aspect ratio that fits into ``base_size``, as in mmcv.
+    """Returns the largest size with the image's aspect ratio that fits ``base_size``, as in mmcv.
 
     The longer side of the image is compared with the longer side of ``base_size``, and the shorter
     with the shorter, so the order of ``base_size`` does not matter::
@@ -114,8 +119,8 @@ def keep_ratio_size(image_size: tuple[int, int], base_size: tuple[int, int]) -> 
         size = (int(h f + 1/2), int(w f + 1/2))
 
     Args:
-      image_size: (h, w).
-      base_size: The two sides to fit into.
+      image_size: (height, width) of the image, (h, w) in the formula.
+      base_size: The two sides to fit the image into.
 
     Returns:
       (height, width).

@@ -1,4 +1,4 @@
-"""From a source to the training batches of one process, with Grain."""
+"""Makes the training batches of one process from a source, with Grain."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ def train_batches(
     shard_count: int = 1,
     num_threads: int | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Shuffles, transforms and batches the examples of a source, without end.
+    """Returns an infinite iterator of shuffled, transformed batches of a source.
 
     The global batch of a step depends only on ``source``, ``transform``, ``batch_size``, ``seed``
     and the step. It does not depend on the number of processes or on where an earlier run stopped.
@@ -31,23 +31,24 @@ def train_batches(
     next.
 
     Args:
-      source: Random access to examples.
-      transform: ``(example, rng) -> {name: array}``. Checks and augments one example.
+      source: The examples, see ``Source``.
+      transform: Checks and augments one example: ``(example, rng) -> {name: array}``.
       batch_size: Size of the global batch, which all processes share.
       seed: Seed of the order and of the augmentation.
       step: The first batch to return.
-      shard_index: Which part of every batch to return.
+      shard_index: Index of the part of every batch to return.
       shard_count: Number of equal parts.
       num_threads: Number of threads that read and transform. Default: one per core, up to 8.
 
     Returns:
-      Batches: the stacked results of ``transform``, ``batch_size / shard_count`` in each.
+      The batches. Each contains ``batch_size / shard_count`` results of ``transform``, stacked.
 
     Raises:
       InputError: The source is empty, or the batch cannot be split evenly.
     """
     if len(source) == 0:
-        raise InputError("the source has no examples; check its directory and split")
+        name = getattr(source, "name", type(source).__name__)
+        raise InputError(f"the source {name!r} has no examples; check its directory and its split")
     if batch_size < 1 or batch_size % shard_count:
         raise InputError(
             f"batch_size={batch_size} cannot be split into {shard_count} equal parts; "

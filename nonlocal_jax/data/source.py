@@ -1,4 +1,4 @@
-"""Random access to examples."""
+"""The interface of data sources, and their fingerprints."""
 
 import hashlib
 from collections.abc import Mapping
@@ -10,11 +10,11 @@ Example = Mapping[str, Any]
 
 
 class Source(Protocol):
-    """Random access to the examples of a dataset: any object with these two methods.
+    """Random access to the examples of a dataset. Any object with these two methods is a source.
 
     An example is a mapping. For segmentation its fields are ``"image"`` (RGB, uint8 ``[H, W, 3]``),
     ``"label"`` (uint8 ``[H, W]``, class indices, 255 for ignored pixels) and ``"id"`` (str or int).
-    A source may also have a ``name``, which becomes a part of its fingerprint.
+    A source may also have a ``name``. Its fingerprint includes the name.
     """
 
     def __len__(self) -> int: ...
@@ -23,10 +23,10 @@ class Source(Protocol):
 
 
 def fingerprint(source: Source) -> str:
-    """A short hash of a source: its name, its length and its first, middle and last example.
+    """Returns a short hash of a source: its name, its length, its first, middle and last example.
 
-    It is cheap, so it distinguishes datasets, but does not see a change of any other example. The
-    id and all fields that are arrays or numbers are hashed.
+    The hash of an example covers its id and all fields that are arrays or numbers. The fingerprint
+    is cheap to compute. It distinguishes datasets, but does not detect changes of other examples.
     """
     digest = hashlib.sha256(f"{getattr(source, 'name', '')} {len(source)}".encode())
     for index in sorted({0, len(source) // 2, len(source) - 1} if len(source) else ()):

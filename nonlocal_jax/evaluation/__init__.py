@@ -1,4 +1,4 @@
-"""Inference with the published protocols, and the metrics of a dataset."""
+"""Inference with the published protocols, and segmentation metrics."""
 
 from nonlocal_jax.evaluation.inference import (
     Predictor,

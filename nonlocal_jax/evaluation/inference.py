@@ -1,9 +1,9 @@
-"""Inference, with the protocols of the published numbers.
+"""Inference with the published protocols.
 
 ``apply_fn`` always maps normalized RGB images ``[B, H, W, 3]`` to logits ``[B, H', W', classes]``.
 Logits of a different size are resized to the size of the images. Pass a compiled function, such as
-``inference_fn`` returns. ``jax.jit`` compiles one program for each image size. If the environment
-variable ``JAX_COMPILATION_CACHE_DIR`` is set, JAX keeps these programs for later runs.
+one from ``inference_fn``. ``jax.jit`` compiles one program for each image size. If the environment
+variable ``JAX_COMPILATION_CACHE_DIR`` is set, later runs reuse these programs.
 """
 
 import functools
@@ -25,7 +25,7 @@ from nonlocal_jax.sharding import Shardings, make_mesh, split_positions, use_mes
 Variables = Mapping[str, Any]
 ApplyFn = Callable[[jax.Array], jax.Array]
 
-# Of ImageNet, RGB, in 8-bit gray levels.
+# Mean and standard deviation of ImageNet, RGB, in 8-bit gray levels.
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
 
@@ -69,7 +69,7 @@ def inference_fn(
 
 
 class Predictor:
-    """Segments images as an experiment's config describes::
+    """Segments images with the protocol of an experiment's config::
 
         predictor = Predictor(config)
         probabilities = predictor(variables)(image)      # [H, W, classes]
@@ -78,11 +78,12 @@ class Predictor:
     ``image`` is RGB, uint8 ``[H, W, 3]``. The network is compiled once for each image size.
 
     Args:
-      config: Config of the experiment. ``evaluation``, ``model``, ``data`` and ``mesh`` are read.
+      config: Config of the experiment. ``evaluation``, ``model``, ``data`` and ``mesh`` are used.
       multi_scale: Whether to use all scales of the config and its flip. Default: one scale and no
         flip.
-      shardings: Where the variables are placed. Default: replicated on up to ``mesh.context``
-        devices of this process, which share the rows of an image.
+      shardings: Where the variables are placed. Default: replicated on ``mesh.context`` devices of
+        this process, which share the rows of an image. If the process has fewer devices, all of
+        them are used, without a warning.
 
     Attributes:
       protocol: The keyword arguments of ``multi_scale_inference``.
@@ -123,19 +124,22 @@ class Predictor:
 
 
 def _local_shardings(context: int) -> Shardings:
-    """Up to ``context`` devices of this process. Every process infers its own images."""
+    """Returns shardings over ``context`` devices of this process, or over all if it has fewer.
+
+    Every process predicts its own images.
+    """
     if context < 1:
-        raise InputError(f"mesh.context must be at least 1; got {context}")
+        raise InputError(f"mesh.context is {context}; use a positive integer")
     devices = jax.local_devices()[:context]
     return Shardings(make_mesh(devices, context=len(devices)))
 
 
 def _protocol(config: Mapping[str, Any], multi_scale: bool) -> dict[str, Any]:
-    """The keyword arguments of ``multi_scale_inference`` for an experiment."""
+    """Returns the keyword arguments of ``multi_scale_inference`` for an experiment."""
     evaluation, data = config["evaluation"], config["data"]
     mode = evaluation["mode"]
     if mode not in ("whole", "slide"):
-        raise InputError(f"evaluation.mode must be whole or slide; got {mode!r}")
+        raise InputError(f"evaluation.mode is {mode!r}; use 'whole' or 'slide'")
     slide = mode == "slide"
     return {
         "base_size": tuple(evaluation["base_size"]),
@@ -150,7 +154,7 @@ def _protocol(config: Mapping[str, Any], multi_scale: bool) -> dict[str, Any]:
 
 
 def _window_starts(size: int, crop: int, stride: int) -> list[int]:
-    """Where windows start along one axis. The last one is shifted back to end at the border."""
+    """Returns the starts of windows along one axis. The last window ends at the border."""
     number = max(size - crop + stride - 1, 0) // stride + 1
     return [max(min(i * stride, size - crop), 0) for i in range(number)]
 
@@ -176,7 +180,7 @@ def slide_inference(
     it is compiled once.
 
     Args:
-      apply_fn: Maps images to logits, see above.
+      apply_fn: Maps images to logits, see the module docstring.
       images: Normalized RGB ``[B, H, W, 3]``.
       crop: (height, width) of a window.
       stride: (vertical, horizontal) distance of windows, at most ``crop``.
@@ -189,7 +193,9 @@ def slide_inference(
       InputError: The images have the wrong shape, or the windows do not cover all pixels.
     """
     if images.ndim != 4 or images.shape[-1] != 3:
-        raise InputError(f"images must be normalized RGB [B, H, W, 3]; got {images.shape}")
+        raise InputError(
+            f"images have the shape {images.shape}; use normalized RGB images [B, H, W, 3]"
+        )
     if not all(0 < s <= c for s, c in zip(stride, crop, strict=True)):
         raise InputError(
             f"stride {tuple(stride)} does not cover the image with windows of {tuple(crop)}; "
@@ -235,35 +241,36 @@ def multi_scale_inference(
     mean: Sequence[float] = MEAN,
     std: Sequence[float] = STD,
 ) -> jax.Array:
-    """Class probabilities of an image, averaged over scales and horizontal flips.
+    """Returns the class probabilities of an image, averaged over scales and horizontal flips.
 
-    The test-time augmentation of mmsegmentation 0.x, "ms+flip" in its tables. For each ratio r:
+    This is the test-time augmentation of mmsegmentation 0.x, "ms+flip" in its tables. For each
+    ratio r:
 
     1. OpenCV resizes the 8-bit image (bilinear, without antialiasing, with its aspect ratio) to fit
        into (int(r * width), int(r * height)), where ``base_size`` is (width, height).
     2. The image is normalized and passed to the network, as a whole or in windows.
     3. The logits are resized to the size of the original image. The softmax follows.
 
-    The probabilities are averaged, not the logits. ``ratios=(1.0,), flip=False`` is the
-    single-scale protocol. It also resizes the logits twice: to the network's input and then to the
-    original image.
+    The probabilities are averaged, not the logits. The single-scale protocol is ``ratios=(1.0,),
+    flip=False``. It also resizes the logits twice: to the size of the network's input, and then to
+    the size of the original image.
 
     The computation runs in JAX's default float type, which is float64 if 64-bit types are enabled.
 
     Args:
-      apply_fn: Maps images to logits, see above.
+      apply_fn: Maps images to logits, see the module docstring.
       image_uint8: RGB ``[H, W, 3]``.
       base_size: The size that ratio 1 fits the image into. The order of its sides does not matter.
       ratios: The scales.
       flip: Whether to pass each scale a second time, flipped.
-      crop: (height, width) of the windows of ``slide_inference``. None passes whole images.
+      crop: (height, width) of the windows of ``slide_inference``. If None, whole images are passed.
       stride: (vertical, horizontal) distance of the windows.
       align_corners: Convention of every resize of logits.
       mean: Mean of each channel, in 8-bit gray levels.
       std: Standard deviation of each channel, in 8-bit gray levels.
 
     Returns:
-      ``[H, W, classes]``. The sum over the classes is one.
+      Probabilities ``[H, W, classes]``. Their sum over the classes is one.
 
     Raises:
       InputError: The image has the wrong type or shape, a size is not positive, there is no ratio,
@@ -271,11 +278,14 @@ def multi_scale_inference(
     """
     check_image(image_uint8)
     if (crop is None) != (stride is None):
-        raise InputError(f"got crop={crop} and stride={stride}; give both or neither")
+        raise InputError(f"crop is {crop} and stride is {stride}; use both or neither")
     scales = [tuple(int(side * ratio) for side in base_size) for ratio in ratios]
-    if not scales or min(map(min, scales)) < 1:
+    if not scales:
+        raise InputError("ratios is empty; use one or more ratios")
+    if min(map(min, scales)) < 1:
         raise InputError(
-            f"base_size={tuple(base_size)} and ratios={tuple(ratios)} must give positive sizes"
+            f"base_size={tuple(base_size)} and ratios={tuple(ratios)} give an image of size 0; "
+            "use larger sizes or ratios"
         )
     image = np.asarray(image_uint8)
     size = image.shape[:2]

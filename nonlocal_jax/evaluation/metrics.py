@@ -1,4 +1,4 @@
-"""Segmentation metrics, from one confusion matrix of integers."""
+"""Segmentation metrics, computed from one confusion matrix of integers."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,7 +23,7 @@ def confusion_matrix(
     Args:
       labels: Integers, of any shape.
       predictions: Integers in [0, num_classes), of the same shape.
-      num_classes: C.
+      num_classes: The number of classes C.
       ignore_index: Label of the pixels that are not counted.
 
     Returns:
@@ -36,8 +36,8 @@ def confusion_matrix(
     """
     if labels.shape != predictions.shape:
         raise InputError(
-            "labels and predictions must have the same shape; "
-            f"got {labels.shape} and {predictions.shape}"
+            f"labels have the shape {labels.shape} and predictions {predictions.shape}; "
+            "use the same shape"
         )
     if isinstance(labels, np.ndarray):
         check_labels(labels, num_classes, ignore_index)
@@ -51,7 +51,7 @@ def confusion_matrix(
 
 
 def sum_over_processes(confusion: np.ndarray) -> np.ndarray:
-    """Sums the int64 matrices of all processes. Every process must call it and gets the sum."""
+    """Sums the int64 matrices of all processes. Every process must call it and receives the sum."""
     if jax.process_count() == 1:
         return confusion
     # JAX arrays are 32-bit by default, so each number is sent as two halves.
@@ -73,7 +73,7 @@ def summarize(confusion: np.ndarray) -> dict[str, Any]:
     a class that is not present. The means are over the classes where the metric is defined.
 
     Args:
-      confusion: ``[C, C]``, summed over the whole dataset.
+      confusion: The matrix ``[C, C]``, summed over the whole dataset.
 
     Returns:
       ``miou``, ``mean_accuracy`` and ``overall_accuracy`` as floats. ``iou`` and ``accuracy`` as
@@ -84,9 +84,11 @@ def summarize(confusion: np.ndarray) -> dict[str, Any]:
     """
     confusion = np.asarray(confusion, np.int64)
     if confusion.ndim != 2 or confusion.shape[0] != confusion.shape[1]:
-        raise InputError(f"a confusion matrix must be square; got {confusion.shape}")
+        raise InputError(f"the confusion matrix has the shape {confusion.shape}; use [C, C]")
     if not confusion.any():
-        raise InputError("no pixel has a label; there is nothing to measure")
+        raise InputError(
+            "no pixel has a label, so no metric is defined; use labels that are not all ignored"
+        )
     correct = np.diag(confusion)
     present = confusion.sum(axis=1)
     union = present + confusion.sum(axis=0) - correct
@@ -107,10 +109,10 @@ def _percent(fraction: float) -> str:
 
 
 def markdown_table(summary: Mapping[str, Any], names: Sequence[str]) -> str:
-    """The metrics of ``summarize`` in percent, as an aligned Markdown table.
+    """Formats the metrics of ``summarize`` in percent, as an aligned Markdown table.
 
     Args:
-      summary: Result of ``summarize``.
+      summary: The result of ``summarize``.
       names: Names of the classes.
     """
     rows = [

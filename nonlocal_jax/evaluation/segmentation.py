@@ -35,9 +35,9 @@ def evaluator(
 ) -> Callable[[Variables], dict[str, Any]]:
     """Returns a function that measures variables on all examples of a source.
 
-    As in the published evaluations, images pass one at a time, and one confusion matrix at the size
-    of the labels counts all pixels. The network is compiled once for each image size, not once for
-    each call.
+    As in the published evaluations, images are evaluated one at a time, and one confusion matrix at
+    the size of the labels counts all pixels. The network is compiled once for each image size, not
+    once for each call.
 
     If the mesh of ``shardings`` spans several processes, they evaluate every image together.
     Otherwise each process evaluates its share of the examples, and the confusion matrices are
@@ -60,7 +60,10 @@ def evaluator(
 
     def run(variables: Variables) -> dict[str, Any]:
         if not len(source):
-            raise InputError("the dataset has no examples; check its directory and split")
+            name = getattr(source, "name", type(source).__name__)
+            raise InputError(
+                f"the source {name!r} has no examples; check its directory and its split"
+            )
         examples = grain.MapDataset.source(source)
         if not together:
             examples = examples[jax.process_index() :: jax.process_count()]
@@ -86,7 +89,7 @@ def report(summary: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str, 
     """Reports an evaluation, as text and as plain values.
 
     Args:
-      summary: What the function made by ``evaluator`` returns.
+      summary: The result of the function that ``evaluator`` returns.
       config: Config of the experiment.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Heads: from a backbone's feature maps to logits."""
+"""Heads, which map a backbone's feature map to logits."""
 
 from nonlocal_jax.heads.fcn import FCNHead
 

@@ -18,19 +18,22 @@ class FCNHead(nn.Module):
         y = conv_cat([x, y])
         logits = conv_seg(dropout(y))
 
+    x is the input. convs[0], convs[1] and conv_cat include a norm and a ReLU. [x, y] is the
+    concatenation of channels. conv_seg is the classifier.
+
     These are the ``FCNHead`` (no block), ``NLHead``, ``DNLHead`` and ``GCHead`` of mmsegmentation.
     Dropout drops whole channels of an image (Dropout2d), and in clips whole channels of a frame.
 
     Attributes:
-      num_classes: number of channels of the logits.
-      channels: number of output channels of each convolution.
-      num_convs: number of convolutions before the concatenation.
-      kernel_size: of the convolutions.
-      concat_input: concatenate the input x with y and apply one more convolution.
-      block: constructor of the block, or None.
-      dropout: probability that training drops a channel.
-      norm: constructor of the norms, see ``layers.apply_norm``. The block has its own.
-      dtype: type of the computation; None promotes the input with the float32 parameters.
+      num_classes: Number of channels of the logits.
+      channels: Number of output channels of each convolution.
+      num_convs: Number of convolutions before the concatenation.
+      kernel_size: Kernel size of the convolutions.
+      concat_input: Whether to concatenate x with y and to apply conv_cat.
+      block: Constructor of the block, or None.
+      dropout: Probability that training drops a channel.
+      norm: Constructor of the norms, see ``layers.apply_norm``. The block has its own.
+      dtype: Type of the computation. None promotes the input with the float32 parameters.
     """
 
     num_classes: int

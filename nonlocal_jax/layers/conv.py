@@ -15,15 +15,15 @@ from nonlocal_jax.layers.norm import BatchNorm, NormFn, apply_norm
 class Conv(nn.Module):
     """A convolution without bias on ``[B, *S, C]``, zero-padded on both sides as in PyTorch.
 
-    A kernel with fewer axes than S acts on the last ones, so a 2-D convolution takes images
-    ``[B, H, W, C]`` and, frame by frame, clips ``[B, T, H, W, C]``. See ``ops.conv``.
+    A kernel with fewer axes than S acts on the last ones. A 2-D convolution therefore takes images
+    ``[B, H, W, C]``, and clips ``[B, T, H, W, C]`` frame by frame. See ``ops.conv``.
 
     Attributes:
-      features: number of output channels.
-      kernel_size: odd sizes, one for each axis of the kernel. One number k means (k, k).
-      stride: one number, or one for each axis of the kernel.
-      dilation: one number, or one for each axis of the kernel.
-      dtype: type of the computation; None promotes the input with the float32 parameters.
+      features: Number of output channels.
+      kernel_size: Odd sizes, one for each axis of the kernel. One number k means (k, k).
+      stride: One number, or one for each axis of the kernel.
+      dilation: One number, or one for each axis of the kernel.
+      dtype: Type of the computation. None promotes the input with the float32 parameters.
     """
 
     features: int
@@ -34,7 +34,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps ``[B, *S, C]`` to ``[B, *S', features]``; S' is S over the stride, rounded up."""
+        """Maps ``[B, *S, C]`` to ``[B, *S', features]``. S' is S / stride, rounded up."""
         size = self.kernel_size
         size = (size, size) if isinstance(size, int) else tuple(size)
         shape = (*size, x.shape[-1], self.features)
@@ -44,13 +44,13 @@ class Conv(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """ReLU(norm(conv(x))), the ``ConvModule`` of mmcv.
+    """Computes ReLU(norm(conv(x))), like the ``ConvModule`` of mmcv.
 
     Attributes:
-      features: number of output channels.
-      kernel_size: see ``Conv``.
-      norm: constructor of the norm, see ``apply_norm``.
-      dtype: type of the computation; None promotes the input with the float32 parameters.
+      features: Number of output channels.
+      kernel_size: See ``Conv``.
+      norm: Constructor of the norm, see ``apply_norm``.
+      dtype: Type of the computation. None promotes the input with the float32 parameters.
     """
 
     features: int

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 from flax.linen import initializers
 
-# kaiming_normal_(mode="fan_out", nonlinearity="relu"): every convolution in front of a norm.
+# kaiming_normal_(mode="fan_out", nonlinearity="relu"), for every convolution before a norm.
 kaiming_fan_out = initializers.variance_scaling(2.0, "fan_out", "normal")
 
-# kaiming_normal_(mode="fan_in"): only the attention mask of the global context block.
+# kaiming_normal_(mode="fan_in"), only for the attention mask of the global context block.
 kaiming_fan_in = initializers.variance_scaling(2.0, "fan_in", "normal")
 
 # PyTorch's default for weights, U(-1/sqrt(fan_in), 1/sqrt(fan_in)).

@@ -1,4 +1,4 @@
-"""Batch normalization with PyTorch's numbers, and one way to apply any norm."""
+"""Batch normalization that equals PyTorch's, and a function that applies any norm."""
 
 import functools
 from collections.abc import Callable
@@ -20,19 +20,23 @@ class BatchNorm(nn.Module):
 
         y = (x - mean) / sqrt(var + epsilon) * scale + bias
 
-    It differs from ``flax.linen.BatchNorm`` in two points. The running variance is the unbiased
-    one, n / (n - 1) times the variance that normalizes. The variance is computed in two passes.
-    Statistics are at least float32. Under ``jit``, a batch that is sharded over devices is
+    mean and var are the statistics of the batch, or the running statistics. scale and bias are
+    parameters, with one entry per channel.
+
+    It differs from ``flax.linen.BatchNorm`` in two points. The running variance is unbiased: n
+    values have n / (n - 1) times the variance that normalizes. The variance is computed in two
+    passes. Statistics are at least float32. Under ``jit``, a batch that is sharded over devices is
     normalized as one batch (SyncBN).
 
     Attributes:
-      momentum: weight of the old statistics (in PyTorch, ``momentum`` is that of the new ones):
-        running = momentum * running + (1 - momentum) * batch.
-      epsilon: added to the variance.
-      dtype: type of the result; None promotes the input with the parameters.
-      scale_init: initializer of the scale; zeros make a residual branch start as the identity.
-      use_running_average: normalize with the running statistics and do not change them. None
-        leaves the choice to the call. True freezes the norm: its statistics never change, not
+      momentum: Weight of the old statistics:
+        running = momentum * running + (1 - momentum) * batch. In PyTorch, ``momentum`` is the
+        weight of the new statistics.
+      epsilon: Number that is added to the variance.
+      dtype: Type of the result. None promotes the input with the parameters.
+      scale_init: Initializer of the scale. With zeros, a residual block starts as the identity.
+      use_running_average: Whether to normalize with the running statistics and not to change them.
+        None leaves the choice to the call. True freezes the norm: its statistics never change, not
         even in training.
     """
 
@@ -51,7 +55,7 @@ class BatchNorm(nn.Module):
     ) -> jax.Array:
         """Normalizes ``[..., C]``.
 
-        ``mask`` has the shape of x. Where it is False, x is not part of the statistics.
+        The ``mask`` has the shape of x. Where it is False, x is not part of the statistics.
         """
         use_running_average = nn.merge_param(
             "use_running_average", self.use_running_average, use_running_average
@@ -88,9 +92,13 @@ def apply_norm(
 ) -> jax.Array:
     """Applies any norm layer to ``[B, *S, C]``.
 
-    ``train`` goes only to norms that have running statistics and do not fix
-    ``use_running_average``: a frozen norm stays frozen. ``mask``, ``[B, *S]``, False where x is
-    padding, goes only to norms whose statistics are over positions.
+    Args:
+      module: Norm layer.
+      x: Feature map ``[B, *S, C]``.
+      train: Whether to use the statistics of the batch. It is passed only to norms with running
+        statistics that do not set ``use_running_average``. A frozen norm stays frozen.
+      mask: Mask ``[B, *S]``, False where x is padding. It is passed only to norms whose statistics
+        are over positions.
     """
     options = {}
     has_running_average = hasattr(module, "use_running_average")
@@ -98,7 +106,7 @@ def apply_norm(
         options["use_running_average"] = not train
     over_positions = has_running_average or isinstance(module, nn.GroupNorm | nn.InstanceNorm)
     if mask is not None and over_positions:
-        # GroupNorm asks for the shape of x.
+        # GroupNorm requires a mask with the shape of x.
         options["mask"] = jnp.broadcast_to(mask[..., None], x.shape)
     with jax.numpy_dtype_promotion("standard"):  # Flax promotes the types of its statistics
         return module(x, **options)

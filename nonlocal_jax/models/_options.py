@@ -26,7 +26,8 @@ def check_options(given: Mapping[str, Any], known: Mapping[str, Parameter], mode
     """Checks that no option is unknown or missing and that each value has the annotated type.
 
     Raises:
-      InputError: saying which option of ``model`` is wrong, and what to use instead.
+      InputError: An option is unknown, missing or wrong. The message names ``model``, the option,
+        and what to use instead.
     """
     for name in given:
         if name not in known:
@@ -35,11 +36,12 @@ def check_options(given: Mapping[str, Any], known: Mapping[str, Parameter], mode
             raise InputError(f"{model} has no option {name!r}; {hint}")
     required = [name for name, option in known.items() if option.default is Parameter.empty]
     if missing := [name for name in required if name not in given]:
-        raise InputError(f"the model config lacks {', '.join(missing)}; add it")
+        pronoun = "it" if len(missing) == 1 else "them"
+        raise InputError(f"the model config lacks {', '.join(missing)}; add {pronoun}")
     for name, value in given.items():
         kind = known[name].annotation
         if not _fits(value, kind):
-            raise InputError(f"{name}={value!r} is not valid; use {_describe(kind)}")
+            raise InputError(f"{name} is {value!r}; use {_describe(kind)}")
 
 
 def _fits(value: Any, kind: Any) -> bool:

@@ -1,7 +1,7 @@
 """Builds a Flax module from a flat mapping of plain values.
 
-To add a network, write a function that returns a Flax module, and enter it in ``NETWORKS``. Its
-keyword arguments are the options; their annotations and defaults say which values are allowed.
+To add a network, write a function that returns a Flax module, and add it to ``NETWORKS``. Its
+keyword arguments are the options. Their annotations determine which values are allowed.
 """
 
 import functools
@@ -40,7 +40,7 @@ DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 
 def _choose(option: str, name: Any, table: Mapping[str, Any]) -> Any:
     if not isinstance(name, str) or name not in table:
-        raise InputError(f"{option}={name!r} is unknown; use one of {', '.join(table)}")
+        raise InputError(f"{option} is {name!r}; use one of {', '.join(table)}")
     return table[name]
 
 
@@ -66,41 +66,50 @@ def segmentation(
     dtype: str = "float32",
     **block_options: Any,
 ) -> SegmentationNet:
-    """Builds a segmentation network; the defaults are NL R-50-D8 of mmsegmentation.
+    """Builds a segmentation network. The defaults are NL R-50-D8 of mmsegmentation.
 
     Args:
-      num_classes: number of classes.
-      block: "nonlocal", "disentangled_nonlocal", "global_context" or "none".
-      block_in_head: put the block into the decode head.
-      block_at: put the block into the backbone too, at these residual blocks.
-      block_position: where in a residual block of the backbone. For this and ``block_at``,
-        ``stage_sizes``, ``strides``, ``dilations``, ``contract_dilation``, ``width`` and ``stem``,
-        see ``backbones.ResNet``.
-      norm: "batch_norm", or "frozen_batch_norm", whose running statistics never change. Also the
-        norm of non-local blocks; the layer norm in a global context block stays.
-      head_channels: of the convolutions and of the block in the decode head.
-      head_kernel_size: of the convolutions in both heads.
-      auxiliary_channels: of the convolution in the auxiliary head.
-      dropout: probability that training drops a channel in front of the classifiers.
-      align_corners: convention of the resize to the size of the input, see ``ops.resize``.
-      dtype: type of the computation, "float32" or "bfloat16".
-      **block_options: attributes of the block, see ``blocks``, with the prefix ``block_``.
+      num_classes: Number of classes.
+      block: One of "nonlocal", "disentangled_nonlocal", "global_context" and "none".
+      block_in_head: Whether the decode head has the block.
+      block_at: The residual blocks of the backbone where the block is inserted too.
+      block_position: Position of the block in a residual block of the backbone. For this and
+        ``block_at``, ``stage_sizes``, ``strides``, ``dilations``, ``contract_dilation``, ``width``
+        and ``stem``, see ``backbones.ResNet``.
+      norm: Norm of the network, "batch_norm" or "frozen_batch_norm". The running statistics of a
+        frozen batch norm never change. Non-local blocks use it too. Global context blocks use a
+        layer norm.
+      head_channels: Channels of the convolutions and of the block in the decode head.
+      head_kernel_size: Kernel size of the convolutions in both heads.
+      auxiliary_channels: Channels of the convolution in the auxiliary head.
+      dropout: Probability that training drops a channel before the classifiers.
+      align_corners: Convention of the resize to the size of the input, see ``ops.resize``.
+      dtype: Type of the computation, "float32" or "bfloat16".
+      **block_options: Attributes of the block, see ``blocks``, with the prefix ``block_``.
+
+    Returns:
+      The network, a Flax Linen module.
 
     Raises:
-      InputError: the options do not fit together.
+      InputError: The options do not fit together.
     """
     compute = _choose("dtype", dtype, DTYPES)
     norm_fn = _choose("norm", norm, NORMS)
     block_fn = _block(block, block_options, norm_fn, compute)
     if block_fn is None and block_at:
-        raise InputError(f"block_at={block_at!r} needs a block; use one of {', '.join(BLOCKS)}")
+        raise InputError(
+            f"block_at is {block_at!r}, but block is 'none'; set block to one of "
+            f"{', '.join(BLOCKS)}"
+        )
     if block_fn is not None and not (block_in_head or block_at):
         raise InputError(
-            f"block={block!r} is put nowhere; use block_in_head=True, block_at or block='none'"
+            f"block is {block!r}, but is not used: block_in_head is False and block_at is empty; "
+            "set one of them, or use block='none'"
         )
     if len(stage_sizes) < 2:
         raise InputError(
-            f"stage_sizes={stage_sizes!r} is too short: each head reads one stage; use 2 or more"
+            f"stage_sizes is {stage_sizes!r}, but each of the two heads reads one stage; "
+            "use 2 or more stages"
         )
     backbone = ResNet(
         stage_sizes=tuple(stage_sizes),
@@ -140,14 +149,14 @@ def _block(
     block = BLOCKS[name]
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
     options = {k.removeprefix("block_"): v for k, v in options.items()}
-    if getattr(block, "norm", None) is BatchNorm:  # the layer norm of a global context block stays
+    if getattr(block, "norm", None) is BatchNorm:  # a global context block keeps its layer norm
         options["norm"] = norm
     return functools.partial(block, dtype=dtype, **options)
 
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {"segmentation": segmentation}
 
-# The shape and type of an input, for tracing a network; needed only by ``convert``.
+# The shape and type of an input, for tracing a network. Only ``convert`` needs it.
 EXAMPLE_INPUTS = {"segmentation": jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)}
 
 
@@ -164,7 +173,7 @@ def model_options(config: Mapping[str, Any]) -> dict[str, inspect.Parameter]:
     takes ``**block_options``, the attributes of the block follow, with the prefix ``block_``.
 
     Raises:
-      InputError: the network or the block is unknown.
+      InputError: The network or the block is unknown.
     """
     build = NETWORKS[_network(config)]
     options = dict(inspect.signature(build, eval_str=True).parameters)
@@ -181,15 +190,15 @@ def create_model(config: Mapping[str, Any]) -> nn.Module:
     """Builds the network that a flat mapping of plain values describes.
 
     Args:
-      config: ``network`` is a key of ``NETWORKS`` (default "segmentation"); the rest are its
-        options, see ``models.build.segmentation``. Lists are accepted for tuples, so a mapping
+      config: Options of the network, see ``models.build.segmentation``, and ``network``, a key of
+        ``NETWORKS`` (default "segmentation"). Lists are accepted for tuples, so a mapping that is
         read from JSON works.
 
     Returns:
       A Flax Linen module.
 
     Raises:
-      InputError: an option is unknown or missing, or a value is not allowed.
+      InputError: An option is unknown or missing, or a value is not allowed.
     """
     options = {name: value for name, value in config.items() if name != "network"}
     network, known = _network(config), model_options(config)
@@ -204,6 +213,6 @@ def example_input(config: Mapping[str, Any]) -> jax.ShapeDtypeStruct | None:
     """Returns the shape and type of an input, or None if ``EXAMPLE_INPUTS`` has no entry.
 
     Raises:
-      InputError: the network is unknown.
+      InputError: The network is unknown.
     """
     return EXAMPLE_INPUTS.get(_network(config))

@@ -1,4 +1,4 @@
-"""The segmentation network: backbone, decode head, auxiliary head."""
+"""The segmentation network, with a backbone, a decode head and an auxiliary head."""
 
 import flax.linen as nn
 import jax
@@ -8,16 +8,17 @@ from nonlocal_jax.ops import resize
 
 
 class SegmentationNet(nn.Module):
-    """A backbone with two heads, the ``EncoderDecoder`` of mmsegmentation.
+    """A backbone with two heads, like the ``EncoderDecoder`` of mmsegmentation.
 
-    The decode head reads the last stage of the backbone, the auxiliary head the one before it. The
-    auxiliary head is only for training: ``init`` creates its parameters, inference does not run it.
+    The decode head reads the last stage of the backbone. The auxiliary head reads the stage before.
+    The auxiliary head is only for training: ``init`` creates its parameters, but inference does not
+    run it.
 
     Attributes:
-      backbone: maps images to a list of feature maps.
-      decode_head: maps a feature map to logits.
-      auxiliary_head: maps a feature map to the logits of the auxiliary loss.
-      align_corners: convention of the resize to the size of the input, see ``ops.resize``.
+      backbone: Module that maps images to a list of feature maps.
+      decode_head: Module that maps a feature map to logits.
+      auxiliary_head: Module that maps a feature map to the logits of the auxiliary loss.
+      align_corners: Convention of the resize to the size of the input, see ``ops.resize``.
     """
 
     backbone: nn.Module
@@ -37,11 +38,11 @@ class SegmentationNet(nn.Module):
           logits of the decode head and of the auxiliary head at the size of the feature map.
 
         Raises:
-          InputError: ``images`` has another shape.
+          InputError: The images have the wrong shape.
         """
         if images.ndim not in (4, 5) or images.shape[-1] != 3:
             raise InputError(
-                f"images have the shape {images.shape}; "
+                f"images has shape {images.shape}; "
                 "use normalized RGB images [B, H, W, 3] or clips [B, T, H, W, 3]"
             )
         *_, before, last = self.backbone(images, train=train)

@@ -1,4 +1,4 @@
-"""Pure functions of arrays, without parameters. They need JAX only.
+"""Pure functions of arrays, without parameters. They need only JAX.
 
 Feature maps are flattened to positions: queries are ``[..., N, C]``, keys ``[..., M, C]`` and
 values ``[..., M, D]``. The blocks in ``nonlocal_jax.blocks`` call these functions on feature maps.

@@ -1,4 +1,4 @@
-"""Softmax attention by library kernels: "flash" is JAX's for TPU, "cudnn" is for NVIDIA GPUs.
+"""Softmax attention by library kernels: "flash" of JAX for TPU, and "cudnn" for NVIDIA GPUs.
 
 Arguments and results are those of the implementations in ``ops/softmax.py``. The kernels need
 aligned numbers of positions and equal numbers of channels, so arrays are padded with zeros, and
@@ -40,8 +40,9 @@ def flash(theta, phi, g, mask, scale):
     if not fits_flash(theta, phi, g):
         types = ", ".join(str(x.dtype) for x in (theta, phi, g))
         raise InputError(
-            f"implementation='flash' got {types} with {c} and {d} channels; use bfloat16 or "
-            f"float32 with up to {_MOST_CHANNELS} channels, or implementation='chunked'"
+            f"implementation is 'flash', but theta, phi, g have types {types} and {c}, {c}, {d} "
+            f"channels; use bfloat16 or float32 with up to {_MOST_CHANNELS} channels, or "
+            "implementation='chunked'"
         )
     tile_n, tile_m = _tile(n), _tile(m)
     n_padded, m_padded = _ceil(n, tile_n), _ceil(m, tile_m)
@@ -82,12 +83,15 @@ def fits_flash(*arrays: jax.Array) -> bool:
 
 
 def fits_cudnn(*channels: int) -> bool:
-    """Whether cuDNN on this machine's GPU supports queries and values of so many channels."""
+    """Whether cuDNN on this machine supports queries and values with these numbers of channels."""
     return all(n <= cudnn_channels() and n % 8 == 0 for n in channels)
 
 
 def cudnn_channels() -> int:
-    """The most channels that attention of cuDNN supports on this machine; zero without a GPU."""
+    """The most channels that cuDNN's attention supports on this machine.
+
+    Zero without an NVIDIA GPU of generation Ampere or newer.
+    """
     device = jax.devices()[0]
     if device.platform != "gpu" or "cuda" not in device.client.platform_version:
         return 0
@@ -96,23 +100,23 @@ def cudnn_channels() -> int:
 
 
 def cudnn(theta, phi, g, mask, scale):
-    """cuDNN's flash attention in bfloat16; channels must be multiples of eight."""
+    """cuDNN's flash attention in bfloat16. Numbers of channels must be multiples of eight."""
     *leading, n, c = theta.shape
     m, d = g.shape[-2:]
     if not cudnn_channels():
         raise InputError(
-            "implementation='cudnn' needs an NVIDIA GPU, Ampere or newer, and there is none; "
-            "use implementation='auto'"
+            "implementation is 'cudnn', but this machine has no NVIDIA GPU of generation Ampere or "
+            "newer; use implementation='auto'"
         )
     if not fits_cudnn(c, d):
         raise InputError(
-            f"implementation='cudnn' got {c} and {d} channels; use multiples of 8 up to "
-            f"{cudnn_channels()}, or implementation='chunked'"
+            f"implementation is 'cudnn', but theta, phi, g have {c}, {c}, {d} channels; use "
+            f"multiples of 8 up to {cudnn_channels()}, or implementation='chunked'"
         )
     batch = math.prod(leading)
     real = jnp.full((batch,), m, jnp.int32)
     if mask is not None:
-        # cuDNN supports padding at the end only. Softmax does not depend on the order of the keys.
+        # cuDNN supports padding only at the end. Softmax does not depend on the order of the keys.
         order = jnp.argsort(~mask, axis=-1, stable=True)[..., None]
         phi, g = (jnp.take_along_axis(x, order, axis=-2) for x in (phi, g))
         real = jnp.sum(mask, axis=-1, dtype=jnp.int32).reshape(batch)

@@ -18,12 +18,12 @@ def float32_or_more(*arrays: jax.Array) -> jnp.dtype:
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:
-    """Casts half precision to float32; float32 and float64 stay as they are."""
+    """Casts half precision to float32, and does not change float32 and float64."""
     return x.astype(float32_or_more(x))
 
 
 def zero_padding(mask: jax.Array | None, x: jax.Array) -> jax.Array:
-    """``[..., M, C]``, set to zero where the mask ``[..., M]`` is False."""
+    """Sets ``[..., M, C]`` to zero where the mask ``[..., M]`` is False."""
     return x if mask is None else jnp.where(mask[..., None], x, jnp.zeros((), x.dtype))
 
 
@@ -48,7 +48,8 @@ def over_devices(x: jax.Array, axis_name: str | None) -> jax.Array:
 def count_positions(x: jax.Array, mask: jax.Array | None, axis_name: str | None) -> jax.Array | int:
     """The number of positions of ``[..., M, C]``, on all devices, that are not padding.
 
-    An int or ``[..., 1, 1]``. At least one, so that the mean over nothing but padding is zero.
+    An int or ``[..., 1, 1]``. It is at least one, so that the mean is zero if all positions are
+    padding.
     """
     if mask is None:
         return x.shape[-2] * (1 if axis_name is None else jax.lax.axis_size(axis_name))
@@ -60,12 +61,12 @@ def check_mask(mask: jax.Array | None, positions: tuple[int, ...], name: str = "
     """Requires a boolean mask of shape ``positions``, or None.
 
     Raises:
-      InputError: the type or the shape is wrong.
+      InputError: The type or the shape is wrong.
     """
     if mask is None:
         return
     if mask.dtype != bool:
-        raise InputError(f"{name} is {mask.dtype}; use bool, False where a position is padding")
+        raise InputError(f"{name} has dtype {mask.dtype}; use bool, with False for padding")
     if mask.shape != positions:
         raise InputError(
             f"{name} has shape {mask.shape}, but needs one entry per position; use {positions}"
@@ -76,16 +77,16 @@ def check_positions(theta: jax.Array, phi: jax.Array, g: jax.Array) -> None:
     """Requires queries ``[..., N, C]``, keys ``[..., M, C]`` and values ``[..., M, D]``.
 
     Raises:
-      InputError: the shapes do not match.
+      InputError: The shapes do not match.
     """
-    shapes = f"theta {theta.shape}, phi {phi.shape}, g {g.shape}"
+    shapes = f"theta has shape {theta.shape}, phi {phi.shape}, g {g.shape}"
     if min(theta.ndim, phi.ndim, g.ndim) < 2:
-        raise InputError(f"got {shapes}; use theta [..., N, C], phi [..., M, C], g [..., M, D]")
+        raise InputError(f"{shapes}; use theta [..., N, C], phi [..., M, C], g [..., M, D]")
     if theta.shape[-1] != phi.shape[-1]:
-        raise InputError(f"got {shapes}; use the same number of channels C for theta and phi")
+        raise InputError(f"{shapes}; use the same number of channels C for theta and phi")
     if phi.shape[-2] != g.shape[-2]:
-        raise InputError(f"got {shapes}; use the same number of positions M for phi and g")
+        raise InputError(f"{shapes}; use the same number of positions M for phi and g")
     if not theta.shape[:-2] == phi.shape[:-2] == g.shape[:-2]:
-        raise InputError(f"got {shapes}; use the same leading dimensions for theta, phi and g")
+        raise InputError(f"{shapes}; use the same leading dimensions for theta, phi and g")
     if min(theta.shape[-2], phi.shape[-2]) < 1:
-        raise InputError(f"got {shapes}; use at least one query and one key")
+        raise InputError(f"{shapes}; use at least one query and one key")

@@ -46,16 +46,16 @@ def _active_sums(a: jax.Array, b: jax.Array, v: jax.Array) -> tuple[jax.Array, j
 
 @jax.custom_vjp
 def sorted_concatenation(a: jax.Array, b: jax.Array, g: jax.Array) -> jax.Array:
-    """sum_j ReLU(a_i + b_j) g_j, exact.
+    """Computes sum_j ReLU(a_i + b_j) g_j for each i, without approximation.
 
-    O((N + M)(log M + D)) time and O((N + M) D) memory, forward and backward. The gradients of b and
-    g are the same sums with queries and keys exchanged, so the backward pass keeps the arguments
-    only. ReLU'(0) = 0.
+    It takes O((N + M)(log M + D)) time and O((N + M) D) memory, forward and backward. The gradients
+    of b and g are the same sums with queries and keys exchanged, so the backward pass keeps only
+    the arguments. The derivative of ReLU at 0 is 0.
 
     Args:
-      a: scores of the queries, ``[..., N]``.
-      b: scores of the keys, ``[..., M]``.
-      g: values ``[..., M, D]``.
+      a: Scores of the queries, ``[..., N]``.
+      b: Scores of the keys, ``[..., M]``.
+      g: Values ``[..., M, D]``.
 
     Returns:
       ``[..., N, D]``.

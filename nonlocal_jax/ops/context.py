@@ -1,4 +1,4 @@
-"""Reductions over all positions, for a context that does not depend on the query."""
+"""Reductions over all positions. Their results do not depend on a query."""
 
 import jax
 import jax.numpy as jnp
@@ -24,24 +24,26 @@ def context_pool(
 
     ::
 
-        c = sum_j softmax_j(score_j) x_j      with a score
-        c = mean_j x_j                        without
+        c   = sum_j a_j x_j                  with a score
+        a_j = softmax over j of score_j
+        c   = mean over j of x_j             without a score
 
-    The first is the context of the global context block (GCNet, arXiv:1904.11492, eq. 4) and the
-    unary term of the disentangled block (arXiv:2006.06668, eq. 11). The second is the pooling of
-    squeeze-and-excitation. Takes O(N C) operations, and memory for one number per position.
+    x_j is the feature vector of position j. The first c is the context of the global context block
+    (GCNet, arXiv:1904.11492, eq. 4) and the unary term of the disentangled block
+    (arXiv:2006.06668, eq. 11). The second c is the pooling of squeeze-and-excitation. The cost is
+    O(N C) operations, and memory for one number per position.
 
     Args:
-      x: features ``[..., N, C]``.
-      score: ``[..., N]``; None takes the mean.
-      mask: ``[..., N]``, False where a position is padding, which is ignored.
-      axis_name: axis of a ``jax.shard_map`` that the positions are split over.
+      x: Features ``[..., N, C]``.
+      score: Scores ``[..., N]``, or None for the mean.
+      mask: Mask ``[..., N]``, False where a position is padding. Padding is ignored.
+      axis_name: Axis of a ``jax.shard_map`` that the positions are split over.
 
     Returns:
       ``[..., 1, C]`` in the type of ``x``, computed in at least float32.
 
     Raises:
-      InputError: ``score`` or ``mask`` does not have one entry per position.
+      InputError: The score or the mask does not have one entry per position.
     """
     check_mask(mask, x.shape[:-1])
     wide = at_least_float32(zero_padding(mask, x))
@@ -67,21 +69,21 @@ def context_pool(
 def channel_whiten(
     x: jax.Array, *, mask: jax.Array | None = None, axis_name: str | None = None
 ) -> jax.Array:
-    """Subtracts the mean over the positions: x_i - mean_j x_j, for each channel.
+    """Subtracts the mean over the positions, for each channel: x_i - (mean over j of x_j).
 
-    The whitening of the disentangled block (arXiv:2006.06668): it removes from the pairwise term
-    the part that all queries share.
+    This is the whitening of the disentangled block (arXiv:2006.06668). It removes the part of the
+    pairwise logits that is the same for all queries.
 
     Args:
-      x: features ``[..., N, C]``.
-      mask: ``[..., N]``, False where a position is padding, which is ignored.
-      axis_name: axis of a ``jax.shard_map`` that the positions are split over.
+      x: Features ``[..., N, C]``.
+      mask: Mask ``[..., N]``, False where a position is padding. Padding is ignored.
+      axis_name: Axis of a ``jax.shard_map`` that the positions are split over.
 
     Returns:
       ``[..., N, C]``, at least float32.
 
     Raises:
-      InputError: ``mask`` does not have one entry per position.
+      InputError: The mask does not have one entry per position.
     """
     check_mask(mask, x.shape[:-1])
     x = at_least_float32(zero_padding(mask, x))

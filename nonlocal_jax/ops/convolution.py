@@ -1,9 +1,9 @@
 """Convolution over any number of axes, with a weight gradient that cuDNN can compute.
 
 The weight gradient of a dilated convolution slides dy over x in steps of the dilation. XLA for
-NVIDIA GPUs does not recognize this as a backward filter: it calls a forward convolution whose
+NVIDIA GPUs does not recognize this as a backward filter. It calls a forward convolution whose
 window is as large as the feature map (``make check-cuda-hlo`` shows it). For such GPUs, ``conv``
-therefore computes the same sum by the phases of x and dy, see ``_phases``.
+therefore computes the same sum from the phases of x and dy, see ``_phases``.
 """
 
 import functools
@@ -41,8 +41,8 @@ def _convolve(
 def _phases(x: jax.Array, dilations: Sequence[int]) -> jax.Array:
     """Splits ``[B, *S, C]`` into the maps of every d-th position: ``[B * prod(d), *S/d, C]``.
 
-    Pads the end of each axis with zeros to a multiple of its d. An axis with d = 1 stays as it is,
-    so frames that are sharded over devices are not gathered.
+    Pads the end of each axis with zeros to a multiple of its d. An axis with d = 1 is unchanged, so
+    frames that are sharded over devices are not gathered.
     """
     pads = [(0, -size % d) for size, d in zip(x.shape[1:-1], dilations, strict=True)]
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
@@ -81,9 +81,9 @@ def _forward(x: jax.Array, kernel: jax.Array, dilations: tuple[int, ...]) -> tup
 def _backward(dilations: tuple[int, ...], arguments: tuple, dy: jax.Array) -> tuple:
     x, kernel = arguments
     (dx,) = jax.linear_transpose(lambda x: _convolve(x, kernel, dilations), x)(dy)
-    # The platform is the one the program is compiled for, which may differ from the one that
-    # traces it. On other platforms the phases only add copies: on TPU, 0.78 GB of memory traffic
-    # instead of 0.56 GB.
+    # The program may be compiled for another platform than the one that traces it. On other
+    # platforms, the phases only add copies. On TPU, they cause 0.78 GB of memory traffic instead of
+    # 0.56 GB.
     dkernel = jax.lax.platform_dependent(
         x,
         dy,
@@ -104,29 +104,29 @@ def conv(
     stride: int | Sequence[int] = 1,
     dilation: int | Sequence[int] = 1,
 ) -> jax.Array:
-    """Convolves the last axes of S, padded with zeros on both sides as PyTorch pads.
+    """Convolves the last axes of S, which are padded with zeros on both sides as in PyTorch.
 
-    In two dimensions, with stride s and dilation d::
+    In two dimensions, with a kernel of size K x L, stride s and dilation d::
 
         y[i, j] = sum_kl x[s i + d (k - K // 2), s j + d (l - L // 2)] kernel[k, l]
 
-    A kernel with fewer spatial axes than x acts on the last ones: a 2-D kernel convolves a clip
+    A kernel with fewer spatial axes than x acts on the last ones. A 2-D kernel convolves a clip
     ``[B, T, H, W, C]`` frame by frame.
 
-    A dilated convolution with stride 1 can be differentiated in reverse mode only. Programs for
+    A dilated convolution with stride 1 supports only reverse-mode differentiation. Programs for
     NVIDIA GPUs compute its weight gradient as that of an undilated convolution.
 
     Args:
-      x: ``[B, *S, C]``.
-      kernel: ``[*K, C, D]`` with odd sizes K, and at most as many axes K as S.
-      stride: one number, or one for each axis of K.
-      dilation: one number, or one for each axis of K.
+      x: Feature map ``[B, *S, C]``.
+      kernel: Weights ``[*K, C, D]`` with odd sizes K, and at most as many axes K as S.
+      stride: One number, or one for each axis of K.
+      dilation: One number, or one for each axis of K.
 
     Returns:
-      ``[B, *S', D]``; S' is S divided by the stride, rounded up.
+      ``[B, *S', D]``. S' is S divided by the stride, rounded up.
 
     Raises:
-      InputError: the shapes do not fit, or a stride or dilation is less than 1.
+      InputError: The shapes do not fit, or a stride or dilation is less than 1.
     """
     axes = kernel.ndim - 2
     strides, dilations = (
@@ -140,14 +140,15 @@ def conv(
         and min(strides + dilations) >= 1
     ):
         raise InputError(
-            f"cannot convolve x {x.shape} with kernel {kernel.shape}, stride {stride} and dilation "
-            f"{dilation}; use x [B, *S, C] and kernel [*K, C, D] with odd sizes K, at most as many "
-            "axes K as S, and for stride and dilation one number >= 1, or one for each axis of K"
+            f"x has shape {x.shape}, kernel has shape {kernel.shape}, stride is {stride}, dilation "
+            f"is {dilation}; use x [B, *S, C] and kernel [*K, C, D] with odd sizes K, at most as "
+            "many axes K as S, and for stride and dilation one number >= 1, or one for each axis "
+            "of K"
         )
     leading = (1,) * (x.ndim - kernel.ndim)
     kernel = kernel.reshape(leading + kernel.shape)
     strides, dilations = leading + strides, leading + dilations
-    # Along an axis with a single tap, the dilation changes nothing.
+    # Along an axis where the kernel has size 1, the dilation changes nothing.
     dilations = tuple(d if k > 1 else 1 for d, k in zip(dilations, kernel.shape[:-2], strict=True))
     if max(dilations) > 1 and max(strides) == 1:
         return _dilated(x, kernel, dilations)

@@ -20,43 +20,51 @@ def disentangled(
     axis_name: str | None = None,
     implementation: str = "auto",
 ) -> jax.Array:
-    """Disentangled attention: a whitened pairwise term plus a unary term.
+    """Disentangled attention, the sum of a whitened pairwise term and a unary term.
 
     ::
 
-        y_i = sum_j softmax_j(scale * theta'_i . phi'_j) g_j + sum_j softmax_j(unary_j) g_j
+        y_i = sum_j A_ij g_j + sum_j b_j g_j
 
-        theta'_i = theta_i - mean_j theta_j
-        phi'_j   = phi_j - mean_j phi_j
+        A_ij     = softmax over j of scale * theta'_i . phi'_j
+        b_j      = softmax over j of unary_j
+        theta'_i = theta_i - (mean over i of theta_i)
+        phi'_j   = phi_j - (mean over j of phi_j)
 
-    The means are over the positions of an image, for each channel. theta' and phi' are at least
-    float32, because the small temperature in ``scale`` amplifies rounding errors.
+    theta_i, phi_j, g_j and unary_j are the rows of the arguments, and "." is the dot product. The
+    first sum is the pairwise term. The second sum is the unary term, which is the same for all i.
+    The means are over all positions that are not padding, for each channel. theta' and phi' are at
+    least float32, because the small temperature in ``scale`` amplifies rounding errors.
 
-    Source: DNL paper (arXiv:2006.06668), eq. 11. The convention is that of mmsegmentation: both
-    terms share the values g, and the unary term, one vector per image, is added before the output
-    projection.
+    Source: DNL paper (arXiv:2006.06668), eq. 11. The convention is that of mmsegmentation. Both
+    terms share the values g, and the unary term is added before the output projection.
 
     Args:
-      theta: queries ``[..., N, C]``.
-      phi: keys ``[..., M, C]``.
-      g: values ``[..., M, D]``.
-      unary: scores of the keys, ``[..., M]``.
-      scale: factor on the pairwise logits, 1/(sqrt(C) * temperature).
-      mask: ``[..., M]``, False where a key is padding, which is ignored.
-      query_mask: ``[..., N]``, False where a query is padding, which the mean of theta ignores.
-      axis_name: axis of a ``jax.shard_map`` that the positions of queries and keys are split over.
-      implementation: as in ``softmax_attention``.
+      theta: Queries ``[..., N, C]``.
+      phi: Keys ``[..., M, C]``.
+      g: Values ``[..., M, D]``.
+      unary: Scores of the keys, ``[..., M]``.
+      scale: Factor on the pairwise logits, such as 1/(sqrt(C) * temperature).
+      mask: Mask ``[..., M]``, False where a key is padding. Padding is ignored. It requires
+        ``query_mask``.
+      query_mask: Mask ``[..., N]``, False where a query is padding. The mean of theta ignores
+        padding. It requires ``mask``.
+      axis_name: Axis of a ``jax.shard_map`` that the positions of queries and keys are split over.
+      implementation: As in ``softmax_attention``.
 
     Returns:
       ``[..., N, D]`` in the type of ``g``.
 
     Raises:
-      InputError: the shapes do not match, or the implementation is unknown.
+      InputError: The shapes do not match, only one mask is passed, or the implementation is
+        unknown.
     """
     check_positions(theta, phi, g)
     if (mask is None) != (query_mask is None):
+        given, lacking = ("mask", "query_mask") if query_mask is None else ("query_mask", "mask")
         raise InputError(
-            "got only one of mask and query_mask, but both keys and queries have a mean; pass both"
+            f"{lacking} is None, but {given} is not; pass both, because the means of keys and of "
+            "queries are subtracted"
         )
     check_mask(query_mask, theta.shape[:-1], "query_mask")
     shared = {"axis_name": axis_name}

@@ -2,18 +2,21 @@
 
 ::
 
-    y_i = (1 / C(x)) sum_j f(x_i, x_j) g(x_j)
+    y_i = (1 / Z_i) sum_j f(theta_i, phi_j) g_j
 
-The functions f are those of the NL paper (arXiv:1711.07971, section 3.2).
+theta_i is the query of position i. phi_j and g_j are the key and the value of position j. y_i is
+the output. There are N queries and M keys. f is a pairwise function of the NL paper
+(arXiv:1711.07971, section 3.2). Z_i is its normalizer: sum_j f(theta_i, phi_j) for softmax
+attention, M for the dot product and the concatenation.
 
 Each operation has several implementations, listed in ``IMPLEMENTATIONS``. "dense" follows the
-formula and materializes the N x M matrix of f. It is the definition that the others are tested
-against. The others are exact too, but do not materialize the matrix. "auto" chooses by platform and
-shape.
+formula and materializes the N x M matrix of f. It defines the result, and tests compare the others
+with it. The others compute the same function without approximation, but do not materialize the
+matrix. "auto" chooses by platform and shape.
 
 All operations take a ``mask`` of the keys, so that feature maps of different sizes can share a
-batch. They also take the ``axis_name`` of a ``jax.shard_map`` that the positions of both queries
-and keys are split over.
+batch. They also take an ``axis_name``, the axis of a ``jax.shard_map`` that the positions of
+queries and keys are split over.
 """
 
 import functools
@@ -36,14 +39,15 @@ from nonlocal_jax.ops._numerics import (
 )
 from nonlocal_jax.ops._sorting import sorted_concatenation
 
-# "auto" uses "dense" for matrices with up to so many entries, per item of the batch. 16 MiB.
+# "auto" uses "dense" for matrices with up to this many entries per batch item. In float32, such a
+# matrix takes 16 MiB.
 _DENSE_LIMIT = 2**22
 
-# The same for the concatenation, where "sorted" is faster from about 512 positions on.
+# The same limit for the concatenation. "sorted" is faster from about 512 positions on.
 _SORT_LIMIT = 2**18
 
-# "auto" gathers keys and values on each device if they have up to so many entries, else it uses
-# "ring". 128 MiB in float32.
+# "auto" gathers keys and values on each device if they have up to this many entries, over all batch
+# items of the device. Else it uses "ring". In float32, this many entries take 128 MiB.
 _GATHER_LIMIT = 2**25
 
 
@@ -98,25 +102,26 @@ def _implementation(operation: str, name: str) -> Callable[..., jax.Array]:
 def best_attention(platform: str, theta: jax.Array, phi: jax.Array, g: jax.Array) -> str:
     """The implementation of softmax attention that "auto" chooses.
 
-    The first row that applies is chosen:
+    It is the first row that applies:
 
-    ===================================================================  =========
-    Arguments                                                            Choice
-    ===================================================================  =========
-    the N x M matrix has up to 2**22 entries                             "dense"
-    TPU, bfloat16 or float32, up to 1024 channels                        "flash"
-    GPU with cuDNN, bfloat16, up to 256 channels (before Hopper: 128)    "cudnn"
-    all others                                                           "chunked"
-    ===================================================================  =========
+    =========  =====================================================================================
+    Choice     Condition
+    =========  =====================================================================================
+    "dense"    The N x M matrix has up to 2**22 entries for each batch item.
+    "flash"    TPU; bfloat16 or float32; up to 1024 channels.
+    "cudnn"    NVIDIA GPU, Ampere or newer; bfloat16; numbers of channels that are multiples of 8,
+               up to 256 (before Hopper, up to 128).
+    "chunked"  All other cases.
+    =========  =====================================================================================
 
-    The disentangled operation casts its queries and keys to float32, so on a GPU "auto" chooses
-    "chunked" for it.
+    For the disentangled operation, "auto" never chooses "cudnn", because this operation casts its
+    queries and keys to float32.
 
     Args:
-      platform: "cpu", "tpu" or "cuda".
-      theta: queries ``[..., N, C]``.
-      phi: keys ``[..., M, C]``.
-      g: values ``[..., M, D]``.
+      platform: One of "cpu", "tpu" and "cuda".
+      theta: Queries ``[..., N, C]``.
+      phi: Keys ``[..., M, C]``.
+      g: Values ``[..., M, D]``.
 
     Returns:
       A name in ``IMPLEMENTATIONS["softmax_attention"]``.
@@ -143,7 +148,7 @@ def _attend(theta, phi, g, mask, scale, implementation):
     default = choices.pop("cpu")
     if len(set(names.values())) == 1:
         return default(theta, phi, g, mask)
-    # Chosen by the platform compiled for, which may differ from the one that this runs on.
+    # The program may be compiled for another platform than the one that this code runs on.
     return jax.lax.platform_dependent(theta, phi, g, mask, **choices, default=default)
 
 
@@ -161,40 +166,43 @@ def softmax_attention(
 
     ::
 
-        y_i = sum_j softmax_j(scale * theta_i . phi_j) g_j
+        y_i  = sum_j A_ij g_j
+        A_ij = softmax over j of scale * theta_i . phi_j
 
-    The Gaussian function (NL paper eq. 2) with theta = phi = x, and the embedded Gaussian function
-    (eq. 3). The paper has no scale. The authors' code, and mmcv with ``use_scale=True``, use
-    1/sqrt(C). Takes O(N M (C + D)) operations.
+    theta_i, phi_j and g_j are the rows of the arguments, and "." is the dot product. With
+    theta = phi = x, this is the Gaussian function of the NL paper (eq. 2). With projections of x,
+    it is the embedded Gaussian function (eq. 3). The paper has no scale. The authors' code, and
+    mmcv with ``use_scale=True``, use 1/sqrt(C). The cost is O(N M (C + D)) operations.
 
     Args:
-      theta: queries ``[..., N, C]``.
-      phi: keys ``[..., M, C]``.
-      g: values ``[..., M, D]``.
-      scale: factor on the logits, a number or a scalar array.
-      mask: ``[..., M]``, False where a key is padding, which is ignored. If all keys are padding,
-        y is zero.
-      axis_name: axis of a ``jax.shard_map`` that the positions of queries and keys are split over.
-      implementation: one of
+      theta: Queries ``[..., N, C]``.
+      phi: Keys ``[..., M, C]``.
+      g: Values ``[..., M, D]``.
+      scale: Factor on the logits, a number or a scalar array.
+      mask: Mask ``[..., M]``, False where a key is padding. Padding is ignored. If all keys are
+        padding, y is zero.
+      axis_name: Axis of a ``jax.shard_map`` that the positions of queries and keys are split over.
+      implementation: One of the following.
 
         - "dense" materializes the N x M attention matrix.
-        - "chunked" computes up to 256 rows of it at a time, and again in the backward pass:
-          O(N + M) memory.
+        - "chunked" computes up to 256 rows of the matrix at a time, and again in the backward pass.
+          It uses O(N + M) memory.
         - "flash" is JAX's Pallas kernel for TPU.
         - "cudnn" is cuDNN's kernel for NVIDIA GPUs, in bfloat16.
-        - "ring" is "chunked" for positions that are split over devices. Keys and values travel from
-          device to device, so the memory depends only on the positions of one device. The others
-          gather keys and values on each device.
-        - "auto" chooses by platform and shape, see ``best_attention``. If keys and values of all
-          devices have more than 2**25 entries, it chooses "ring".
+        - "ring" is "chunked" for positions that are split over devices. Keys and values are passed
+          from device to device, so the memory depends only on the positions of one device. The
+          others gather keys and values on each device.
+        - "auto" chooses by platform and shape, see ``best_attention``. With ``axis_name``, it
+          chooses "ring" if keys and values of all devices have more than 2**25 entries.
 
-        All but "dense" support reverse-mode differentiation only; "flash" and "cudnn" only once.
+        All except "dense" support only reverse-mode differentiation. "flash" and "cudnn" do not
+        support second derivatives.
 
     Returns:
-      ``[..., N, D]`` in the type of ``g``; logits and softmax are at least float32.
+      ``[..., N, D]`` in the type of ``g``. Logits and softmax are computed in at least float32.
 
     Raises:
-      InputError: the shapes do not match, or the implementation is unknown.
+      InputError: The shapes do not match, or the implementation is unknown.
     """
     check_positions(theta, phi, g)
     check_mask(mask, phi.shape[:-1])
@@ -229,27 +237,29 @@ def dot_product(
 
         y_i = (1 / M) sum_j (theta_i . phi_j) g_j
 
-    M is the number of keys that are not padding. With sub-sampled keys it is the number after
-    sub-sampling, as in mmcv and the authors' code.
+    theta_i, phi_j and g_j are the rows of the arguments, and "." is the dot product. M is the
+    number of keys that are not padding. With sub-sampled keys, it is the number after sub-sampling,
+    as in mmcv and the authors' code.
 
     Args:
-      theta: queries ``[..., N, C]``.
-      phi: keys ``[..., M, C]``.
-      g: values ``[..., M, D]``.
-      mask: ``[..., M]``, False where a key is padding, which is ignored.
-      axis_name: axis of a ``jax.shard_map`` that the positions of queries and keys are split over.
-      implementation: one of
+      theta: Queries ``[..., N, C]``.
+      phi: Keys ``[..., M, C]``.
+      g: Values ``[..., M, D]``.
+      mask: Mask ``[..., M]``, False where a key is padding. Padding is ignored.
+      axis_name: Axis of a ``jax.shard_map`` that the positions of queries and keys are split over.
+      implementation: One of the following.
 
         - "dense" computes (theta phi^T) g, in N M (C + D) operations.
         - "reassociated" computes theta (phi^T g), in (N + M) C D operations and without the N x M
-          matrix. Over several devices, it sums C D numbers.
-        - "auto" chooses the one with fewer operations, and "reassociated" over several devices.
+          matrix. With ``axis_name``, it sums C D numbers per batch item over the devices.
+        - "auto" chooses the one with fewer operations. With ``axis_name``, it chooses
+          "reassociated".
 
     Returns:
       ``[..., N, D]`` in the type of ``g``, computed in at least float32.
 
     Raises:
-      InputError: the shapes do not match, or the implementation is unknown.
+      InputError: The shapes do not match, or the implementation is unknown.
     """
     check_positions(theta, phi, g)
     check_mask(mask, phi.shape[:-1])
@@ -279,37 +289,38 @@ def concatenation(
         y_i = (1 / M) sum_j ReLU(w . [theta_i, phi_j]) g_j
             = (1 / M) sum_j ReLU(a_i + b_j) g_j
 
-    The projection w of the concatenated pair splits into a score a_i = w_theta . theta_i of the
-    query and a score b_j = w_phi . phi_j of the key, which this function takes. M is the number of
-    keys that are not padding.
+    [theta_i, phi_j] is the concatenation of query and key, "." is the dot product, and
+    w = [w_theta, w_phi] is a learned vector. The product is the sum of a score of the query,
+    a_i = w_theta . theta_i, and a score of the key, b_j = w_phi . phi_j. This function takes the
+    scores. M is the number of keys that are not padding.
 
     Args:
-      theta_score: a, ``[..., N]``.
-      phi_score: b, ``[..., M]``.
-      g: values ``[..., M, D]``.
-      mask: ``[..., M]``, False where a key is padding, which is ignored.
-      axis_name: axis of a ``jax.shard_map`` that the positions of queries and keys are split over.
+      theta_score: Scores a of the queries, ``[..., N]``.
+      phi_score: Scores b of the keys, ``[..., M]``.
+      g: Values ``[..., M, D]``.
+      mask: Mask ``[..., M]``, False where a key is padding. Padding is ignored.
+      axis_name: Axis of a ``jax.shard_map`` that the positions of queries and keys are split over.
         Each device gathers b and g.
-      implementation: one of
+      implementation: One of the following.
 
         - "dense" materializes the N x M matrix.
-        - "sorted" sorts the scores and computes prefix sums: O((N + M)(log M + D)) operations and
-          O((N + M) D) memory. It supports reverse-mode differentiation only.
-        - "auto" chooses "dense" for matrices of up to 2**18 entries, else "sorted".
+        - "sorted" sorts the scores and computes prefix sums, in O((N + M)(log M + D)) operations
+          and O((N + M) D) memory. It supports only reverse-mode differentiation.
+        - "auto" chooses "dense" for matrices of up to 2**18 entries per batch item, else "sorted".
 
     Returns:
       ``[..., N, D]`` in the type of ``g``, computed in at least float32.
 
     Raises:
-      InputError: the shapes do not match, or the implementation is unknown.
+      InputError: The shapes do not match, or the implementation is unknown.
     """
     leading, n, m = g.shape[:-2], theta_score.shape[-1:], g.shape[-2:-1]
     fits = theta_score.shape == leading + n and phi_score.shape == leading + m
     if not (fits and n and m and all(n + m)):
         raise InputError(
-            f"got theta_score {theta_score.shape}, phi_score {phi_score.shape}, g {g.shape}; use "
-            "theta_score [..., N], phi_score [..., M], g [..., M, D] with at least one query and "
-            "one key"
+            f"theta_score has shape {theta_score.shape}, phi_score {phi_score.shape}, g {g.shape}; "
+            "use theta_score [..., N], phi_score [..., M], g [..., M, D] with at least one query "
+            "and one key"
         )
     check_mask(mask, phi_score.shape)
     theta_score, phi_score = theta_score[..., None], phi_score[..., None]

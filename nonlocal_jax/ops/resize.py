@@ -27,30 +27,31 @@ def bilinear_weights(size: int, new_size: int, align_corners: bool) -> np.ndarra
 def resize(x: jax.Array, size: tuple[int, int], *, align_corners: bool = False) -> jax.Array:
     """Resizes ``[..., H, W, C]`` to ``[..., *size, C]`` by bilinear interpolation.
 
-    Equal to ``torch.nn.functional.interpolate(mode="bilinear")``, without antialiasing.
-    Output row i of H' reads the source position::
+    The result is that of ``torch.nn.functional.interpolate(mode="bilinear")``, without
+    antialiasing. Row i of the H' output rows is interpolated at this position of the H input rows::
 
         max((i + 0.5) H / H' - 0.5, 0)    align_corners=False
         i (H - 1) / (H' - 1)              align_corners=True
 
-    Columns likewise. Computed as two products with small constant matrices, so that the gradient is
-    a matrix product too.
+    Columns use the same formula. The resize is computed as two products with small constant
+    matrices, so the gradient is a matrix product too.
 
     Args:
-      x: ``[..., H, W, C]``.
-      size: the new (H', W').
-      align_corners: see the formula.
+      x: Feature map ``[..., H, W, C]``.
+      size: The new (H', W').
+      align_corners: Selects the formula of the position.
 
     Returns:
       ``[..., H', W', C]`` in the type of ``x``, computed in at least float32.
 
     Raises:
-      InputError: ``x`` has fewer than three dimensions, or ``size`` is not two positive integers.
+      InputError: The input has fewer than three dimensions, or ``size`` is not two positive
+        integers.
     """
     if x.ndim < 3 or len(size) != 2 or min(size) < 1:
         raise InputError(
-            f"got x {x.shape} and size {size}; use x [..., H, W, C] and a size of two positive "
-            "integers"
+            f"x has shape {x.shape} and size is {size}; use x [..., H, W, C] and a size of two "
+            "positive integers"
         )
     if x.shape[-3:-1] == tuple(size):
         return x

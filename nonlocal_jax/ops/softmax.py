@@ -2,8 +2,8 @@
 
 Each takes queries theta ``[..., N, C]``, keys phi ``[..., M, C]``, values g ``[..., M, D]``, a mask
 ``[..., M]`` or None, and a scale. The mask is False where a key is padding, and phi and g are zero
-there. Each returns ``[..., N, D]``, at least float32. "dense" is the definition. The others are
-exact too, but do not materialize the N x M attention matrix.
+there. Each returns ``[..., N, D]``, at least float32. "dense" defines the result. The others
+compute the same function without approximation, but do not materialize the N x M attention matrix.
 """
 
 import functools
@@ -13,9 +13,9 @@ import jax.numpy as jnp
 
 from nonlocal_jax.ops._numerics import at_least_float32, check_mask, float32_or_more
 
-# Rows of the N x M matrix in memory at a time. More rows use the matrix units better, fewer rows
-# take less memory. More than 256 are no faster on a CPU. On a ring of TPUs, 128 rows fit into
-# vector memory.
+# The number of rows of the N x M matrix in memory at a time. More rows use the matrix units better,
+# fewer rows take less memory. More than 256 rows are not faster on a CPU. On a ring of TPUs, 128
+# rows fit into vector memory.
 _ROWS = 256
 _RING_ROWS = 128
 
@@ -37,23 +37,23 @@ def attention_weights(
 
     ::
 
-        A_ij = softmax_j(scale * theta_i . phi_j)
+        A_ij = softmax over j of scale * theta_i . phi_j
 
-    Pass only some rows of ``theta`` to see where these positions look, without materializing the
-    full matrix.
+    theta_i and phi_j are the rows of the arguments, and "." is the dot product. To compute only
+    some rows of A, without materializing the full matrix, pass only these rows of ``theta``.
 
     Args:
-      theta: queries ``[..., N, C]``.
-      phi: keys ``[..., M, C]``.
-      scale: factor on the logits, 1/sqrt(C) for scaled attention.
-      mask: ``[..., M]``, False where a key is padding, which gets weight zero. If all keys are
-        padding, all weights are 1/M.
+      theta: Queries ``[..., N, C]``.
+      phi: Keys ``[..., M, C]``.
+      scale: Factor on the logits, 1/sqrt(C) for scaled attention.
+      mask: Mask ``[..., M]``, False where a key is padding. Padding has weight zero. If all keys
+        are padding, all weights are 1/M.
 
     Returns:
-      ``[..., N, M]``, at least float32; each row sums to one.
+      ``[..., N, M]``, at least float32. Each row sums to one.
 
     Raises:
-      InputError: the mask does not have one entry per key.
+      InputError: The mask does not have one entry per key.
     """
     check_mask(mask, phi.shape[:-1])
     return jax.nn.softmax(_logits(theta, phi, mask, scale), axis=-1)
@@ -66,7 +66,10 @@ def dense(theta, phi, g, mask, scale):
 
 
 def _split_rows(x: jax.Array, axis: int, most: int) -> jax.Array:
-    """Splits queries into equal chunks of at most ``most``, on a new first axis; pads by zeros."""
+    """Pads queries with zeros and splits them into equal chunks on a new first axis.
+
+    A chunk has at most ``most`` rows.
+    """
     n = x.shape[axis]
     chunks = -(-n // most)
     rows = -(-n // chunks)
@@ -86,8 +89,9 @@ def _join_rows(x: jax.Array, axis: int, n: int) -> jax.Array:
 def _attend(theta, phi, g, mask, scale, most):
     """Returns y ``[..., N, D]``, and for each query the largest logit and the sum of exponentials.
 
-    The latter two, ``[..., N]``, are the denominator of the softmax: sum_j exp(logit_j - largest).
-    Combined in one logarithm, they would lose digits if logits are large.
+    The latter two are ``[..., N]``. Together they are the denominator of the softmax,
+    exp(largest) * sum_j exp(logit_j - largest). Its logarithm in one number would lose digits if
+    logits are large.
     """
 
     def rows(theta):
@@ -114,7 +118,7 @@ def _attend_backward(queries, phi, g, mask, scale, most):
         dphi_j   = sum_i ds_ij theta_i
 
     Here p is the softmax over the keys of all devices, and D_i = dy_i . y_i. ``queries`` are theta,
-    the largest logit, the reciprocal of the sum, dy and D.
+    the largest logits, the reciprocals of the sums, dy and D.
     """
     dtype = float32_or_more(queries[0], phi, g)
     phi_wide, g = phi.astype(dtype), g.astype(dtype)
@@ -210,8 +214,8 @@ def chunked(theta, phi, g, mask, scale):
 def ring(theta, phi, g, mask, scale, axis_name=None):
     """Like ``chunked``, with positions split over the devices of ``axis_name`` (arXiv:2310.01889).
 
-    Each device keeps its queries, while the keys travel around a ring of devices. Partial softmaxes
-    are combined by their denominators. In the backward pass, the gradients of the keys travel with
-    the keys. Without ``axis_name`` there is one device.
+    Each device keeps its queries. The keys are passed around a ring of devices. Partial softmaxes
+    are combined by their denominators. In the backward pass, the gradients of the keys are passed
+    with the keys. Without ``axis_name``, there is one device.
     """
     return _attend_in_chunks(theta, phi, g, mask, scale, axis_name)

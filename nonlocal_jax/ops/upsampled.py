@@ -1,8 +1,8 @@
 """Cross entropy of resized logits, which materializes one block of them at a time.
 
-Rows are resized at once. Columns are resized block by block, in a loop that computes the loss and
-its gradient in the same pass. A block spans all images and rows, so both may be split over devices:
-the loop itself needs no communication.
+All rows are resized at once. Columns are resized block by block, in a loop that computes the loss
+and its gradient in the same pass. A block spans all images and rows. Both may be split over
+devices, and the loop needs no communication.
 """
 
 import functools
@@ -39,7 +39,7 @@ def _block_sums(
 ) -> tuple[jax.Array, jax.Array]:
     """The losses and correct predictions of a block, from source columns ``[B, H, classes, k]``.
 
-    Both are ``[B, H]``: a sum over images and rows would need communication inside the loop.
+    Both are ``[B, H]``. A sum over images and rows would need communication inside the loop.
     """
     logits = jnp.einsum("bhck,wk->bhcw", source, weights, precision=jax.lax.Precision.HIGHEST)
     # A comparison instead of a gather, whose gradient would be a scatter.
@@ -68,7 +68,7 @@ def _sums(
 
 
 def _forward(rows, starts, weights, labels, ignore_index):
-    """Computes the gradient of a block together with its loss; nothing is computed twice."""
+    """Computes the gradient of a block together with its loss, so nothing is computed twice."""
 
     def step(gradient, block):
         start, weights, labels = block
@@ -104,25 +104,26 @@ def upsampled_cross_entropy(
         loss    = sum_p -log softmax(resize(logits)_p)[label_p]
         correct = sum_p [argmax(resize(logits)_p) = label_p]
 
-    The sums are over the pixels p whose label is not ``ignore_index``; ``resize`` is
-    ``nonlocal_jax.ops.resize``. At most 128 columns of the resized logits are in memory at a time,
-    forward and backward. Computed in at least float32.
+    The sums are over the pixels p whose label is not ``ignore_index``. [a = b] is 1 if a equals b,
+    else 0. ``resize`` is ``nonlocal_jax.ops.resize``. At most 128 columns of the resized logits are
+    in memory at a time, forward and backward. All numbers are computed in at least float32.
 
     Args:
-      logits: ``[B, h, w, classes]``.
-      labels: ``[B, H, W]``, integers.
-      ignore_index: pixels with this label count in neither sum.
-      align_corners: see ``resize``.
+      logits: Logits ``[B, h, w, classes]`` before the resize.
+      labels: Integers ``[B, H, W]``.
+      ignore_index: Pixels with this label count in neither sum.
+      align_corners: See ``resize``.
 
     Returns:
-      Two scalars, loss and correct. Only the loss has a gradient, in reverse mode only.
+      Two scalars, loss and correct. Only the loss has a gradient. It supports only reverse-mode
+      differentiation.
 
     Raises:
-      InputError: the shapes do not match.
+      InputError: The shapes do not match.
     """
     if logits.ndim != 4 or labels.ndim != 3 or logits.shape[0] != labels.shape[0]:
         raise InputError(
-            f"got logits {logits.shape} and labels {labels.shape}; "
+            f"logits has shape {logits.shape} and labels has shape {labels.shape}; "
             "use logits [B, h, w, classes] and labels [B, H, W]"
         )
     (_, height, width), columns = labels.shape, logits.shape[2]

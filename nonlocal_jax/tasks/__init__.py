@@ -1,7 +1,7 @@
-"""Tasks: a record for each kind of problem, chosen by ``config.task``.
+"""Tasks: an instance of ``Task`` for each kind of problem. ``config.task`` selects one.
 
-To add a task, write a module with a ``Task`` and add it to ``TASKS``; a project that uses the
-library does the same from outside with ``nonlocal_jax.tasks.TASKS["name"] = Task(...)``.
+To add a task, write a module with an instance of ``Task`` and add the instance to ``TASKS``. Other
+projects add a task with ``nonlocal_jax.tasks.TASKS["name"] = Task(...)``.
 """
 
 from ml_collections import ConfigDict
@@ -17,13 +17,13 @@ TASKS: dict[str, Task] = {"segmentation": segmentation.TASK}
 
 
 def get_task(config: ConfigDict) -> Task:
-    """The task of an experiment. Checks every leaf of the config first.
+    """Returns the task of an experiment, after checking every field of the config.
 
     Raises:
-      InputError: ``config.task`` is not in ``TASKS``, or a leaf is unknown, missing or wrong.
+      InputError: ``config.task`` is not in ``TASKS``, or a field is unknown, missing or invalid.
     """
     name = config.get("task")
     if name not in TASKS:
-        raise InputError(f"task must be one of {', '.join(TASKS)}; got {name!r}")
+        raise InputError(f"task is {name!r}; use one of {', '.join(TASKS)}")
     check(config, TASKS[name].leaves)
     return TASKS[name]

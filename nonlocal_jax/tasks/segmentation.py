@@ -1,4 +1,4 @@
-"""Semantic segmentation: a class for every pixel."""
+"""The task of semantic segmentation: a class for every pixel."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -48,14 +48,14 @@ def _batch(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def _inputs(batch: Batch, config: ConfigDict) -> jax.Array:
-    """Normalized RGB images. They are normalized on the device."""
+    """Returns normalized RGB images. They are normalized on the device."""
     return split_positions(normalize(batch["image"], config.data.mean, config.data.std))
 
 
 def _cross_entropy(
     logits: jax.Array, labels: jax.Array, *, avg_non_ignore: bool, align_corners: bool
 ) -> tuple[jax.Array, jax.Array]:
-    """Mean of -log softmax(logits)[label], and the fraction of pixels whose argmax is the label."""
+    """Returns the mean of -log softmax(logits)[label], and the accuracy."""
     total, correct = upsampled_cross_entropy(
         logits, labels, ignore_index=IGNORE_INDEX, align_corners=align_corners
     )
@@ -76,7 +76,7 @@ def _loss_and_accuracy(
 def loss_fn(
     outputs: tuple[jax.Array, jax.Array], labels: jax.Array, config: Mapping[str, Any]
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The loss of mmsegmentation: cross entropy of the decode head and of the auxiliary head.
+    """Computes the loss of mmsegmentation: cross entropy of the decode and the auxiliary head.
 
     With logits z resized to the size of the labels, N the number of pixels and w the
     ``auxiliary_weight``::
@@ -85,20 +85,20 @@ def loss_fn(
         CE(z) = -1/N sum_i log softmax(z_i)[label_i]
 
     Pixels with the label 255 are ignored: they do not contribute to the sum. They are counted in N
-    unless ``avg_non_ignore`` is set, because the published models were trained that way.
+    unless ``avg_non_ignore`` is True, because the published models were trained that way.
 
     Args:
       outputs: Logits of the decode head and of the auxiliary head at the size of the feature map,
         ``[B, h, w, classes]``.
-      labels: ``[B, H, W]`` integers: classes, or 255. The values are not checked.
-      config: ``auxiliary_weight``; ``avg_non_ignore``, whether N excludes ignored pixels;
-        ``align_corners``, see ``ops.resize``.
+      labels: Integers ``[B, H, W]``: classes, or 255. The values are not checked.
+      config: The options: ``auxiliary_weight``; ``avg_non_ignore``, whether N excludes ignored
+        pixels; ``align_corners``, see ``ops.resize``.
 
     Returns:
-      The loss and its parts "decode" and "aux" (weighted). Scalars, at least float32.
+      The loss and its parts "decode" and "aux" (weighted). They are scalars, at least float32.
 
     Raises:
-      InputError: The shapes do not fit.
+      InputError: The shapes do not match.
     """
     loss, parts = _loss_and_accuracy(outputs, labels, config)
     del parts["accuracy"]
@@ -108,7 +108,7 @@ def loss_fn(
 def _loss(
     outputs: tuple[jax.Array, jax.Array], batch: Batch, config: ConfigDict
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """``loss_fn`` and the decode head's accuracy over the pixels that are not ignored."""
+    """Computes ``loss_fn``, and the decode head's accuracy over the pixels that are not ignored."""
     return _loss_and_accuracy(outputs, split_positions(batch["label"]), config.loss.to_dict())
 
 

@@ -1,4 +1,4 @@
-"""What training and evaluation need to know about a task."""
+"""The interface between a task and training and evaluation."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -19,30 +19,35 @@ Variables = Mapping[str, Any]
 class Task:
     """One kind of problem, such as semantic segmentation.
 
-    The train step, the loop, the commands and the ahead-of-time compilation read everything that is
-    particular to a task from this record. They treat a batch as a pytree of arrays whose first axis
-    is the batch axis. ``nonlocal_jax/tasks/segmentation.py`` is an example.
+    The train step, the loop, the commands and the ahead-of-time compilation take everything that is
+    specific to a task from this dataclass. They treat a batch as a pytree of arrays whose first
+    axis is the batch axis. ``nonlocal_jax/tasks/segmentation.py`` is an example.
 
-    Functions that run on the host (``prepare``, ``open_source``, ``evaluator``, ``report``) import
-    heavy packages inside, so that the train step needs jax, flax, optax and ml_collections only.
+    In functions that run on the host (``prepare``, ``open_source``, ``evaluator``, ``report``),
+    import large packages inside the function, so that the train step needs only jax, flax, optax
+    and ml_collections.
 
     Attributes:
-      headline: Name of the metric that describes a network in one number, such as "miou". A key of
-        the evaluator's summary.
-      leaves: Checks of the config's leaves that only this task has, see ``nonlocal_jax.config``.
-      batch: ``config -> {name: jax.ShapeDtypeStruct}``. Shapes and types of a global batch.
-      inputs: ``(batch, config) -> inputs``. What the model is called with. Runs inside the compiled
-        train step.
-      loss: ``(outputs, batch, config) -> (loss, parts)``. The outputs are those of the model called
-        with ``train=True``. ``parts`` is a dict of scalars to log. Runs inside the compiled step.
-      prepare: ``(example, config, rng) -> {name: numpy array}``. Checks and augments one example of
-        a source. The batch stacks the results.
-      open_source: ``(config, split, data_dir) -> source`` with ``len(source)`` and
-        ``source[index]``, for the splits "train" and "val".
-      evaluator: ``(config, source, *, multi_scale=False, shardings=None) -> run``, where
-        ``run(variables)`` returns the summary: a dict whose floats are logged.
-      report: ``(summary, config) -> (text, values)``. The summary as a Markdown table, and as plain
-        values for JSON.
+      headline: Name of the metric that describes a network in one number, such as "miou". It is a
+        key of the evaluator's summary.
+      leaves: The config fields of this task, in addition to the common ones, with the values
+        allowed for each. See ``nonlocal_jax.config``.
+      batch: Returns the shapes and types of a global batch:
+        ``config -> {name: jax.ShapeDtypeStruct}``.
+      inputs: Computes the inputs of the model from a batch: ``(batch, config) -> inputs``. It runs
+        inside the compiled train step.
+      loss: Computes the loss from the outputs of the model called with ``train=True``:
+        ``(outputs, batch, config) -> (loss, parts)``. ``parts`` is a dict of scalars to log. It
+        runs inside the compiled train step.
+      prepare: Checks and augments one example of a source:
+        ``(example, config, rng) -> {name: NumPy array}``. The results are stacked into a batch.
+      open_source: Opens the split "train" or "val" of the dataset:
+        ``(config, split, data_dir) -> source``, with ``len(source)`` and ``source[index]``.
+      evaluator: Makes a function that evaluates variables on a source:
+        ``(config, source, *, multi_scale=False, shardings=None) -> run``. ``run(variables)``
+        returns the summary, a dict of metrics. Metrics of type float are logged.
+      report: Formats a summary as a Markdown table and as plain values for JSON:
+        ``(summary, config) -> (text, values)``.
     """
 
     headline: str

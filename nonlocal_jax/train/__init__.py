@@ -1,4 +1,4 @@
-"""Training: the state, the jitted step, the loop, checkpoints and logs. The same for every task."""
+"""Training, the same for every task: the state, the step, the loop, checkpoints and logs."""
 
 from etils import epy
 
@@ -8,7 +8,7 @@ from nonlocal_jax.train.optimizer import create_optimizer
 from nonlocal_jax.train.state import TrainState, create_state
 from nonlocal_jax.train.step import make_train_step
 
-# Imported on first use: the train step needs jax, flax, optax and ml_collections only.
+# Imported on first use: the train step needs only jax, flax, optax and ml_collections.
 with epy.lazy_api_imports(globals()):
     from nonlocal_jax.train.checkpoint import Checkpoints
     from nonlocal_jax.train.compile import compile_train_step

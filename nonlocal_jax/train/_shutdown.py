@@ -9,11 +9,11 @@ from jax.experimental import multihost_utils
 
 
 class ShutdownRequest:
-    """Catches the first SIGTERM or SIGINT. The second one ends the process as usual.
+    """Context manager that catches the first SIGTERM or SIGINT.
 
-    A context manager. Python delivers signals to the main thread only; in another thread it does
-    nothing. Several processes must stop at the same step. There, JAX's preemption service catches
-    SIGTERM, and the processes agree on a step.
+    The second signal ends the process as usual. Python delivers signals only to the main thread. In
+    other threads the context manager does nothing. Several processes must stop at the same step:
+    JAX's preemption service catches SIGTERM, and the processes agree on a step.
 
     Attributes:
       signal: The signal that was caught, or None.
@@ -33,9 +33,9 @@ class ShutdownRequest:
         self._restore()
 
     def requested(self, step: int) -> bool:
-        """Whether to stop now.
+        """Returns whether to stop now.
 
-        All processes must call it with the same step. They get the same answer.
+        All processes must call this method with the same step. It returns the same value in all.
         """
         if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
             self.signal = signal.SIGTERM

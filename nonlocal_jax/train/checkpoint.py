@@ -1,4 +1,4 @@
-"""Checkpoints: ``WORKDIR/checkpoints/STEP`` with a state and the config of its run."""
+"""Saves and restores checkpoints: a state and the config of its run."""
 
 import json
 from collections.abc import Mapping
@@ -20,10 +20,11 @@ _FREE_SECTIONS = ("train", "evaluation", "mesh", "published")
 
 
 class Checkpoints:
-    """The saved states of a run. A context manager that waits for the last save on exit.
+    """The saved states of a run, in ``WORKDIR/checkpoints/STEP``.
 
-    A state is committed by renaming its directory, so an interrupted save never counts. The last
-    three states are kept. Sharded states are saved and restored shard by shard.
+    This is a context manager. On exit it waits for the last save. A state is committed by renaming
+    its directory, so an interrupted save leaves no checkpoint. The last three states are kept.
+    Sharded states are saved and restored shard by shard.
 
     Args:
       workdir: Directory of the run.
@@ -33,7 +34,7 @@ class Checkpoints:
 
     def __init__(self, workdir: PathLike, config: ConfigDict, fingerprint: str):
         self.directory = as_path(workdir).absolute() / DIRECTORY
-        # JSON turns tuples into lists, as they will be when they are read again.
+        # JSON converts tuples to lists, as in the config that is read from a checkpoint.
         self._run = {"config": json.loads(config.to_json()), "dataset_fingerprint": fingerprint}
         # Removes interrupted saves. The manager would do so in a thread that outlives its closing.
         if jax.process_index() == 0:
@@ -80,8 +81,8 @@ class Checkpoints:
           target: Shapes, types and shardings of the state, see ``abstract_state``.
 
         Raises:
-          InputError: The states belong to another run, and the message lists the differences; or
-            the last state is damaged.
+          InputError: The states belong to another run, or the last state cannot be read. For
+            another run, the message lists the differences.
         """
         step = self.latest_step
         if step is None:
@@ -101,8 +102,8 @@ class Checkpoints:
             return self._manager.restore(step, args=args)
         except Exception as error:  # Orbax raises several types for a damaged checkpoint.
             raise InputError(
-                f"cannot read the checkpoint {self.directory / str(step)}: {first_line(error)}. "
-                "If it is damaged, move it away; the run then resumes from the one before it"
+                f"cannot read the checkpoint {self.directory / str(step)}: {first_line(error)}; "
+                "if it is damaged, move it out of the directory to resume from the one before it"
             ) from error
 
     def _check_run(self, metadata: Mapping[str, Any]) -> None:

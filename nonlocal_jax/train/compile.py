@@ -20,7 +20,7 @@ from nonlocal_jax.train.step import make_train_step
 
 
 def _libtpu_version() -> str:
-    # libtpu may lie in a directory that Python does not import from.
+    # libtpu may be installed in a directory that Python does not import from.
     library = pathlib.Path(os.environ.get("TPU_LIBRARY_PATH", ""))
     found = importlib.metadata.distributions(
         name="libtpu", path=[*sys.path, str(library.parent.parent)]
@@ -31,20 +31,19 @@ def _libtpu_version() -> str:
 def compile_train_step(config: ConfigDict, topology: str) -> dict[str, Any]:
     """Compiles the train step of an experiment for a TPU topology, and reports memory and cost.
 
-    The step, the mesh and the shardings are those of ``train``. No TPU is needed, only the libtpu
-    library; call ``nonlocal_jax.topology.use_tpu_compiler`` first.
+    The step, the mesh and the shardings are those of ``train``. No TPU is needed, only the
+    libtpu library. Call ``nonlocal_jax.topology.use_tpu_compiler`` first.
 
     Args:
       config: Config of the experiment. ``config.data.batch_size`` is the global batch size.
-      topology: Generation and chips, such as "v5e:2x4".
+      topology: Generation and grid of chips, such as "v5e:2x4".
 
     Returns:
-      Plain values for JSON: the experiment, the topology, and what ``compiled_report`` gives for
-      one step.
+      Plain values for JSON: the experiment, the topology, and the result of ``compiled_report``.
 
     Raises:
-      InputError: The topology does not exist, the batch size is not a multiple of the number of its
-        chips, or the step does not fit into their memory.
+      InputError: The topology does not exist, the batch cannot be split evenly over its chips, or
+        the step does not fit in their memory.
     """
     experiment = create_experiment(config)
     devices = topology_devices(topology)
@@ -65,7 +64,7 @@ def compile_train_step(config: ConfigDict, topology: str) -> dict[str, Any]:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise InputError(
-            f"a batch of {experiment.batch_size} does not fit into {topology}: "
+            f"data.batch_size={experiment.batch_size} does not fit in the memory of {topology}: "
             f"{first_line(error)}; use a smaller data.batch_size or more chips"
         ) from error
     compiled_at = time.monotonic()

@@ -1,4 +1,4 @@
-"""What a config describes, built once."""
+"""Builds the parts of an experiment from its config."""
 
 from typing import Any, NamedTuple
 
@@ -16,10 +16,10 @@ class Experiment(NamedTuple):
     """The parts of an experiment that the state, the step and the loop share.
 
     Attributes:
-      config: The experiment's config.
-      task: The record of its task.
+      config: The config.
+      task: The task.
       model: The network.
-      tx: The optimizer, an optax gradient transformation.
+      tx: The optimizer, an Optax gradient transformation.
       schedule: The learning rate as a function of the number of updates.
     """
 
@@ -31,11 +31,11 @@ class Experiment(NamedTuple):
 
     @property
     def batch_size(self) -> int:
-        """Number of examples in a global batch."""
+        """The number of examples in a global batch."""
         return jax.tree.leaves(self.task.batch(self.config))[0].shape[0]
 
     def example_inputs(self) -> Any:
-        """Shapes and types of the model's inputs for a batch of one example."""
+        """Returns the shapes and types of the model's inputs for a batch of one example."""
         one = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype),
             self.task.batch(self.config),
@@ -47,7 +47,7 @@ def create_experiment(config: ConfigDict) -> Experiment:
     """Checks a config and builds its model and optimizer.
 
     Raises:
-      InputError: A leaf of the config is unknown, missing or wrong.
+      InputError: A field of the config is unknown, missing or invalid.
     """
     task = get_task(config)
     return Experiment(config, task, create_model(config.model), *create_optimizer(config))

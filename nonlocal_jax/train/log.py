@@ -14,16 +14,16 @@ from nonlocal_jax._files import PathLike, as_path, write_file
 from nonlocal_jax.errors import InputError
 
 # The metrics of a step are read after this many further steps have been dispatched. The devices
-# always have work, and a loss that is not finite is still noticed early.
+# always have work, and a loss that is not finite is still detected early.
 _LAG = 2
 
 
 class NonFiniteError(InputError):
-    """The loss, its gradient or the parameters are not finite. Running again will not help."""
+    """The loss, its gradient or the parameters are not finite. The same config would fail again."""
 
 
 def _read(path: PathLike, last_step: int) -> list[dict[str, Any]]:
-    """The records up to a step. A process that was killed may have left half of a last line."""
+    """Reads the records up to a step. A killed process may have written only a part of a line."""
     path = as_path(path)
     records = []
     for line in path.read_text().splitlines() if path.exists() else ():
@@ -35,11 +35,11 @@ def _read(path: PathLike, last_step: int) -> list[dict[str, Any]]:
 
 
 class RunLog:
-    """The records of a run, one JSON object a line.
+    """The records of a run, one JSON object per line.
 
     A record has a "step" and the metrics of a train step ("train/loss", ...) or of an evaluation
-    ("val/miou", ...). Only process 0 writes. Records after ``step`` are removed: a run that was
-    killed after its last checkpoint computes those steps again.
+    ("val/miou", ...). Only process 0 writes. Records after ``step`` are removed, because a run that
+    was killed after its last checkpoint computes those steps again.
 
     Args:
       workdir: Directory of the run.
@@ -75,14 +75,14 @@ class RunLog:
             print(text, flush=True)
 
     def was_evaluated(self, step: int) -> bool:
-        """Whether there is a record of an evaluation at this step."""
+        """Returns whether there is a record of an evaluation at this step."""
         return any(
             record["step"] == step and any(name.startswith("val/") for name in record)
             for record in self.records
         )
 
     def latest(self) -> dict[str, Any]:
-        """The last value of every metric."""
+        """Returns the last value of every metric."""
         return {key: value for record in self.records for key, value in record.items()}
 
     def draw(self) -> None:
@@ -116,14 +116,14 @@ class Monitor:
         """Adds the metrics of a step. The first step is 1.
 
         Raises:
-          NonFiniteError: The message names the first step that went wrong.
+          NonFiniteError: A metric is not finite. The message names the first such step.
         """
         self._pending.append((step, metrics))
         while len(self._pending) > _LAG:
             self._take(*self._pending.popleft())
 
     def flush(self) -> None:
-        """Waits for all steps so far. The clock stops until the next step.
+        """Waits for all steps so far. The measurement of time pauses until the next step.
 
         Raises:
           NonFiniteError: See ``add``.
@@ -137,9 +137,9 @@ class Monitor:
         for key in ("loss", "grad_norm", "param_norm"):
             if not math.isfinite(values[key]):
                 raise NonFiniteError(
-                    f"{key} is {values[key]} at step {step}. The last checkpoint before it is "
-                    "kept, but resuming from it would fail in the same way; check the data, or use "
-                    "a lower optimizer.learning_rate in a new --workdir"
+                    f"{key} is {values[key]} at step {step}, and resuming from the last checkpoint "
+                    "would fail in the same way; check the data, or use a lower "
+                    "optimizer.learning_rate in a new --workdir"
                 )
         now = time.monotonic()
         if step % self._log_every == 0 or step == self._steps:

@@ -1,4 +1,4 @@
-"""The training run: everything in the order in which it happens."""
+"""The training loop."""
 
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ class Result(NamedTuple):
     """How a run ended.
 
     Attributes:
-      state: The last state. It is saved.
+      state: The last state. It has been saved.
       metrics: The last value of every metric, such as "train/loss".
       signal: The signal that stopped the run before its last step, or None.
     """
@@ -57,21 +57,22 @@ def train(
     """Trains an experiment, or resumes it if ``workdir`` has a checkpoint.
 
     A run that is killed and resumed any number of times ends with the same parameters, bit for bit,
-    as an uninterrupted run on the same devices: the state, the data and the randomness are
-    functions of the seed and the step. SIGTERM or Ctrl-C saves the state after the current step and
-    returns.
+    as an uninterrupted run on the same devices: the state, the data and the random numbers are
+    functions of the seed and the step. After SIGTERM or Ctrl-C, the function finishes the current
+    step, saves the state and returns.
 
-    Writes ``config.json``, ``checkpoints/STEP``, ``metrics.jsonl`` and ``curves.png`` to
-    ``workdir``. The number of a step is the number of updates: step 1 is the first update.
+    It writes ``config.json``, ``checkpoints/STEP``, ``metrics.jsonl`` and ``curves.png`` to
+    ``workdir``. Step n is the state after n updates.
 
     Args:
       config: Config of the experiment.
-      workdir: Directory of this run only.
+      workdir: Directory of the run. Use a separate directory for each run.
       source: Random access to the training examples, see ``Task.open_source``.
-      evaluate: Maps the variables, arrays that are sharded as the state is, to metrics. Those that
-        are floats are logged. Called every ``train.evaluate_every`` steps and after the last one.
-      init: Checkpoint to start from, see ``nonlocal_jax.convert.load``. The optimizer and the step
-        are new. Ignored once the run has a checkpoint of its own.
+      evaluate: Function from the variables to a dict of metrics. The variables are sharded like the
+        state. Metrics of type float are logged. The function is called every
+        ``train.evaluate_every`` steps and after the last step.
+      init: Checkpoint to start from, see ``nonlocal_jax.convert.load``. The optimizer state is
+        initialized and the step is 0. Ignored if ``workdir`` has a checkpoint.
       shardings: How the state and the batch are sharded. Default: the state is replicated, the
         batch is split over all devices, and ``mesh.context`` devices share an image.
       dtype: Type of the parameters and statistics. float64 is for exact comparisons.
@@ -95,7 +96,7 @@ def train(
         if state is None:
             variables = None if init is None else convert.load(init, config.model)
             state = create_state(experiment, shardings, variables, dtype)
-            # A run that never reaches its first checkpoint has a state, too.
+            # A run that stops before its first checkpoint can then resume from step 0.
             checkpoints.save(state)
         step = int(state.step)
         log = RunLog(workdir, step, task.headline)

@@ -1,4 +1,4 @@
-"""Optimizer and learning rate of an experiment."""
+"""The optimizer and the learning rate of an experiment."""
 
 import difflib
 import operator
@@ -14,7 +14,7 @@ from nonlocal_jax.errors import InputError
 
 
 def create_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """Stochastic gradient descent with a learning rate that depends on the step.
+    """Creates stochastic gradient descent with a learning rate that depends on the step.
 
     For the gradient g of a parameter w, its velocity v, momentum m and weight decay d, the update
     at step t is ::
@@ -32,8 +32,8 @@ def create_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, 
         poly:  lr(t) = (learning_rate - s.end) (1 - t / steps)^s.power + s.end
         step:  lr(t) = learning_rate s.factor^(number of s.boundaries <= t)
 
-    "poly" is the schedule of mmsegmentation 0.x: the last step is still above ``end``. In the first
-    ``warmup_steps`` steps, lr(t) is multiplied, as in MMCV, by ::
+    "poly" is the schedule of mmsegmentation 0.x: the rate of the last step is still above ``end``.
+    In the first ``warmup_steps`` steps, lr(t) is multiplied, as in MMCV, by ::
 
         s.warmup_factor + (1 - s.warmup_factor) t / s.warmup_steps
 
@@ -41,14 +41,15 @@ def create_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, 
     ``weight_decay``:
 
     * ``clip_global_norm``: If the norm of all gradients together exceeds this number, they are
-      scaled to it, before the decay is added. Frozen parameters do not count. None: no clipping.
+      scaled to it, before the decay is added. Frozen parameters are not included. None disables
+      clipping.
     * ``no_decay``: Parameters without weight decay.
     * ``lr_factors``: Pairs of parameters and the factor that multiplies their learning rate. The
       first match counts.
     * ``frozen``: Parameters that are never updated. They have no velocity.
 
-    The last three name parameters by regular expressions, which are searched for in paths such as
-    "backbone/layer1_0/conv1/kernel".
+    The last three options select parameters by regular expressions, which are searched for in paths
+    such as "backbone/layer1_0/conv1/kernel".
 
     Args:
       config: The config of an experiment. ``steps``, ``optimizer`` and ``schedule`` are read.
@@ -99,13 +100,13 @@ def _schedule(config: ConfigDict) -> optax.Schedule:
         boundaries = tuple(options.boundaries)
         if not boundaries or boundaries != tuple(sorted(set(boundaries))):
             raise InputError(
-                "schedule.kind='step' needs schedule.boundaries, one or more steps in increasing "
-                f"order such as (60000, 80000); got {boundaries}"
+                f"schedule.boundaries is {boundaries}; with schedule.kind='step', use one or more "
+                "steps in increasing order, such as (60000, 80000)"
             )
         rates = [learning_rate * options.factor**i for i in range(len(boundaries) + 1)]
         schedule = optax.join_schedules([optax.constant_schedule(r) for r in rates], boundaries)
     else:
-        raise InputError(f"schedule.kind must be 'poly' or 'step'; got {options.kind!r}")
+        raise InputError(f"schedule.kind is {options.kind!r}; use 'poly' or 'step'")
     if not options.warmup_steps:
         return schedule
     warmup = optax.linear_schedule(options.warmup_factor, 1.0, options.warmup_steps)
@@ -117,7 +118,7 @@ def _path(path: tuple) -> str:
 
 
 def _by_path(function: Callable[[str], Any]) -> Callable[[Any], Any]:
-    """A function of a tree that calls ``function`` with the path of each leaf."""
+    """Returns a function of a tree that calls ``function`` with the path of each leaf."""
     return lambda tree: jax.tree.map_with_path(lambda path, _: function(_path(path)), tree)
 
 

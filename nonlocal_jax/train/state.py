@@ -1,4 +1,4 @@
-"""Everything that training changes, as one pytree."""
+"""The train state: everything that training changes, as one pytree."""
 
 import functools
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ class TrainState(flax.struct.PyTreeNode):
       params: Parameters of the model.
       batch_stats: Running statistics of its batch norms.
       opt_state: State of the optimizer.
-      rng: Key of the run. It never changes: each step folds its number in.
+      rng: Random key of the run. It never changes. Each step folds in its number.
     """
 
     step: jax.Array
@@ -60,7 +60,7 @@ def _init_state(
 def abstract_state(
     experiment: Experiment, shardings: Shardings, dtype: jnp.dtype = jnp.float32
 ) -> TrainState:
-    """Shapes, types and shardings of the state. No memory is allocated."""
+    """Returns the shapes, types and shardings of the state, without allocating memory."""
     shapes = jax.eval_shape(functools.partial(_init_state, experiment, dtype))
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -75,15 +75,15 @@ def create_state(
     variables: Mapping[str, Any] | None = None,
     dtype: jnp.dtype = jnp.float32,
 ) -> TrainState:
-    """The state before the first step, on the devices of the mesh.
+    """Creates the initial state, on the devices of the mesh.
 
-    One compiled program makes all leaves. A leaf that is made outside of it is on one device only,
-    and Orbax cannot save it from several processes.
+    One compiled program creates all leaves. A leaf created outside of it would be on only one
+    device, and Orbax could not save it from several processes.
 
     Args:
       experiment: See ``create_experiment``. Its seed determines the parameters and ``state.rng``.
       shardings: How the state is sharded.
-      variables: ``{"params", "batch_stats"}`` to start from instead of random parameters.
+      variables: Initial values ``{"params": ..., "batch_stats": ...}``. Default: random parameters.
       dtype: Type of the parameters and statistics. float64 is for exact comparisons.
     """
     target = abstract_state(experiment, shardings, dtype)

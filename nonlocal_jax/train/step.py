@@ -1,4 +1,4 @@
-"""One update of the state: a pure function, compiled once."""
+"""The train step: one update of the state, a pure function that is compiled once."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,8 +17,8 @@ def make_train_step(experiment: Experiment, shardings: Shardings) -> TrainStep:
     """Makes the jitted ``train_step(state, batch) -> (state, metrics)``.
 
     The batch is a pytree whose leaves begin with the batch axis, sharded by ``shardings.batch``.
-    Batch norms see the global batch. The memory of the old state is donated to the new one, and
-    the new state keeps its shardings.
+    Batch norms use the statistics of the global batch. The memory of the old state is donated to
+    the new state, which has the same shardings.
 
     The metrics are replicated scalars: "loss" and the parts that the task adds, "grad_norm" over
     all parameters, "param_norm" after the update, and the "learning_rate" of this step.

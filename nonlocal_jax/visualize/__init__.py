@@ -1,4 +1,4 @@
-"""Pictures of attention, of predictions and of training runs."""
+"""Images of attention, predictions and training runs."""
 
 from etils import epy
 

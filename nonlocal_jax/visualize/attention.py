@@ -1,4 +1,4 @@
-"""Reading the attention of a block out of a network."""
+"""Reads the attention of a block from a network."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -20,32 +20,32 @@ def attention_map(
     position: Sequence[int],
     block: str | None = None,
 ) -> np.ndarray:
-    """The attention of one position of an image or a clip: where it looks.
+    """Returns the attention weights of one position of an image or a clip.
 
-    This is one row of the N x N attention matrix. The other rows are not computed. For a
-    disentangled block it is the pairwise term. The unary term is the same for all positions.
+    They are one row of the N x N attention matrix. The other rows are not computed. For a
+    disentangled block they are the pairwise term. The unary term is the same for all positions.
 
     Args:
       model: A network with non-local blocks of a softmax mode.
       variables: Variables of the model.
       inputs: One normalized RGB image ``[1, H, W, 3]`` or clip ``[1, T, H, W, 3]``.
       position: (row, column) in the image, or (frame, row, column) in the clip.
-      block: Path of the block in the model, such as "decode_head/block". May be None if the model
-        has only one.
+      block: Path of the block in the model, such as "decode_head/block". Default: the only block of
+        the model.
 
     Returns:
-      ``[H', W']`` or ``[T', H', W']``, the size of the block's keys. Not negative, with sum one. A
-      block with ``axes="space"`` has zeros in all other frames, one with ``axes="time"`` at all
-      other places.
+      Weights ``[H', W']`` or ``[T', H', W']``, the size of the block's keys. They are nonnegative,
+      and their sum is one. For a block with ``axes="space"``, they are zero in all other frames.
+      For a block with ``axes="time"``, they are zero at all other places.
 
     Raises:
-      InputError: The inputs have the wrong shape, the position is outside of them, the model has no
+      InputError: The inputs have the wrong shape, the position is outside them, the model has no
         such block, or it has several and ``block`` is None.
     """
     if inputs.ndim not in (4, 5) or inputs.shape[0] != 1 or inputs.shape[-1] != 3:
         raise InputError(
-            "inputs must be one normalized image [1, H, W, 3] or clip [1, T, H, W, 3]; "
-            f"got {inputs.shape}"
+            f"inputs have the shape {inputs.shape}; "
+            "use one normalized image [1, H, W, 3] or clip [1, T, H, W, 3]"
         )
     size = inputs.shape[1:-1]
     if len(position) != len(size) or not all(
@@ -53,11 +53,12 @@ def attention_map(
     ):
         order = "(frame, row, column)" if len(size) == 3 else "(row, column)"
         raise InputError(
-            f"position {tuple(position)} is outside of the input; give {order} below {size}"
+            f"position {tuple(position)} is outside the input; use {order} from "
+            f"{(0,) * len(size)} to {tuple(s - 1 for s in size)}"
         )
     path, query, key = _query_and_key(model, variables, inputs, block)
     index = tuple(p * n // s for p, n, s in zip(position, query.shape[:-1], size, strict=True))
-    # The keys that the query is related to, as an index into their map.
+    # Index of the keys that the query attends to.
     related: tuple = ()
     if len(size) == 3:
         axes = model.module_paths(jax.random.key(0), inputs)[path].axes
@@ -72,7 +73,7 @@ def attention_map(
 def _query_and_key(
     model: nn.Module, variables: Mapping[str, Any], inputs: jax.Array, block: str | None
 ) -> tuple[str, jax.Array, jax.Array]:
-    """The path of a block, and its queries and keys as maps ``[*S, C]``."""
+    """Returns the path of a block, and its queries and keys as maps ``[*S, C]``."""
     recorded = _recorded(variables, inputs, model=model)
     paths = [path.removesuffix("/query") for path in recorded if path.endswith("/query")]
     if not paths:
@@ -92,6 +93,6 @@ def _query_and_key(
 def _recorded(
     variables: Mapping[str, Any], inputs: jax.Array, *, model: nn.Module
 ) -> dict[str, tuple[jax.Array]]:
-    """What the blocks record, see ``NonLocalBlock``: path to a tuple of one map ``[B, *S, C]``."""
+    """Returns the maps ``[B, *S, C]`` that blocks record, by path. Each is in a tuple of one."""
     _, recorded = model.apply(variables, inputs, mutable=["intermediates"])
     return flatten_dict(dict(recorded.get("intermediates", {})), sep="/")

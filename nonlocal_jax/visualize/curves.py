@@ -1,4 +1,4 @@
-"""The picture of a training run."""
+"""Plots the curves of a training run."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -14,16 +14,16 @@ _COLOR = "#2a5d9f"
 
 
 def curves_png(records: Sequence[Mapping[str, Any]], headline: str) -> bytes:
-    """Draws the training loss and the validation metric, if there is one, over the steps.
+    """Plots the training loss and the validation metric, if there is one, over the steps.
 
     Args:
       records: Records of ``metrics.jsonl``. Each has a "step", and some have "train/loss" or the
         validation metric.
-      headline: Name of the validation metric without its prefix, such as "miou". It is a fraction
-        and is drawn in percent.
+      headline: Name of the validation metric without its prefix, such as "miou". The metric is a
+        fraction and is plotted in percent.
 
     Returns:
-      A PNG.
+      The bytes of a PNG file.
     """
     metric = f"val/{headline}"
     panels = {"train/loss": ("train/loss", _draw_loss), metric: (f"{metric} (%)", _draw_metric)}
@@ -56,7 +56,7 @@ def _draw_loss(axes: Axes, steps: np.ndarray, loss: np.ndarray) -> None:
 
 
 def _running_mean(values: np.ndarray, width: int) -> np.ndarray:
-    """The mean over ``width`` neighbors, over fewer at the ends."""
+    """Returns the mean over ``width`` neighbors, or over fewer at the ends."""
     ones = np.ones(width)
     return np.convolve(values, ones, "same") / np.convolve(np.ones_like(values), ones, "same")
 

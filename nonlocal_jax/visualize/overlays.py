@@ -1,4 +1,4 @@
-"""Pictures of predictions and of attention, as RGB arrays."""
+"""Draws predictions and attention on images, as RGB arrays."""
 
 from collections.abc import Sequence
 
@@ -25,7 +25,7 @@ def color_overlay(
 
     Args:
       image: RGB, uint8 ``[H, W, 3]``.
-      labels: ``[H, W]``, indices into the palette. Pixels with another value, such as ignored ones,
+      labels: Indices into the palette, ``[H, W]``. Pixels with other values, such as ignored ones,
         are not changed.
       palette: Colors of the classes, RGB from 0 to 255.
       alpha: Weight of the color.
@@ -39,7 +39,7 @@ def color_overlay(
     check_image(image)
     if labels.shape != image.shape[:2]:
         raise InputError(
-            f"labels must have the size of the image, {image.shape[:2]}; got {labels.shape}"
+            f"labels have the shape {labels.shape}; use {image.shape[:2]}, the size of the image"
         )
     colors = np.asarray(palette, np.uint8)
     known = (labels >= 0) & (labels < len(colors))
@@ -54,9 +54,9 @@ def add_legend(
     names: Sequence[str],
     palette: Sequence[Sequence[int]],
 ) -> np.ndarray:
-    """Adds a legend below a picture. It lists the classes in ``labels``, the most frequent first.
+    """Adds a legend below an image. It lists the classes in ``labels``, the most frequent first.
 
-    If an entry of the legend is wider than the picture, the picture is padded on the right.
+    If an entry of the legend is wider than the image, the image is padded on the right.
 
     Args:
       image: RGB, uint8 ``[H, W, 3]``.
@@ -104,7 +104,7 @@ def attention_overlay(
 
     Args:
       image: RGB, uint8 ``[H, W, 3]``.
-      weights: ``[H', W']``, not negative, see ``attention_map``.
+      weights: Nonnegative weights ``[H', W']``, see ``attention_map``.
       pixel: (row, column) of the pixel in the image.
       alpha: Opacity of the heat map at the largest weight.
 
@@ -116,7 +116,7 @@ def attention_overlay(
     """
     check_image(image)
     if np.ndim(weights) != 2:
-        raise InputError(f"weights must be a map [H', W']; got {np.shape(weights)}")
+        raise InputError(f"weights have the shape {np.shape(weights)}; use a map [H', W']")
     height, width = image.shape[:2]
     heat = np.asarray(weights, np.float32)
     heat = cv2.resize(heat, (width, height), interpolation=cv2.INTER_LINEAR)

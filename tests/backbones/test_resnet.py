@@ -1,4 +1,4 @@
-"""The ResNet: geometry of stages, stems, dilation, inserted blocks."""
+"""The ResNet: sizes of feature maps, stems, dilation, inserted blocks."""
 
 import functools
 
@@ -41,7 +41,7 @@ def test_output_stride_32():
 
 
 def receptive_radius(net, stage, size=129):
-    """How far from the center of ``stage`` an input pixel still matters, by the gradient."""
+    """The largest distance at which an input pixel affects the center of ``stage``."""
     image = jax.random.normal(jax.random.key(0), (1, size, size, 3))
     variables = jax.eval_shape(net.init, jax.random.key(1), image)
     # Positive weights everywhere, so that no path cancels or is cut by a ReLU.
@@ -57,7 +57,7 @@ def receptive_radius(net, stage, size=129):
 
 
 def test_dilations_are_contracted_in_the_first_block():
-    """Seen in the receptive field: each 3x3 adds 2 * dilation * 4 pixels at stride 4."""
+    """Each 3x3 convolution adds 2 * dilation * 4 pixels to the receptive field at stride 4."""
 
     def radius(contract, size):
         options = {"strides": (1, 1), "dilations": (1, 4), "contract_dilation": contract}
@@ -91,7 +91,7 @@ def test_blocks_can_be_inserted(position, block):
 
 
 def test_an_inserted_block_sits_where_it_should(x64):
-    """After the residual sum, or inside the branch in front of it."""
+    """The block is after the residual sum, or inside the branch before the sum."""
 
     class Double(GlobalContextBlock):
         def __call__(self, x, *, train=False):
@@ -139,10 +139,10 @@ def test_the_norm_may_be_any_norm_of_flax(norm):
     ("options", "shape", "message"),
     [
         ({}, (64, 64, 3), r"\(64, 64, 3\); use images \[B, H, W, 3\] or clips"),
-        ({"stem": "v2"}, (1, 64, 64, 3), r"stem='v2' is unknown; use 'v1' or 'v1c'"),
-        ({"block_position": "before"}, (1, 64, 64, 3), r"block_position='before' is unknown; use"),
-        ({"block_at": ("layer3.6",)}, (1, 64, 64, 3), r"block_at names.*layer3.6.*use.*layer3.5"),
-        ({"width": 1}, (1, 64, 64, 3), r"width=1 is too small.*use 2 or more"),
+        ({"stem": "v2"}, (1, 64, 64, 3), r"stem is 'v2'; use 'v1' or 'v1c'"),
+        ({"block_position": "before"}, (1, 64, 64, 3), r"block_position is 'before'; use"),
+        ({"block_at": ("layer3.6",)}, (1, 64, 64, 3), r"block_at is.*no layer3.6; use.*layer3.5"),
+        ({"width": 1}, (1, 64, 64, 3), r"width is 1, but.*use 2 or more"),
         ({"strides": (1, 2)}, (1, 64, 64, 3), r"one entry per stage"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The global context block and its relatives against their formulas."""
+"""The global context block against its formulas, with all poolings, fusions and transforms."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The non-local blocks against their formulas, and what a user of a block relies on."""
+"""The non-local blocks against their formulas, and the interface of all blocks."""
 
 import functools
 
@@ -123,7 +123,7 @@ def test_without_norm_the_projection_starts_at_zero_with_a_bias():
 @pytest.mark.parametrize("block", BLOCKS.values())
 @pytest.mark.parametrize("axes", ["space", "time"])
 def test_space_and_time_only(x64, block, axes):
-    """ "space" applies the block to each frame separately, "time" to each place."""
+    """ "space" applies the block to each frame separately, "time" to each pixel."""
     block = block(axes=axes)
     x, variables = build(block, SHAPES["clip"])
     batch, t, h, w, c = x.shape
@@ -255,7 +255,11 @@ def test_scale_divides_by_the_root_of_the_channels(x64):
             r"shape \(1, 2, 2, 2, 2, 8\).*one to three axes",
         ),
         (NonLocalBlock(axes="time"), (1, 4, 4, 8), r"\(1, 4, 4, 8\).*a clip \[B, T, H, W, C\]"),
-        (NonLocalBlock(axes="space"), (1, 4, 8), r'\(1, 4, 8\), but axes="space" needs'),
+        (
+            NonLocalBlock(axes="space"),
+            (1, 4, 8),
+            r"axes is 'space', but x has shape \(1, 4, 8\); use",
+        ),
         (
             NonLocalBlock(axes="hw"),
             (1, 4, 4, 8),
@@ -265,7 +269,11 @@ def test_scale_divides_by_the_root_of_the_channels(x64):
         (NonLocalBlock(reduction=0), (1, 4, 4, 8), r"reduction is 0; use 1 or more"),
         (NonLocalBlock(sub_sample="x"), (1, 4, 4, 8), r"sub_sample is 'x'; use one of False, True"),
         (NonLocalBlock(axes="time", sub_sample=True), (1, 2, 4, 4, 8), r"use sub_sample=False"),
-        (DisentangledNonLocalBlock(mode="dot_product"), (1, 4, 4, 8), r"for a disentangled block"),
+        (
+            DisentangledNonLocalBlock(mode="dot_product"),
+            (1, 4, 4, 8),
+            r"for a disentangled block, use",
+        ),
         (
             DisentangledNonLocalBlock(temperature=0),
             (1, 4, 4, 8),

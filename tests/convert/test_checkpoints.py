@@ -456,5 +456,5 @@ def test_safetensors_of_an_unknown_type(tmp_path):
 
 @pytest.mark.parametrize("name", ["none", "none.pth", "none.safetensors"])
 def test_a_missing_checkpoint_is_refused(tmp_path, name):
-    with pytest.raises(InputError, match=f"no checkpoint at .*{name}; give a work directory"):
+    with pytest.raises(InputError, match=f"no checkpoint at .*{name}; use a work directory"):
         convert.load(tmp_path / name, TINY)

@@ -70,14 +70,17 @@ def test_other_classes_with_reinit_head(workdir):
 def test_a_directory_without_checkpoints_is_refused(tmp_path, path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "other" / "checkpoints" / "5").mkdir(parents=True)
-    with pytest.raises(InputError, match=r"no checkpoint in .*give a work directory"):
+    with pytest.raises(InputError, match=r"no checkpoint in .*use a work directory"):
         convert.load(tmp_path / path, TINY)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"width": 16}, r"(?s)width is 8 .* 16 .*of another shape.*is \(8,\), \(16,\) in the mod"),
+        (
+            {"width": 16},
+            r"(?s)width is 8 .* 16 .*a different shape.*is \(8,\), \(16,\) in the mod",
+        ),
         ({"stage_sizes": (1, 3)}, r"(?s)stage_sizes is \(1, 2\) .*missing:.*layer2_2"),
         ({"block": "none"}, r"(?s)block is 'nonlocal' .*not in the model:.*decode_head/block"),
         ({"block_use_scale": False}, r"fit the model config\nblock_use_scale is True .* False"),
@@ -92,7 +95,7 @@ def test_a_checkpoint_of_another_model_is_refused(workdir, change, message):
 def test_a_damaged_checkpoint_is_refused(workdir, tmp_path, name, file):
     shutil.copytree(workdir / "checkpoints" / "4", tmp_path / "4")
     (tmp_path / "4" / name / file).write_text("{")
-    with pytest.raises(InputError, match="is damaged"):
+    with pytest.raises(InputError, match=r"cannot read the checkpoint .*4: .*; use another step"):
         convert.load(tmp_path / "4", TINY)
 
 
@@ -127,6 +130,6 @@ def test_a_network_without_pytorch_names(tmp_path, monkeypatch):
         lambda: convert.export_torch(tmp_path / "a.pth", variables, config),
     ):
         with pytest.raises(
-            InputError, match="no names in PyTorch are known for the network 'line'"
+            InputError, match="no table of PyTorch names for the network 'line'; add one"
         ):
             refused()

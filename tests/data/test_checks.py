@@ -21,16 +21,19 @@ def test_a_valid_example_passes():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"label": np.full((4, 6), 34, np.uint8)}, "0 to 18, or 255 for ignored pixels; found 34"),
+        (
+            {"label": np.full((4, 6), 34, np.uint8)},
+            "contain 34; use .* 0 to 18, or 255",
+        ),
         (
             {"label": np.array([[0, 19, 33, 255]] * 4, np.uint8)},
-            r"must be uint8 \(4, 6\), the size of its image",
+            r"use uint8 \(4, 6\), the size of its image",
         ),
-        ({"label": np.array([[0, 19, 33, 255, 1, 1]] * 4, np.uint8)}, "found 19, 33"),
+        ({"label": np.array([[0, 19, 33, 255, 1, 1]] * 4, np.uint8)}, "contain 19, 33;"),
         ({"label": np.zeros((4, 6), np.uint16)}, "uint16"),
         ({"label": np.zeros((4, 6, 3), np.uint8)}, r"\(4, 6, 3\)"),
         ({"image": np.zeros((4, 6, 3), np.float32)}, "float32"),
-        ({"image": np.zeros((4, 6), np.uint8)}, r"must be uint8 \[H, W, 3\]"),
+        ({"image": np.zeros((4, 6), np.uint8)}, r"use uint8 RGB \[H, W, 3\]"),
         ({"image": np.zeros((4, 6, 4), np.uint8)}, r"\(4, 6, 4\)"),
     ],
 )
@@ -41,17 +44,17 @@ def test_an_invalid_example_is_refused_by_its_id(changes, message):
 
 
 def test_missing_fields_are_named():
-    with pytest.raises(InputError, match="lacks label, id; it has image"):
+    with pytest.raises(InputError, match=r"lacks label, id \(it has image\); add them"):
         data.check_example({"image": example()["image"]}, 19)
 
 
 @pytest.mark.parametrize("label", [3, 254, -1])
 def test_labels_out_of_range_are_refused(label):
     labels = np.array([[0, label, 255]], np.int16)
-    with pytest.raises(InputError, match=rf"must be 0 to 2, or 255 .*found {label}\b"):
+    with pytest.raises(InputError, match=rf"contain {label}; use .* 0 to 2, or 255"):
         data.check_labels(labels, 3)
 
 
 def test_at_most_ten_wrong_labels_are_listed():
-    with pytest.raises(InputError, match=r"found 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, \.\.\.\. "):
+    with pytest.raises(InputError, match=r"contain 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, \.\.\.; use"):
         data.check_labels(np.arange(50), 2)

@@ -56,7 +56,7 @@ def test_configs_have_the_number_of_classes_of_their_dataset():
 
 
 def test_a_model_with_other_classes_is_refused():
-    message = "predicts 3 classes, but cityscapes has 19; set model.num_classes or data.name"
+    message = "predicts 3 classes, but cityscapes has 19; use model.num_classes=19"
     with pytest.raises(InputError, match=message):
         data.get_dataset("cityscapes").check_num_classes(3)
 
@@ -69,7 +69,7 @@ def test_an_unknown_name_gives_the_most_similar_one():
 
 
 def test_a_dataset_without_a_reader_is_refused():
-    with pytest.raises(InputError, match=r"no reader for cityscapes yet. Use digits_flag"):
+    with pytest.raises(InputError, match=r"no reader for cityscapes yet; use digits_flag"):
         data.load_source("cityscapes", "train")
 
 
@@ -102,7 +102,7 @@ def test_a_truncated_shard_is_refused(data_dir, tmp_path):
     copy, directory = copy_of(data_dir, tmp_path)
     shard = next(directory.glob("*val.array_record*"))
     os.truncate(shard, shard.stat().st_size // 2)
-    with pytest.raises(InputError, match="Delete this directory"):
+    with pytest.raises(InputError, match="delete this directory"):
         data.load_source("digits_flag", "val", copy)[0]
 
 
@@ -110,7 +110,7 @@ def test_a_truncated_shard_is_refused(data_dir, tmp_path):
 def test_a_missing_file_is_refused(data_dir, tmp_path, pattern):
     copy, directory = copy_of(data_dir, tmp_path)
     next(directory.glob(pattern)).unlink()
-    with pytest.raises(InputError, match="Delete this directory"):
+    with pytest.raises(InputError, match="delete this directory"):
         data.load_source("digits_flag", "val", copy)[0]
 
 

@@ -98,9 +98,9 @@ def test_lists_files_as_given_and_directories_sorted(tmp_path, picture):
 
 
 def test_refuses_an_empty_directory_and_a_missing_path(tmp_path):
-    with pytest.raises(InputError, match=r"no .*png file in the directory"):
+    with pytest.raises(InputError, match=r"has no .*png file; use"):
         data.list_images([tmp_path])
-    with pytest.raises(InputError, match=r"no such file or directory: .*nowhere"):
+    with pytest.raises(InputError, match=r"cannot read .*nowhere: no such file .*; check"):
         data.list_images([tmp_path / "nowhere"])
 
 

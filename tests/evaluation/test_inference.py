@@ -103,10 +103,10 @@ def test_windows_that_do_not_cover_the_image_are_refused(stride):
 
 
 def test_images_of_a_wrong_shape_or_type_are_refused():
-    with pytest.raises(InputError, match=r"\[B, H, W, 3\]; got \(32, 32, 3\)"):
+    with pytest.raises(InputError, match=r"the shape \(32, 32, 3\); use .* \[B, H, W, 3\]"):
         inference.slide_inference(lambda x: x, np.zeros((32, 32, 3)), (8, 8), (8, 8))
     for image in (np.zeros((32, 32), np.uint8), np.zeros((32, 32, 3), np.float32)):
-        with pytest.raises(InputError, match=r"must be uint8 \[H, W, 3\]; got (uint8|float32)"):
+        with pytest.raises(InputError, match=r"is (uint8|float32) .*; use uint8 RGB \[H, W, 3\]"):
             inference.multi_scale_inference(lambda x: x, image, base_size=(32, 32))
 
 
@@ -209,9 +209,9 @@ def test_a_pointwise_network_is_exact_at_every_scale():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"base_size": (0, 0)}, r"base_size=\(0, 0\) .* positive sizes"),
-        ({"base_size": (32, 32), "ratios": ()}, "positive sizes"),
-        ({"base_size": (32, 32), "crop": (8, 8)}, "give both or neither"),
+        ({"base_size": (0, 0)}, r"base_size=\(0, 0\) .* use larger sizes or ratios"),
+        ({"base_size": (32, 32), "ratios": ()}, "ratios is empty; use one or more"),
+        ({"base_size": (32, 32), "crop": (8, 8)}, "use both or neither"),
     ],
 )
 def test_impossible_protocols_are_refused(kwargs, message):
@@ -247,8 +247,8 @@ def test_protocols_of_the_published_rows():
 @pytest.mark.parametrize(
     ("leaf", "value", "message"),
     [
-        ("evaluation.mode", "slid", "evaluation.mode must be whole or slide; got 'slid'"),
-        ("mesh.context", 0, "mesh.context must be at least 1; got 0"),
+        ("evaluation.mode", "slid", "evaluation.mode is 'slid'; use 'whole' or 'slide'"),
+        ("mesh.context", 0, "mesh.context is 0; use a positive integer"),
     ],
 )
 def test_an_invalid_config_is_refused(leaf, value, message):

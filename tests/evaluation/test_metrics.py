@@ -42,11 +42,11 @@ def test_a_class_may_be_the_ignored_label():
 
 
 def test_wrong_labels_and_shapes_are_refused():
-    with pytest.raises(InputError, match=r"must be 0 to 2, or 255 .*found 3"):
+    with pytest.raises(InputError, match=r"labels contain 3; use .* 0 to 2, or 255"):
         metrics.confusion_matrix(np.array([0, 3]), np.zeros(2, int), 3, 255)
-    with pytest.raises(InputError, match=r"same shape; got \(2,\) and \(3,\)"):
+    with pytest.raises(InputError, match=r"\(2,\) and predictions \(3,\); use the same shape"):
         metrics.confusion_matrix(np.zeros(2, int), np.zeros(3, int), 3, 255)
-    with pytest.raises(InputError, match=r"must be square; got \(2, 3\)"):
+    with pytest.raises(InputError, match=r"the shape \(2, 3\); use \[C, C\]"):
         metrics.summarize(np.ones((2, 3)))
 
 

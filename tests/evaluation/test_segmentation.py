@@ -89,7 +89,7 @@ def test_the_number_of_examples_read_ahead_is_bounded(config):
 
 def test_an_invalid_example_is_named(config):
     wrong_class = example(np.full((6, 8), 3))
-    with pytest.raises(InputError, match=r"labels of example 'street' must be 0 to 2.*found 3"):
+    with pytest.raises(InputError, match=r"labels of example 'street' contain 3; use .* 0 to 2"):
         evaluator(config, [wrong_class])({})
     wrong_size = {**example(np.full((6, 8), 1)), "label": np.zeros((8, 6), np.uint8)}
     with pytest.raises(InputError, match=r"\(8, 6\)"):

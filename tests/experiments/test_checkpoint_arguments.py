@@ -116,7 +116,7 @@ def test_a_pytorch_checkpoint_of_another_network_is_refused(
         "num_classes is 4 in the checkpoint, 3 in the config\n",
         " missing:\n  decode_head.nl_block.",
         " not in the model:\n  decode_head.dnl_block.",
-        "4 of another shape:\n",
+        "4 with a different shape:\n",
         "use the model config that it was made with",
     ):
         assert message in err

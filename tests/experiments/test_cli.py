@@ -18,24 +18,24 @@ _FLAGS = ("--topology=v5e:2x4", "--output=report.json")
         ([*_FLAGS, "--config"], "Missing value for flag --config"),
         ([*_FLAGS, _CONFIG, "--batch_size=many"], "flag --batch_size=many: invalid literal"),
         ([*_FLAGS, _CONFIG, "--batch-size=0"], "flag --batch_size=0: 0 is not a positive"),
-        ([*_FLAGS, _CONFIG, "steps=4"], "unexpected argument 'steps=4'; flags start with --"),
+        ([*_FLAGS, _CONFIG, "steps=4"], "unexpected argument 'steps=4'; start flags with --"),
         ([*_FLAGS, _CONFIG, "--flagfile=none.txt"], "Unable to open flagfile"),
         ([*_FLAGS, _CONFIG, "--config.steps=many"], "flag --config.steps=many: invalid literal"),
         (
             [*_FLAGS, _CONFIG, "--config.stepz=4"],
-            "the config has no leaf 'stepz'; did you mean --config.steps?",
+            "unknown config field 'stepz'; did you mean --config.steps?",
         ),
         (
             [*_FLAGS, _CONFIG, "--config.batch_size=4"],
-            "the config has no leaf 'batch_size'; did you mean --config.data.batch_size?",
+            "unknown config field 'batch_size'; did you mean --config.data.batch_size?",
         ),
         (
             [*_FLAGS, _CONFIG, "--config.model.dtype.name=x"],
-            "the config has no leaf 'model.dtype.name'; did you mean --config.model.dtype?",
+            "unknown config field 'model.dtype.name'; did you mean --config.model.dtype?",
         ),
         (
             [*_FLAGS, _CONFIG, "--config.qqqqqq=4"],
-            "the config has no leaf 'qqqqqq'; see configs/segmentation.py",
+            "unknown config field 'qqqqqq'; see configs/segmentation.py",
         ),
         (
             [*_FLAGS, "--config=configs/none.py:demo_nonlocal"],

@@ -38,7 +38,7 @@ def test_the_demo_compiles_for_a_pod(tmp_path, command):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--topology=v9z:2x2"], "no TPU topology 'v9z:2x2'"),
+        (["--topology=v9z:2x2"], "unknown TPU topology 'v9z:2x2'"),
         (["--topology=v5e:2x4", "--batch_size=12"], "8 or 16"),
     ],
 )

@@ -75,12 +75,12 @@ def test_the_hash_in_a_name_is_compared(command, tmp_path, pth):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"source": "none.pth"}, "none.pth; give a work directory"),
+        ({"source": "none.pth"}, "none.pth; use a work directory"),
         ({"source": "."}, "no checkpoint in the directory"),
         ({"source": "truncated.pth"}, "truncated.pth is damaged or not a PyTorch checkpoint"),
         ({"output": "none/out.safetensors"}, "cannot write"),
-        ({"output": "out.pth"}, "--output must end in .safetensors"),
-        ({"output": "out.safetensors", "reverse": True}, "--output must end in .pth"),
+        ({"output": "out.pth"}, "use a path that ends in .safetensors"),
+        ({"output": "out.safetensors", "reverse": True}, "use a path that ends in .pth"),
         ({"source": "truncated.pth", "output": "out.pth", "reverse": True}, "is damaged"),
         ({"output": None}, "--output"),
         (

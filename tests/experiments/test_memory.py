@@ -66,7 +66,7 @@ def test_the_ring_needs_memory_only_for_the_positions_of_a_chip(command):
         (["operation", "--implementation=fast"], "is 'fast'; use one of auto, dense"),
         (
             ["operation", "--operation=context_pool", "--implementation=dense"],
-            "context_pool has only one implementation, not 'dense'; leave --implementation out",
+            "--implementation='dense' is not supported for context_pool, which has one",
         ),
     ],
 )

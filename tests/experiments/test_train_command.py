@@ -53,8 +53,8 @@ def test_stop_go_on_and_refuse(tmp_path, start):
     assert "miou" in out
     assert "WARNING" not in err
     records = read_metrics(tmp_path / "run")
-    assert [r["step"] for r in records if "loss" in r] == list(range(1, 31))
-    assert [r["step"] for r in records if "miou" in r] == [30]
+    assert [r["step"] for r in records if "train/loss" in r] == list(range(1, 31))
+    assert [r["step"] for r in records if "val/miou" in r] == [30]
 
     other = start("--config.seed=1")
     out, err = other.communicate()
@@ -68,5 +68,5 @@ def test_what_is_no_flag_is_refused(tmp_path, start):
     run = start("config.steps=4")
     _, errors = run.communicate()
     assert run.returncode == 2
-    assert errors == "error: unexpected argument 'config.steps=4'; flags start with --\n"
+    assert errors == "error: unexpected argument 'config.steps=4'; start flags with --\n"
     assert not (tmp_path / "run").exists()

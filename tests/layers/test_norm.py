@@ -1,4 +1,4 @@
-"""Batch normalization with PyTorch's numbers, and how norms are applied."""
+"""Batch normalization against PyTorch's results, and how norms are applied."""
 
 import functools
 
@@ -22,7 +22,7 @@ def test_train_and_eval(x64):
     np.testing.assert_allclose(
         y.reshape(-1, 2), (flat - flat.mean(0)) / np.sqrt(flat.var(0) + 1e-5), rtol=1e-10
     )
-    # The running variance is the unbiased one, n / (n - 1) of what normalizes.
+    # The running variance is unbiased: n / (n - 1) times the variance that normalizes.
     stats = jax.tree.map(np.asarray, updates["batch_stats"])
     np.testing.assert_allclose(stats["mean"], 0.1 * flat.mean(0), rtol=1e-10)
     np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * flat.var(0, ddof=1), rtol=1e-10)

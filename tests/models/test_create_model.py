@@ -2,6 +2,7 @@
 
 import functools
 import json
+from typing import get_args
 
 import chex
 import flax.linen as nn
@@ -12,7 +13,8 @@ import pytest
 
 import nonlocal_jax as nlj
 from configs import segmentation
-from nonlocal_jax import models
+from nonlocal_jax import models, ops
+from nonlocal_jax.blocks import DisentangledNonLocalBlock, NonLocalBlock
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.heads import FCNHead
 
@@ -221,7 +223,7 @@ def test_networks_can_be_registered(monkeypatch):
     assert models.model_options(toy)["use_bias"].default is True
     with pytest.raises(InputError, match="network 'toy' has no option 'feature'; did you mean"):
         nlj.create_model({**toy, "feature": 3})
-    with pytest.raises(InputError, match="features='3' is not valid; use an integer"):
+    with pytest.raises(InputError, match="features is '3'; use an integer"):
         nlj.create_model({**toy, "features": "3"})
 
     assert models.example_input(toy) is None
@@ -267,35 +269,58 @@ def test_the_demo_network_sees_at_most_31_pixels_without_a_block():
         ({"widht": 4}, "block 'nonlocal' has no option 'widht'; did you mean 'width'"),
         ({"mode": "gaussian"}, "has no option 'mode'; did you mean 'block_mode'"),
         ({"xyz": 1}, "has no option 'xyz'; use some of num_classes, .*block_implementation"),
-        ({"block": "non_local"}, "block='non_local' is unknown; use one of none, nonlocal"),
+        ({"block": "non_local"}, "block is 'non_local'; use one of none, nonlocal"),
         ({"block": "none", "block_mode": "gaussian"}, "'none' has no option 'block_mode'"),
         ({"block": "global_context", "block_mode": "x"}, "'global_context' has no option"),
-        ({"block": "none", "block_at": ("layer1.0",)}, "needs a block; use one of nonlocal"),
-        ({"block_in_head": False}, "is put nowhere; use block_in_head=True, block_at or"),
-        ({"dtype": "float16"}, "dtype='float16' is unknown; use one of float32, bfloat16"),
-        ({"norm": "group_norm"}, "is unknown; use one of batch_norm, frozen_batch_norm"),
-        ({"network": "detector"}, "network='detector' is unknown; use one of segmentation"),
-        ({"stem": "v2"}, "stem='v2' is not valid; use 'v1' or 'v1c'"),
-        ({"width": "64"}, "width='64' is not valid; use an integer of at least 1"),
-        ({"width": True}, "width=True is not valid; use an integer"),
-        ({"num_classes": 0}, "num_classes=0 is not valid; use an integer of at least 1"),
-        ({"stage_sizes": 3}, "stage_sizes=3 is not valid; use a list, each entry an integer"),
-        ({"stage_sizes": (3,)}, "is too short: .*; use 2 or more"),
-        ({"strides": (1, 2.0)}, r"strides=\(1, 2.0\) is not valid"),
+        (
+            {"block": "none", "block_at": ("layer1.0",)},
+            "but block is 'none'; set block to one of nonlocal",
+        ),
+        ({"block_in_head": False}, "block is 'nonlocal', but is not used: .* use block='none'"),
+        ({"dtype": "float16"}, "dtype is 'float16'; use one of float32, bfloat16"),
+        ({"norm": "group_norm"}, "norm is 'group_norm'; use one of batch_norm, frozen_batch_norm"),
+        ({"network": "detector"}, "network is 'detector'; use one of segmentation"),
+        ({"stem": "v2"}, "stem is 'v2'; use 'v1' or 'v1c'"),
+        ({"width": "64"}, "width is '64'; use an integer of at least 1"),
+        ({"width": True}, "width is True; use an integer"),
+        ({"num_classes": 0}, "num_classes is 0; use an integer of at least 1"),
+        ({"stage_sizes": 3}, "stage_sizes is 3; use a list, each entry an integer"),
+        ({"stage_sizes": (3,)}, r"stage_sizes is \(3,\), but .*; use 2 or more"),
+        ({"strides": (1, 2.0)}, r"strides is \(1, 2.0\); use a list"),
         (
             {"block_at": "layer1.0"},
-            "block_at='layer1.0' is not valid; use a list, each",
+            "block_at is 'layer1.0'; use a list, each",
         ),
-        ({"head_kernel_size": 2}, "head_kernel_size=2 is not valid; use .* that is odd"),
-        ({"dropout": 1.5}, "dropout=1.5 is not valid; use a number from 0 to 1"),
-        ({"align_corners": 1}, "align_corners=1 is not valid; use True or False"),
-        ({"block_reduction": 0.5}, "block_reduction=0.5 is not valid; use an integer"),
-        ({"block_sub_sample": "x"}, "use True or False or 'before' or 'after'"),
+        ({"head_kernel_size": 2}, "head_kernel_size is 2; use .* that is odd"),
+        ({"dropout": 1.5}, "dropout is 1.5; use a number from 0 to 1"),
+        ({"align_corners": 1}, "align_corners is 1; use True or False"),
+        ({"block_reduction": 0.5}, "block_reduction is 0.5; use an integer"),
+        ({"block_sub_sample": "x"}, "sub_sample is 'x'; use False or True or 'after' or 'before'"),
+        ({"block_sub_sample": 1}, "sub_sample is 1; use False or True or 'after' or 'before'"),
+        ({"block_mode": "sum"}, "block_mode is 'sum'; use 'gaussian' or .* 'concatenation'"),
+        ({"block_axes": "hw"}, "block_axes is 'hw'; use 'spacetime' or 'space' or 'time'"),
+        ({"block_implementation": "fast"}, "block_implementation is 'fast'; use 'auto' or 'dense'"),
+        (
+            {"block": "disentangled_nonlocal", "block_mode": "dot_product"},
+            "block_mode is 'dot_product'; use 'gaussian' or 'embedded_gaussian'$",
+        ),
+        (
+            {"block": "global_context", "block_pooling": "max"},
+            "block_pooling is 'max'; use 'attention' or 'average'",
+        ),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         nlj.create_model({"num_classes": 3, **options})
+
+
+def test_all_implementations_are_allowed():
+    all_names = {"auto"}.union(*ops.IMPLEMENTATIONS.values())
+    assert set(get_args(NonLocalBlock.__annotations__["implementation"])) == all_names
+    softmax = {"auto", *ops.IMPLEMENTATIONS["softmax_attention"]}
+    allowed = DisentangledNonLocalBlock.__annotations__["implementation"]
+    assert set(get_args(allowed)) == softmax
 
 
 def test_the_number_of_classes_is_required():

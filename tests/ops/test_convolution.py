@@ -146,9 +146,9 @@ def test_only_nvidia_gets_the_phases(shape, phases):
 def test_shapes_that_do_not_fit_are_quoted(x, kernel, options):
     with pytest.raises(ValueError, match=r"use x \[B, \*S, C\]") as error:
         ops.conv(jnp.zeros(x), jnp.zeros(kernel), **options)
-    assert f"x {x} with kernel {kernel}" in str(error.value)
+    assert f"x has shape {x}, kernel has shape {kernel}" in str(error.value)
     for name, value in options.items():
-        assert f"{name} {value}" in str(error.value)
+        assert f"{name} is {value}" in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -126,5 +126,5 @@ def test_auto_follows_the_platform_compiled_for(platform, kernels):
 
 def test_cudnn_is_refused_without_a_gpu():
     x = jnp.ones((3, 8), jnp.bfloat16)
-    with pytest.raises(InputError, match=r"needs an NVIDIA GPU.*use implementation='auto'"):
+    with pytest.raises(InputError, match=r"has no NVIDIA GPU.*use implementation='auto'"):
         ops.softmax_attention(x, x, x, implementation="cudnn")

@@ -191,9 +191,9 @@ def test_wrong_masks_are_refused():
     x, unary = jnp.zeros((2, 5, 3)), jnp.zeros((2, 5))
     with pytest.raises(InputError, match=r"mask has shape \(5,\).*use \(2, 5\)"):
         ops.softmax_attention(x, x, x, mask=jnp.ones(5, bool))
-    with pytest.raises(InputError, match="mask is float32; use bool"):
+    with pytest.raises(InputError, match="mask has dtype float32; use bool"):
         ops.context_pool(x, unary, mask=jnp.ones((2, 5)))
-    with pytest.raises(InputError, match=r"only one of mask and query_mask.*pass both"):
+    with pytest.raises(InputError, match=r"query_mask is None, but mask is not; pass both"):
         ops.disentangled(x, x, x, unary, mask=jnp.ones((2, 5), bool))
 
 
@@ -351,7 +351,7 @@ def test_large_logits_keep_their_digits():
     ("shapes", "message"),
     [
         (((4,), (4, 2), (4, 2)), r"use theta \[..., N, C\]"),
-        (((4, 3), (4, 2), (4, 2)), r"got theta \(4, 3\), phi \(4, 2\).* same number of channels"),
+        (((4, 3), (4, 2), (4, 2)), r"theta has shape \(4, 3\), phi \(4, 2\).* number of channels"),
         (((4, 3), (5, 3), (4, 2)), r"same number of positions M"),
         (((2, 4, 3), (5, 3), (5, 2)), r"same leading dimensions"),
         (((4, 3), (0, 3), (0, 2)), r"at least one query and one key"),

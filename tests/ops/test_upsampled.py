@@ -86,7 +86,7 @@ def test_wrong_shapes_are_quoted():
     for logits, labels in (((2, 4, 4, 3), (1, 8, 8)), ((4, 4, 3), (1, 8, 8))):
         with pytest.raises(InputError, match=r"use logits \[B, h, w, classes\]") as error:
             blocks(jnp.zeros(logits), jnp.zeros(labels, int), False)
-        assert f"got logits {logits} and labels {labels}" in str(error.value)
+        assert f"logits has shape {logits} and labels has shape {labels}" in str(error.value)
 
 
 @pytest.mark.parametrize("spec", [P(("data", "height")), P("data", "height")])

@@ -105,7 +105,7 @@ def test_a_run_goes_on_before_a_damaged_state(workdir, tmp_path):
     step = tmp_path / "run" / "checkpoints" / "4"
     (step / "variables" / "_METADATA").write_text("{")
     message = (
-        f"cannot read the checkpoint {step}: .*move it away; the run then resumes from the one"
+        f"cannot read the checkpoint {step}: .*move it out of the directory to resume from the one"
     )
     with pytest.raises(InputError, match=message):
         _restore(tmp_path / "run", _config())

@@ -101,12 +101,15 @@ def test_warmup_is_linear_and_multiplies_the_schedule(kind):
 
 @pytest.mark.parametrize("boundaries", [(), (5, 3), (3, 3)])
 def test_step_needs_increasing_boundaries(boundaries):
-    with pytest.raises(InputError, match=rf"boundaries.*got {re.escape(str(boundaries))}"):
+    with pytest.raises(
+        InputError,
+        match=rf"schedule\.boundaries is {re.escape(str(boundaries))}; .*use one or more",
+    ):
         create_optimizer(get_config(schedule={"kind": "step", "boundaries": boundaries}))
 
 
 def test_unknown_schedule():
-    with pytest.raises(InputError, match="must be 'poly' or 'step'; got 'cosine'"):
+    with pytest.raises(InputError, match=r"schedule\.kind is 'cosine'; use 'poly' or 'step'"):
         create_optimizer(get_config(schedule={"kind": "cosine"}))
 
 

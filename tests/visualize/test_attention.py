@@ -99,19 +99,19 @@ def test_a_model_without_softmax_attention_is_refused(options):
 @pytest.mark.parametrize(
     ("shape", "position", "order"),
     [
-        ((1, 33, 48, 3), (33, 0), "(row, column) below (33, 48)"),
-        ((1, 33, 48, 3), (0, -1), "(row, column) below (33, 48)"),
-        ((1, 4, 33, 48, 3), (0, 0), "(frame, row, column) below (4, 33, 48)"),
+        ((1, 33, 48, 3), (33, 0), "(row, column) from (0, 0) to (32, 47)"),
+        ((1, 33, 48, 3), (0, -1), "(row, column) from (0, 0) to (32, 47)"),
+        ((1, 4, 33, 48, 3), (0, 0), "(frame, row, column) from (0, 0, 0) to (3, 32, 47)"),
     ],
 )
 def test_a_position_outside_of_the_input_is_refused(shape, position, order):
     with pytest.raises(InputError) as error:
         attention_map(None, {}, jnp.zeros(shape), position)
-    assert str(error.value).endswith(f"outside of the input; give {order}")
+    assert str(error.value).endswith(f"outside the input; use {order}")
 
 
 @pytest.mark.parametrize("shape", [(2, 32, 32, 3), (32, 32, 3), (1, 32, 32, 4)])
 def test_inputs_of_a_wrong_shape_are_refused(shape):
     with pytest.raises(InputError) as error:
         attention_map(None, {}, jnp.zeros(shape), (0, 0))
-    assert str(error.value).endswith(f"got {shape}")
+    assert str(error.value).startswith(f"inputs have the shape {shape}; use")

@@ -22,11 +22,11 @@ def test_color_overlay_mixes_the_color_of_the_class():
 
 def test_wrong_shapes_and_types_are_refused():
     image = np.zeros((2, 2, 3), np.uint8)
-    with pytest.raises(InputError, match=r"size of the image, \(2, 2\); got \(3, 2\)"):
+    with pytest.raises(InputError, match=r"\(3, 2\); use \(2, 2\), the size of the image"):
         draw.color_overlay(image, np.zeros((3, 2), int), PALETTE)
-    with pytest.raises(InputError, match=r"must be uint8 \[H, W, 3\]; got float32"):
+    with pytest.raises(InputError, match=r"is float32 .*; use uint8 RGB \[H, W, 3\]"):
         draw.add_legend(image.astype(np.float32), np.zeros((2, 2), int), NAMES, PALETTE)
-    with pytest.raises(InputError, match=r"must be a map \[H', W'\]; got \(2, 2, 2\)"):
+    with pytest.raises(InputError, match=r"the shape \(2, 2, 2\); use a map \[H', W'\]"):
         draw.attention_overlay(image, np.zeros((2, 2, 2)), (0, 0))
 
 
