@@ -105,6 +105,19 @@ class Shardings:
         """
         return jax.tree.map(_place, tree, self.of(tree))
 
+    def gather(self, tree: Any) -> Any:
+        """Inside a compiled function, replicates sharded variables for their use.
+
+        This is fully sharded data parallelism: XLA gathers a parameter before it is used, and its
+        gradient is sharded again. Otherwise XLA would split the computation as the parameters are
+        split, and its result is wrong for a convolution whose kernel is sharded if the positions
+        are split as well (seen on CPUs with jax 0.10.2).
+        """
+        if not self.rules:
+            return tree
+        places = jax.tree.map(lambda _: self.replicated, tree)
+        return jax.lax.with_sharding_constraint(tree, places)
+
     def _of_leaf(self, path: tuple, leaf: Any) -> NamedSharding:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         for pattern, spec in self.rules:

@@ -2,18 +2,17 @@
 
 import os
 import socket
-import subprocess
-import sys
 from unittest import mock
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Most of the time of the tests is compilation. Without optimization it takes half of it.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
 import pytest
 
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.topology import use_tpu_compiler
-from tests.helpers import child_environment
 
 # Before the first use of a device.
 jax.config.update("jax_num_cpu_devices", 8)
@@ -56,23 +55,3 @@ def libtpu():
         except InputError as error:
             pytest.skip(str(error))
         yield
-
-
-@pytest.fixture(scope="session")
-def on_devices():
-    """Runs a program in a process with so many CPU devices, float64 on; gives what it prints."""
-
-    def run(program: str, devices: int, *, optimize: bool = False) -> str:
-        flags = f"--xla_force_host_platform_device_count={devices}"
-        if not optimize:  # computes the same and compiles in half the time
-            flags += " --xla_backend_optimization_level=0"
-        done = subprocess.run(
-            [sys.executable, "-W", "error", "-c", program],
-            env=child_environment(XLA_FLAGS=flags, JAX_ENABLE_X64="1", JAX_PLATFORMS="cpu"),
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    return run

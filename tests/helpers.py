@@ -24,9 +24,6 @@ TINY = {
     "auxiliary_channels": 4,
 }
 
-# Options of jax.jit for tests of large programs: compiles in half the time.
-FAST_COMPILE = {"xla_backend_optimization_level": 0}
-
 # What is done to an image beside its size, and nothing at all.
 AUGMENTATION = {
     "scale_range": (0.5, 2.0),

@@ -52,7 +52,7 @@ def inference_fn(
     @functools.partial(jax.jit, out_shardings=shardings.replicated if spans_processes else None)
     def apply(variables, images):
         with use_mesh(shardings.mesh):
-            return model.apply(variables, split_positions(images))
+            return model.apply(shardings.gather(variables), split_positions(images))
 
     def place(variables: Variables) -> ApplyFn:
         variables = shardings.place(variables)

@@ -27,8 +27,9 @@ def make_train_step(experiment: Experiment, shardings: Shardings) -> TrainStep:
 
     def train_step(state, batch):
         def compute_loss(params):
+            variables = {"params": params, "batch_stats": state.batch_stats}
             outputs, updates = experiment.model.apply(
-                {"params": params, "batch_stats": state.batch_stats},
+                shardings.gather(variables),
                 task.inputs(batch, config),
                 train=True,
                 mutable=["batch_stats"],

@@ -10,7 +10,6 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from nonlocal_jax.blocks import DisentangledNonLocalBlock, GlobalContextBlock, NonLocalBlock
 from nonlocal_jax.sharding import CONTEXT, DATA, make_mesh, use_mesh
-from tests.helpers import FAST_COMPILE
 
 IMAGE, ODD, CLIP, SEQUENCE = (4, 8, 6, 8), (4, 7, 5, 8), (2, 4, 3, 5, 8), (8, 16, 8)
 CASES = {
@@ -48,7 +47,7 @@ def apply(block, variables, x, mask=None):
     return block.apply(variables, x, train=True, mask=mask, mutable=["batch_stats"])
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), compiler_options=FAST_COMPILE)
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def outputs(names, context, given):
     """Outputs, statistics and all gradients; on one device for None."""
 
@@ -107,7 +106,7 @@ def test_blocks_over_devices_equal_one_device(context, masked, x64):
 def test_explicit_axes(block, x64):
     """Outputs are sharded like x, for mesh axes of any name."""
     variables, x, _, _ = arguments(block, (8, 46, 46, 4))  # large enough to be chunked
-    run = jax.jit(lambda *given: apply(block, *given)[0], compiler_options=FAST_COMPILE)
+    run = jax.jit(lambda *given: apply(block, *given)[0])
     one = run(variables, x)
     mesh = jax.make_mesh((4, 2), ("batch", "rows"), (AxisType.Explicit,) * 2)
     for spec in (jax.P("batch"), jax.P("batch", "rows"), jax.P(None, "rows")):

@@ -13,8 +13,7 @@ def test_two_processes_evaluate_their_shares_or_a_sharded_state_together(unused_
     processes = [
         subprocess.Popen(
             [sys.executable, str(_PROGRAM), f"localhost:{unused_port}", str(index)],
-            # Without optimizations the program compiles faster.
-            env=child_environment(XLA_FLAGS="--xla_backend_optimization_level=0"),
+            env=child_environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -3,7 +3,6 @@
 import runpy
 import sys
 
-import jax
 import pytest
 from absl import flags
 
@@ -23,15 +22,6 @@ def command(monkeypatch, capsys):
         return exit_info.value.code or 0, captured.out, captured.err
 
     return run
-
-
-@pytest.fixture
-def unoptimized():
-    """Programs compile faster, and run slower."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def _forget_flags():

@@ -61,7 +61,7 @@ def _small_networks(monkeypatch):
     monkeypatch.setattr(_ours, "network_config", small)
 
 
-@pytest.mark.usefixtures("_small_networks", "unoptimized")
+@pytest.mark.usefixtures("_small_networks")
 def test_networks_are_timed_in_training_and_inference(command, tmp_path):
     report, table, _ = _benchmark(
         command,

@@ -28,7 +28,6 @@ def test_resident_memory_of_attention_is_a_fraction_of_the_dense_implementation(
     assert peak_mib("auto") < dense / 4
 
 
-@pytest.mark.usefixtures("unoptimized")
 def test_the_forward_pass_of_a_network_is_measured(command):
     config = "--config=configs/segmentation.py:demo_fcn", "--config.model.width=8"
     status, stdout, stderr = command("benchmark.memory", "forward", *config, "--size=16x24")

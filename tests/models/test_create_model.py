@@ -26,8 +26,6 @@ TINY = {
     "auxiliary_channels": 8,
 }
 BLOCKS = ["nonlocal", "disentangled_nonlocal", "global_context", "none"]
-# Programs that run once: optimizing them would take longer.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 IMAGES = jax.ShapeDtypeStruct((2, 41, 50, 3), jnp.float32)
 
 
@@ -153,7 +151,7 @@ def test_blocks_in_backbone_and_head_are_trained():
     variables = draw(shapes_of(model), jnp.float32)
     images = jax.random.normal(jax.random.key(0), (2, 17, 17, 3))
 
-    @jit
+    @jax.jit
     def gradient(params):
         def loss(params):
             outputs, _ = train(model, {**variables, "params": params}, images)
@@ -180,7 +178,7 @@ def test_a_clip_equals_its_frames(options, x64):
     model = nlj.create_model({**TINY, **small, **options})
     variables = draw(shapes_of(model), jnp.float64)
     clip = jnp.asarray(np.random.default_rng(1).standard_normal((2, 3, 33, 41, 3)))
-    apply = jit(model.apply)
+    apply = jax.jit(model.apply)
     logits = apply(variables, clip)
     frames = apply(variables, clip.reshape(6, 33, 41, 3)).reshape(logits.shape)
     np.testing.assert_allclose(logits, frames, rtol=0, atol=1e-12 * jnp.abs(frames).max())
@@ -202,7 +200,7 @@ def test_with_a_frozen_norm_training_changes_no_statistic():
     chex.assert_trees_all_equal_shapes(shapes_of(model), shapes_of(nlj.create_model(config)))
     variables = draw(shapes_of(model), jnp.float32)
     one, two, three = jax.random.normal(jax.random.key(0), (3, 17, 17, 3))
-    step = jit(functools.partial(train, model))
+    step = jax.jit(functools.partial(train, model))
     outputs, updates = step(variables, jnp.stack([one, two]))
     chex.assert_trees_all_equal(updates["batch_stats"], variables["batch_stats"])
 

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from nonlocal_jax import ops
 from nonlocal_jax.errors import InputError
-from tests.helpers import FAST_COMPILE
 
 
 def draw(seed, *shapes):
@@ -94,7 +93,7 @@ def arguments(operation, seed, leading, n, m, c, d, ties=False):
     return [np.round(2 * x) / 2 if ties else x for x in (theta, phi, g)]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), compiler_options=FAST_COMPILE)
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def value_and_gradients(operation, implementation, given, mask=None):
     """The output, and the gradients of its sum of squares."""
     op = functools.partial(getattr(ops, operation), implementation=implementation, mask=mask)

@@ -10,7 +10,6 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from nonlocal_jax import ops
-from tests.helpers import FAST_COMPILE
 
 SPLIT = P(None, "context")
 
@@ -59,7 +58,7 @@ def shard(operation, name, devices, check_vma):
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), compiler_options=FAST_COMPILE)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def outputs(masked, devices, check_vma, operations):
     """The outputs and gradients of all operations; on one device without ``shard_map`` for None."""
     results = {}

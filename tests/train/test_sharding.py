@@ -93,8 +93,6 @@ def test_a_sharded_state_trains_resumes_and_evaluates(x64, config, source, tmp_p
     """Kernels sharded over 4 of 8 devices give the numbers of the replicated state, to 1e-10."""
     config.data.batch_size = 8
     config.model.update(width=8, dropout=0.0)
-    # A constant learning rate: the poly schedule is computed in float32.
-    config.schedule.update(kind="step", boundaries=(1000,))
     config.train.update(checkpoint_every=3, evaluate_every=3)
     sharded = Shardings(
         make_mesh(context=2),
