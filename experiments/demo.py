@@ -108,10 +108,7 @@ def _draw(networks: Mapping[str, _Network], path: pathlib.Path) -> None:
     columns = [
         "input",
         "ground truth",
-        *(
-            f"{_TITLES[name]}: mIoU {100 * network.metrics['miou']:.1f} %"
-            for name, network in networks.items()
-        ),
+        *(_TITLES[name] for name in networks),
         "attention of the ringed pixel",
     ]
     figure = Figure(figsize=(2.4 * len(columns), 2.4 * _ROWS + 0.4), layout="constrained")
