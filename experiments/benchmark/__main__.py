@@ -213,8 +213,9 @@ def main(arguments: list[str]) -> None:
     cases = [case for case in cases if variants[case]]
     if not cases:
         raise InputError(
-            "nothing to measure: there is no case, or no case has one of these --variants; "
-            "leave --operations, --networks and --variants out"
+            f"no operation or network matches --operations={','.join(_OPERATIONS.value)}, "
+            f"--networks={','.join(_NETWORKS.value)} and --variants={','.join(_VARIANTS.value)}; "
+            "leave out one or more of these flags"
         )
     directory = make_directory(_OUTPUT.value)
 

@@ -1,4 +1,4 @@
-"""The global context block, with the simplified non-local block and squeeze-and-excitation."""
+"""The global context block. Options turn it into other blocks, such as squeeze-and-excitation."""
 
 import functools
 from typing import Literal, get_args
@@ -68,9 +68,9 @@ class GlobalContextBlock(nn.Module):
     Source: Cao et al., GCNet (arXiv:1904.11492), eq. 5. The convention is that of mmcv's
     ``ContextBlock``: the context is computed from x itself, and the norm is over the channels.
 
-    Other blocks of section 3 of the paper are options. ``ratio=None`` uses one linear map,
-    t(c) = W2 c (simplified non-local block, eq. 4). ``pooling="average", fusion=("multiply",),
-    norm=None`` is squeeze-and-excitation.
+    With other options, it is another block of section 3 of the paper. ``ratio=None`` uses one
+    linear map, t(c) = W2 c (simplified non-local block, eq. 4). ``pooling="average",
+    fusion=("multiply",), norm=None`` is squeeze-and-excitation.
 
     Attributes:
       ratio: Channels of W1 divided by C, or None for t(c) = W2 c.
@@ -98,7 +98,8 @@ class GlobalContextBlock(nn.Module):
 
         Args:
           x: Feature map ``[B, *S, C]``.
-          train: Whether the norm uses the statistics of the batch, if it has running statistics.
+          train: Whether a batch norm uses the statistics of the batch instead of the running ones.
+            A layer norm ignores this.
           mask: Mask ``[B, *S]``, False where x is padding. Padding does not contribute to the
             context.
 

@@ -96,8 +96,8 @@ def source(config: Mapping[str, Any]) -> Source:
     if network not in SOURCES:
         raise InputError(
             f"there is no table of PyTorch names for the network {network!r}; add one to "
-            "nonlocal_jax.convert.SOURCES, or load a work directory or a .safetensors file without "
-            "reinit_head"
+            "nonlocal_jax.convert.SOURCES, or load, without reinit_head, a work directory or a "
+            ".safetensors file that experiments.convert wrote"
         )
     return SOURCES[network]
 
@@ -113,8 +113,8 @@ def leaves(config: Mapping[str, Any]) -> tuple[Leaf, ...]:
     wanted = shapes(config)
     if wanted is None:
         raise InputError(
-            f"the shapes of the network {config['network']!r} are unknown; add an example input "
-            "of it to nonlocal_jax.models.EXAMPLE_INPUTS"
+            f"the parameter shapes of the network {config['network']!r} are unknown; add an "
+            "example input for it to nonlocal_jax.models.EXAMPLE_INPUTS"
         )
     return tuple(_leaf(path, shape, table) for path, shape in wanted.items())
 

@@ -102,6 +102,6 @@ def _build(builder: type[tfds.core.GeneratorBasedBuilder], directory: epath.Path
                     raise
     except OSError as error:
         raise InputError(
-            f"cannot prepare data in {directory}: {error.strerror or error}; set NONLOCAL_JAX_DATA "
-            "to a writable directory"
+            f"cannot prepare data in {directory}: {error.strerror or error}; use --data_dir or "
+            "NONLOCAL_JAX_DATA to choose a writable directory"
         ) from error

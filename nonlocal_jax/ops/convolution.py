@@ -141,9 +141,9 @@ def conv(
     ):
         raise InputError(
             f"x has shape {x.shape}, kernel has shape {kernel.shape}, stride is {stride}, dilation "
-            f"is {dilation}; use x [B, *S, C] and kernel [*K, C, D] with odd sizes K, at most as "
-            "many axes K as S, and for stride and dilation one number >= 1, or one for each axis "
-            "of K"
+            f"is {dilation}; use x [B, *S, C] and kernel [*K, C, D], where K has only odd sizes "
+            "and at most as many axes as S; use a positive integer for stride and for dilation, or "
+            "one for each axis of K"
         )
     leading = (1,) * (x.ndim - kernel.ndim)
     kernel = kernel.reshape(leading + kernel.shape)

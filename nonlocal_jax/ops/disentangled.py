@@ -63,8 +63,8 @@ def disentangled(
     if (mask is None) != (query_mask is None):
         given, lacking = ("mask", "query_mask") if query_mask is None else ("query_mask", "mask")
         raise InputError(
-            f"{lacking} is None, but {given} is not; pass both, because the means of keys and of "
-            "queries are subtracted"
+            f"{given} is given, but {lacking} is None, and the means of both queries and keys need "
+            "a mask; pass both masks"
         )
     check_mask(query_mask, theta.shape[:-1], "query_mask")
     shared = {"axis_name": axis_name}

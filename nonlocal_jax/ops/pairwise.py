@@ -43,7 +43,7 @@ from nonlocal_jax.ops._sorting import sorted_concatenation
 # matrix takes 16 MiB.
 _DENSE_LIMIT = 2**22
 
-# The same limit for the concatenation. "sorted" is faster from about 512 positions on.
+# The corresponding limit for the concatenation. "sorted" is faster from about 512 positions on.
 _SORT_LIMIT = 2**18
 
 # "auto" gathers keys and values on each device if they have up to this many entries, over all batch
@@ -101,6 +101,8 @@ def _implementation(operation: str, name: str) -> Callable[..., jax.Array]:
 
 def best_attention(platform: str, theta: jax.Array, phi: jax.Array, g: jax.Array) -> str:
     """The implementation of softmax attention that "auto" chooses.
+
+    This is the choice on one device, or after keys and values are gathered.
 
     It is the first row that applies:
 
@@ -191,9 +193,10 @@ def softmax_attention(
         - "cudnn" is cuDNN's kernel for NVIDIA GPUs, in bfloat16.
         - "ring" is "chunked" for positions that are split over devices. Keys and values are passed
           from device to device, so the memory depends only on the positions of one device. The
-          others gather keys and values on each device.
+          other implementations gather keys and values on each device.
         - "auto" chooses by platform and shape, see ``best_attention``. With ``axis_name``, it
-          chooses "ring" if keys and values of all devices have more than 2**25 entries.
+          chooses "ring" if keys and values would have more than 2**25 entries on each device after
+          gathering.
 
         All except "dense" support only reverse-mode differentiation. "flash" and "cudnn" do not
         support second derivatives.

@@ -73,8 +73,9 @@ def train(
         ``train.evaluate_every`` steps and after the last step.
       init: Checkpoint to start from, see ``nonlocal_jax.convert.load``. The optimizer state is
         initialized and the step is 0. Ignored if ``workdir`` has a checkpoint.
-      shardings: How the state and the batch are sharded. Default: the state is replicated, the
-        batch is split over all devices, and ``mesh.context`` devices share an image.
+      shardings: How the state and the batch are sharded. Default: the state is replicated, and the
+        batch is split over groups of ``mesh.context`` devices. The devices of a group share each
+        image.
       dtype: Type of the parameters and statistics. float64 is for exact comparisons.
 
     Raises:
@@ -96,7 +97,7 @@ def train(
         if state is None:
             variables = None if init is None else convert.load(init, config.model)
             state = create_state(experiment, shardings, variables, dtype)
-            # A run that stops before its first checkpoint can then resume from step 0.
+            # A run that stops before the next checkpoint resumes from this one, at step 0.
             checkpoints.save(state)
         step = int(state.step)
         log = RunLog(workdir, step, task.headline)
