@@ -21,7 +21,8 @@ MODES = get_args(Mode)
 SubSample = Literal[False, True, "after", "before"]
 SUB_SAMPLES = get_args(SubSample)
 
-# The names in ``ops.IMPLEMENTATIONS``, of softmax attention and of all operations.
+# "auto" and the names in ``ops.IMPLEMENTATIONS``: first those of softmax attention, then those of
+# all operations.
 SoftmaxImplementation = Literal["auto", "dense", "chunked", "ring", "flash", "cudnn"]
 Implementation = Literal[SoftmaxImplementation, "reassociated", "sorted"]
 
@@ -68,15 +69,15 @@ class NonLocalBlock(nn.Module):
     Visualization: With ``mutable=["intermediates"]``, the modes "gaussian" and "embedded_gaussian"
     sow ``query`` ``[B, *S, C']`` and ``key`` ``[B, *S', C']``, in float32 or float64. ``query``
     includes the scale. As usual for ``sow``, each is a tuple with one array. With ``sub_sample``,
-    S' has half the height and width of S (half the length for sequences). In mode "gaussian", both
-    have C channels. Flattened to positions, ``ops.attention_weights(query, key)`` is the attention
-    matrix.
+    S' has half the height and width of S (half the length for sequences). In mode "gaussian",
+    ``query`` and ``key`` have C channels. Flattened to positions,
+    ``ops.attention_weights(query, key)`` is the attention matrix.
 
     Attributes:
       mode: The pairwise function, see above.
       reduction: Ratio C / C' of the channels.
       use_scale: Whether the logits of "embedded_gaussian" are divided by sqrt(C'). mmsegmentation
-        and the authors' code divide, the paper and mmaction2 do not. No other mode is scaled.
+        and the authors' code divide; the paper and mmaction2 do not. No other mode is scaled.
       sub_sample: Max-pools keys and values by two along space. "after" (or True) pools the
         projections phi and g, as in the paper, mmcv and TSM. "before" pools x, as in the authors'
         code. False pools nothing.

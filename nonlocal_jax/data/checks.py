@@ -54,7 +54,7 @@ def check_example(example: Example, num_classes: int) -> None:
     if missing := [field for field in ("image", "label", "id") if field not in example]:
         raise InputError(
             f"an example lacks {', '.join(missing)} (it has {', '.join(example) or 'no fields'}); "
-            "add them to the source"
+            "add each missing field to the source"
         )
     name = f"example {example['id']!r}"
     check_image(example["image"], f"the image of {name}")

@@ -241,8 +241,8 @@ def dot_product(
         y_i = (1 / M) sum_j (theta_i . phi_j) g_j
 
     theta_i, phi_j and g_j are the rows of the arguments, and "." is the dot product. M is the
-    number of keys that are not padding. With sub-sampled keys, it is the number after sub-sampling,
-    as in mmcv and the authors' code.
+    number of keys. If the keys are sub-sampled, it is the number after sub-sampling, as in mmcv and
+    the authors' code. With ``mask``, the number of keys that are not padding replaces M in 1 / M.
 
     Args:
       theta: Queries ``[..., N, C]``.
@@ -295,7 +295,8 @@ def concatenation(
     [theta_i, phi_j] is the concatenation of query and key, "." is the dot product, and
     w = [w_theta, w_phi] is a learned vector. The product is the sum of a score of the query,
     a_i = w_theta . theta_i, and a score of the key, b_j = w_phi . phi_j. This function takes the
-    scores. M is the number of keys that are not padding.
+    scores. M is the number of keys. With ``mask``, the number of keys that are not padding replaces
+    M in 1 / M.
 
     Args:
       theta_score: Scores a of the queries, ``[..., N]``.

@@ -78,8 +78,8 @@ def _query_and_key(
     paths = [path.removesuffix("/query") for path in recorded if path.endswith("/query")]
     if not paths:
         raise InputError(
-            "the model has no attention map for each position; use a nonlocal or "
-            "disentangled_nonlocal block of mode embedded_gaussian or gaussian"
+            "no block of the model has a separate attention map for each position; use a nonlocal "
+            "or disentangled_nonlocal block of mode embedded_gaussian or gaussian"
         )
     if (block is None and len(paths) > 1) or block not in (None, *paths):
         wrong = "there are several blocks" if block is None else f"there is no block {block!r}"
