@@ -92,7 +92,7 @@ def test_a_model_with_several_blocks_needs_the_path_of_one():
 def test_a_model_without_softmax_attention_is_refused(options):
     config = {**TINY, "block": "nonlocal", **options}
     model, variables = nlj.create_model(config), random_variables(config)
-    with pytest.raises(InputError, match="no attention map for each position"):
+    with pytest.raises(InputError, match="no block of the model has a separate attention map"):
         attention_map(model, variables, jnp.zeros((1, 16, 16, 3)), (0, 0))
 
 
