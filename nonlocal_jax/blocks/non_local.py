@@ -56,8 +56,8 @@ class NonLocalBlock(nn.Module):
     - "." is the dot product, [a, b] is the concatenation of a and b, and w is a learned vector of
       2 C' numbers.
 
-    The block starts as the identity: the scale of the norm is initialized to zero, or W if there is
-    no norm.
+    The block starts as the identity: the scale of the norm is initialized to zero. If there is
+    no norm, W is initialized to zero.
 
     Source: Wang et al., Non-local Neural Networks (arXiv:1711.07971), eq. 1 to 6. The convention is
     that of mmcv's ``NonLocalNd``.
@@ -70,7 +70,7 @@ class NonLocalBlock(nn.Module):
     sow ``query`` ``[B, *S, C']`` and ``key`` ``[B, *S', C']``, in float32 or float64. ``query``
     includes the scale. As usual for ``sow``, each is a tuple with one array. With ``sub_sample``,
     S' has half the height and width of S (half the length for sequences). In mode "gaussian",
-    ``query`` and ``key`` have C channels. Flattened to positions,
+    ``query`` and ``key`` have C channels. If they are flattened to positions,
     ``ops.attention_weights(query, key)`` is the attention matrix.
 
     Attributes:

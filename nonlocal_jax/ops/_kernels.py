@@ -105,8 +105,8 @@ def cudnn(theta, phi, g, mask, scale):
     m, d = g.shape[-2:]
     if not cudnn_channels():
         raise InputError(
-            "implementation is 'cudnn', but this machine has no NVIDIA GPU of generation Ampere or "
-            "newer; use implementation='auto'"
+            "implementation is 'cudnn', but this machine has no NVIDIA GPU of the Ampere "
+            "generation or newer; use implementation='auto'"
         )
     if not fits_cudnn(c, d):
         raise InputError(

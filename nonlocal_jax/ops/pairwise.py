@@ -187,8 +187,8 @@ def softmax_attention(
       implementation: One of the following.
 
         - "dense" materializes the N x M attention matrix.
-        - "chunked" computes up to 256 rows of the matrix at a time, and again in the backward pass.
-          It uses O(N + M) memory.
+        - "chunked" computes up to 256 rows of the matrix at a time, and recomputes them in the
+          backward pass. It uses O(N + M) memory.
         - "flash" is JAX's Pallas kernel for TPU.
         - "cudnn" is cuDNN's kernel for NVIDIA GPUs, in bfloat16.
         - "ring" is "chunked" for positions that are split over devices. Keys and values are passed
