@@ -199,18 +199,11 @@ def _part_of(
     shared = sum(map(len, parts)) != len(set().union(*parts))
     if shared or len({len(part) for part in parts}) > 1:
         context = len(indices) // len(set().union(*parts))
-        counts = collections.Counter(device.process_index for device in indices)
-        size, *others = sorted(set(counts.values()))
-        usable = [  # n = len(indices) always works: all processes then share all images
-            n
-            for n in _divisors(len(indices))
-            if n != context
-            and (n == len(indices) or (not others and (n % size == 0 or size % n == 0)))
-        ]
+        devices = collections.Counter(device.process_index for device in indices)[process]
         raise InputError(
-            f"mesh.context is {context} and a process has {_alternatives([size, *others])} "
-            "devices, so the batch cannot be split into equal parts for the processes; "
-            f"use mesh.context={_alternatives(usable)}"
+            f"mesh.context is {context}, but this process has {devices} devices, so processes have "
+            "only some of their images in common; use a divisor or a multiple of the number of "
+            "devices of a process"
         )
     return parts.index(tuple(sorted(starts[process]))), len(parts)
 

@@ -51,7 +51,7 @@ class NonLocalBlock(nn.Module):
     - x_i is the input, with C channels. z_i is the output, with C channels.
     - y_i is the result of the pairwise operation, with C' = max(C // reduction, 1) channels.
     - theta_i, phi_j and g_j are query, key and value: 1x1 convolutions of x_i, x_j and x_j, from C
-      to C' channels, with bias. "gaussian" has no theta and phi.
+      to C' channels, with bias. "gaussian" has no theta or phi.
     - W is a 1x1 convolution from C' to C channels. It has a bias only if ``norm`` is None.
     - "." is the dot product, [a, b] is the concatenation of a and b, and w is a learned vector of
       2 C' numbers.
@@ -70,8 +70,8 @@ class NonLocalBlock(nn.Module):
     sow ``query`` ``[B, *S, C']`` and ``key`` ``[B, *S', C']``, in float32 or float64. ``query``
     includes the scale. As usual for ``sow``, each is a tuple with one array. With ``sub_sample``,
     S' has half the height and width of S (half the length for sequences). In mode "gaussian",
-    ``query`` and ``key`` have C channels. If they are flattened to positions,
-    ``ops.attention_weights(query, key)`` is the attention matrix.
+    ``query`` and ``key`` have C channels. To get the attention matrix, reshape ``query`` to
+    ``[B, N, C']`` and ``key`` to ``[B, M, C']``, and call ``ops.attention_weights(query, key)``.
 
     Attributes:
       mode: The pairwise function, see above.
