@@ -112,7 +112,9 @@ class GlobalContextBlock(nn.Module):
         if self.pooling not in POOLINGS:
             raise InputError(f"pooling is {self.pooling!r}; use one of {', '.join(POOLINGS)}")
         if not self.fusion or set(self.fusion) - set(FUSIONS):
-            raise InputError(f"fusion is {self.fusion!r}; use one or both of {', '.join(FUSIONS)}")
+            raise InputError(
+                f"fusion is {self.fusion!r}; use ('add',), ('multiply',) or ('add', 'multiply')"
+            )
 
         x, mask = read_feature_map(x, self.axes, mask)
         fuse = functools.partial(self._fuse, train=train)

@@ -70,8 +70,10 @@ class NonLocalBlock(nn.Module):
     sow ``query`` ``[B, *S, C']`` and ``key`` ``[B, *S', C']``, in float32 or float64. ``query``
     includes the scale. As usual for ``sow``, each is a tuple with one array. With ``sub_sample``,
     S' has half the height and width of S (half the length for sequences). In mode "gaussian",
-    ``query`` and ``key`` have C channels. To get the attention matrix, reshape ``query`` to
-    ``[B, N, C']`` and ``key`` to ``[B, M, C']``, and call ``ops.attention_weights(query, key)``.
+    ``query`` and ``key`` have C channels. To get the attention matrix
+    with ``axes="spacetime"``, flatten the axes ``*S`` of ``query`` and ``*S'`` of ``key`` to one axis
+    each, and call ``ops.attention_weights(query, key)``. If the input has padding, also pass the
+    mask of the keys.
 
     Attributes:
       mode: The pairwise function, see above.

@@ -96,8 +96,8 @@ def source(config: Mapping[str, Any]) -> Source:
     if network not in SOURCES:
         raise InputError(
             f"there is no table of PyTorch names for the network {network!r}; add one to "
-            "nonlocal_jax.convert.SOURCES, or load a work directory or a .safetensors file "
-            "that experiments.convert wrote, without reinit_head"
+            "nonlocal_jax.convert.SOURCES, or use reinit_head=False and load a work "
+            "directory or a .safetensors file that experiments.convert wrote"
         )
     return SOURCES[network]
 

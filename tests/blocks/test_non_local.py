@@ -289,7 +289,7 @@ def test_scale_divides_by_the_root_of_the_channels(x64):
             (1, 4, 4, 8),
             r"fusion is \('sum',\); use one or both",
         ),
-        (GlobalContextBlock(fusion=()), (1, 4, 4, 8), r"fusion is \(\); use one or both of add"),
+        (GlobalContextBlock(fusion=()), (1, 4, 4, 8), r"fusion is \(\); use \('add',\)"),
     ],
 )
 def test_invalid_options_and_shapes_are_refused(block, shape, message):
