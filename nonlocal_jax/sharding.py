@@ -201,9 +201,9 @@ def _part_of(
         context = len(indices) // len(set().union(*parts))
         devices = collections.Counter(device.process_index for device in indices)[process]
         raise InputError(
-            f"mesh.context is {context}, but this process has {devices} devices, and two processes "
-            "must read either the same images or entirely different images; use a divisor or a "
-            "multiple of the number of devices of a process"
+            f"mesh.context is {context}, but this process has {devices} devices, so some processes "
+            "would share only a part of their images; set mesh.context to a divisor or a multiple of "
+            "the number of devices of a process"
         )
     return parts.index(tuple(sorted(starts[process]))), len(parts)
 

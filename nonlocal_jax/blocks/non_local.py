@@ -70,13 +70,14 @@ class NonLocalBlock(nn.Module):
     sow ``query`` ``[B, *S, C']`` and ``key`` ``[B, *S', C']``, in float32 or float64. ``query``
     includes the scale. As usual for ``sow``, each is a tuple with one array. With ``sub_sample``,
     S' has half the height and width of S (half the length for sequences). In mode "gaussian",
-    ``query`` and ``key`` have C channels. To get the attention matrix
-    with ``axes="spacetime"``, flatten the axes ``*S`` of ``query`` and ``*S'`` of ``key`` to one axis
-    each, and call ``ops.attention_weights(query, key)``. If the input has padding, also pass the
-    mask of the keys.
+    ``query`` and ``key`` have C channels.
+
+    To get the attention matrix with ``axes="spacetime"``, flatten the axes ``*S`` of ``query`` and
+    ``*S'`` of ``key`` to one axis each, and call ``ops.attention_weights(query, key)``. If the
+    input has padding, also pass the mask of the keys.
 
     Attributes:
-      mode: The pairwise function, see above.
+      mode: The pairwise function (see above).
       reduction: Ratio C / C' of the channels.
       use_scale: Whether the logits of "embedded_gaussian" are divided by sqrt(C'). mmsegmentation
         and the authors' code divide; the paper and mmaction2 do not. No other mode is scaled.
@@ -87,8 +88,8 @@ class NonLocalBlock(nn.Module):
         or "time" (the same pixel in all frames).
       norm: Constructor of the norm after W, or None.
       dtype: Type of the computation. None promotes the input with the float32 parameters.
-      implementation: Implementation of the pairwise operation, see the functions of
-        ``nonlocal_jax.ops``.
+      implementation: Implementation of the pairwise operation. The functions of
+        ``nonlocal_jax.ops`` list the choices.
     """
 
     mode: Mode = "embedded_gaussian"

@@ -248,7 +248,7 @@ def _plain_names(name: object, arrays: Mapping[str, np.ndarray], source: names.S
     if collisions:
         raise InputError(
             f"{name} has several arrays that map to the same parameter:{listing(collisions)}\n"
-            "remove all but one of each"
+            "for each parameter, keep only one of its arrays"
         )
     return plain
 

@@ -75,7 +75,7 @@ def list_images(paths: Iterable[PathLike]) -> list[epath.Path]:
             found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
             if not found:
                 raise InputError(
-                    f"the directory {path} has no {', '.join(SUFFIXES)} file; "
+                    f"the directory {path} has no {' or '.join(SUFFIXES)} file; "
                     "use a directory of images"
                 )
             files += found

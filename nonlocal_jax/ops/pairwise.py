@@ -194,7 +194,7 @@ def softmax_attention(
         - "ring" is "chunked" for positions that are split over devices. Keys and values are passed
           from device to device, so the memory depends only on the positions of one device. The
           other implementations gather keys and values on each device.
-        - "auto" chooses by platform and shape, see ``best_attention``. With ``axis_name``, it
+        - "auto" chooses by platform and shape (see ``best_attention``). With ``axis_name``, it
           chooses "ring" if keys and values would have more than 2**25 entries on each device after
           gathering.
 
