@@ -202,8 +202,8 @@ def _part_of(
         devices = collections.Counter(device.process_index for device in indices)[process]
         raise InputError(
             f"mesh.context is {context}, but this process has {devices} devices, so some processes "
-            "would share only a part of their images; set mesh.context to a divisor or a multiple of "
-            "the number of devices of a process"
+            "would share only a part of their images; set mesh.context to a divisor or a multiple "
+            "of the number of devices of a process"
         )
     return parts.index(tuple(sorted(starts[process]))), len(parts)
 
