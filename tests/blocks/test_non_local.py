@@ -287,7 +287,7 @@ def test_scale_divides_by_the_root_of_the_channels(x64):
         (
             GlobalContextBlock(fusion=("sum",)),
             (1, 4, 4, 8),
-            r"fusion is \('sum',\); use one or both",
+            r"fusion is \('sum',\); use \('add',\)",
         ),
         (GlobalContextBlock(fusion=()), (1, 4, 4, 8), r"fusion is \(\); use \('add',\)"),
     ],
