@@ -44,7 +44,7 @@ def test_an_invalid_example_is_refused_by_its_id(changes, message):
 
 
 def test_missing_fields_are_named():
-    with pytest.raises(InputError, match=r"lacks label, id \(it has image\); add each missing field"):
+    with pytest.raises(InputError, match=r"lacks label, id \(it has image\); add each missing"):
         data.check_example({"image": example()["image"]}, 19)
 
 
