@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -36,9 +36,10 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, *, context: int = 1) 
     """
     devices = jax.devices() if devices is None else devices
     if context < 1 or len(devices) % context:
+        *others, last = (str(n) for n in range(1, len(devices) + 1) if len(devices) % n == 0)
         raise InputError(
             f"mesh.context={context} does not divide {len(devices)} devices; "
-            f"use {_alternatives(_divisors(len(devices)))}"
+            f"use {', '.join(others)}{' or ' if others else ''}{last}"
         )
     shape = len(devices) // context, context
     try:
@@ -47,16 +48,6 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, *, context: int = 1) 
         # No arrangement follows the physical links between the chips. Any order is correct.
         grid = np.asarray(devices).reshape(shape)
     return Mesh(grid, (DATA, CONTEXT), axis_types=(AxisType.Auto,) * 2)
-
-
-def _divisors(number: int) -> list[int]:
-    return [n for n in range(1, number + 1) if number % n == 0]
-
-
-def _alternatives(numbers: Collection[int]) -> str:
-    """Formats [1, 2, 4] as "1, 2 or 4"."""
-    *others, last = map(str, numbers)
-    return f"{', '.join(others)} or {last}" if others else last
 
 
 @dataclasses.dataclass(frozen=True)
