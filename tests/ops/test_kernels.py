@@ -66,7 +66,7 @@ def test_cudnn_is_given_what_it_takes(masked, monkeypatch):
         assert q.shape[-1] == v.shape[-1]
         return attention(q, k, v, implementation="xla", **options)
 
-    monkeypatch.setattr(kernels, "cudnn_channels", lambda: 256)
+    monkeypatch.setattr(kernels, "_capability", lambda: 9.0)
     monkeypatch.setattr(jax.nn, "dot_product_attention", replacement)
     with jax.numpy_dtype_promotion("standard"):  # XLA's attention promotes types
         assert_as_accurate_as_dense("cudnn", 37, 29, (24, 40), "bfloat16", masked)
@@ -98,14 +98,14 @@ def test_flash_gives_zeros_if_all_keys_are_padding():
     ],
 )
 def test_choice(platform, n, widths, dtype, expected, x64, monkeypatch):
-    monkeypatch.setattr(kernels, "cudnn_channels", lambda: 256)  # as on Hopper
+    monkeypatch.setattr(kernels, "_capability", lambda: 9.0)  # as on Hopper
     theta, g = (jax.ShapeDtypeStruct((n, width), dtype) for width in widths)
     assert ops.best_attention(platform, theta, theta, g) == expected
 
 
 @pytest.mark.parametrize(("platform", "expected"), [("tpu", "flash"), ("cuda", "chunked")])
 def test_choice_for_mixed_types(platform, expected, monkeypatch):
-    monkeypatch.setattr(kernels, "cudnn_channels", lambda: 256)
+    monkeypatch.setattr(kernels, "_capability", lambda: 9.0)
     wide, half = (jax.ShapeDtypeStruct((9409, 256), dtype) for dtype in ("float32", "bfloat16"))
     for given in ((wide, half, half), (half, wide, half), (half, half, wide)):
         assert ops.best_attention(platform, *given) == expected
