@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
+from jax.tree_util import Partial
 
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.ops import _kernels as kernels
@@ -106,36 +107,43 @@ def _with_second_derivative(
     """Returns ``function`` with its own gradient, and with the second derivatives of ``plain``.
 
     JAX cannot differentiate the gradient of a kernel. It also differentiates the branches of
-    ``jax.lax.platform_dependent`` for all platforms. So the two calls that contain kernels have
-    rules of their own: ``forward``, which returns y and its pullback, and ``backward``, which
-    applies the pullback.
+    ``jax.lax.platform_dependent`` for all platforms. So both calls that contain kernels have rules
+    of their own: ``forward``, which also returns what the gradient needs, and ``backward``.
     """
 
     @jax.custom_vjp
     def attention(theta, phi, g, mask):
         return function(theta, phi, g, mask)
 
-    @jax.custom_vjp
-    def forward(theta, phi, g, mask):
-        return jax.vjp(lambda *arrays: function(*arrays, mask), theta, phi, g)
+    def attention_forward(*arguments):
+        rest = None
+
+        @jax.custom_vjp
+        def forward(theta, phi, g, mask):
+            nonlocal rest
+            y, pullback = jax.vjp(lambda *arrays: function(*arrays, mask), theta, phi, g)
+            leaves, tree = jax.tree.flatten(pullback)
+            arrays = [x for x in leaves if isinstance(x, jax.Array)]
+            rest = tree, [None if isinstance(x, jax.Array) else x for x in leaves]
+            return y, arrays
+
+        def forward_backward(arguments, cotangents):
+            return *plain_gradients(cotangents[0], *arguments), None
+
+        forward.defvjp(lambda *arguments: (forward(*arguments), arguments), forward_backward)
+        y, arrays = forward(*arguments)
+        return y, (Partial(functools.partial(_pull_back, rest), arrays), arguments)
 
     @jax.custom_vjp
     def backward(pullback, dy, theta, phi, g, mask):
         return pullback(dy)
 
-    def plain_gradients(dy, theta, phi, g, mask):
-        return jax.vjp(lambda *arrays: plain(*arrays, mask), theta, phi, g)[1](dy)
-
-    def attention_forward(*arguments):
-        y, pullback = forward(*arguments)
-        return y, (pullback, arguments)
-
     def attention_backward(residuals, dy):
         pullback, arguments = residuals
         return *backward(pullback, dy, *arguments), None
 
-    def forward_backward(arguments, cotangents):
-        return *plain_gradients(cotangents[0], *arguments), None
+    def plain_gradients(dy, theta, phi, g, mask):
+        return jax.vjp(lambda *arrays: plain(*arrays, mask), theta, phi, g)[1](dy)
 
     def backward_backward(arguments, cotangents):
         *arrays, mask = arguments
@@ -143,12 +151,19 @@ def _with_second_derivative(
         return None, *pullback(cotangents), None
 
     attention.defvjp(attention_forward, attention_backward)
-    forward.defvjp(lambda *arguments: (forward(*arguments), arguments), forward_backward)
     backward.defvjp(
         lambda pullback, *arguments: (backward(pullback, *arguments), arguments),
         backward_backward,
     )
     return attention
+
+
+def _pull_back(rest, arrays, dy):
+    """Calls a pullback of ``jax.vjp`` that was split into its arrays and the rest."""
+    tree, others = rest
+    remaining = iter(arrays)
+    leaves = [next(remaining) if x is None else x for x in others]
+    return jax.tree.unflatten(tree, leaves)(dy)
 
 
 def _refuse(implementation, devices, plain, *arguments):

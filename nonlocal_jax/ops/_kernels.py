@@ -82,34 +82,10 @@ def flash(theta, phi, g, mask, scale, precision):
     dtype = promoted_dtype(q, k, v)  # the result has the type of the queries
     q, k, v = (x.astype(dtype) for x in (q, k, v))
     precision = "default" if dtype == jnp.bfloat16 else "highest"
-    y = _flash(precision, scale, sizes, q, k, v, segments)
+    context = functools.partial(jax.default_matmul_precision, precision)
+    kernel = functools.partial(tpu.flash_attention, sm_scale=scale, block_sizes=sizes)
+    y = _call(kernel, context, (q, k, v), {"segment_ids": segments})
     return at_least_float32(y[:, 0, :n, :d].reshape(*leading, n, d))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _flash(precision, scale, sizes, q, k, v, segments):
-    """JAX's kernel, which takes the precision of its products from the context.
-
-    The backward pass is traced later, so it needs the context too.
-    """
-    with jax.default_matmul_precision(precision):
-        return tpu.flash_attention(q, k, v, segment_ids=segments, sm_scale=scale, block_sizes=sizes)
-
-
-def _flash_forward(precision, scale, sizes, q, k, v, segments):
-    def attend(q, k, v):
-        return tpu.flash_attention(q, k, v, segment_ids=segments, sm_scale=scale, block_sizes=sizes)
-
-    with jax.default_matmul_precision(precision):
-        return jax.vjp(attend, q, k, v)
-
-
-def _flash_backward(precision, scale, sizes, pullback, dy):
-    with jax.default_matmul_precision(precision):
-        return *pullback(dy), None
-
-
-_flash.defvjp(_flash_forward, _flash_backward)
 
 
 def fits_flash(*arrays: jax.Array) -> bool:
@@ -185,14 +161,33 @@ def cudnn(theta, phi, g, mask, scale, precision):
         )
         for x in (theta, phi, g)
     )
-    with _assume_hopper():
-        y = jax.nn.dot_product_attention(
-            q,
-            k,
-            v,
-            scale=scale,
-            query_seq_lengths=jnp.full((batch,), n, jnp.int32),
-            key_value_seq_lengths=real,
-            implementation="cudnn",
-        )
+    kernel = functools.partial(jax.nn.dot_product_attention, scale=scale, implementation="cudnn")
+    lengths = {
+        "query_seq_lengths": jnp.full((batch,), n, jnp.int32),
+        "key_value_seq_lengths": real,
+    }
+    y = _call(kernel, _assume_hopper, (q, k, v), lengths)
     return at_least_float32(y[:, :n, 0, :d].reshape(*leading, n, d))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _call(kernel, context, arrays, options):
+    """Calls ``kernel(*arrays, **options)`` with the context manager ``context()``.
+
+    JAX traces the kernels of the gradient later. They need the context too.
+    """
+    with context():
+        return kernel(*arrays, **options)
+
+
+def _call_forward(kernel, context, arrays, options):
+    with context():
+        return jax.vjp(functools.partial(kernel, **options), *arrays)
+
+
+def _call_backward(kernel, context, pullback, dy):
+    with context():
+        return pullback(dy), None
+
+
+_call.defvjp(_call_forward, _call_backward)
