@@ -5,8 +5,9 @@
 One NL and one DNL block of the R-50 heads (512 channels, 48x48 positions) with the same random
 weights. DNL divides its logits by 0.05, which amplifies the rounding of theta and phi by 20. Its
 whitening subtracts the mean of each channel of theta and phi. The last rows have means of three
-standard deviations, added by the biases. The error is the root mean square of the difference to float64, relative to float64, of the residual
-branch (output minus input) without its mean over the positions.
+standard deviations, added by the biases. The error is the root mean square of the difference to
+float64, relative to float64, of the residual branch (output minus input) without its mean over the
+positions.
 """
 
 import argparse
