@@ -15,9 +15,9 @@ from nonlocal_jax.ops import _kernels as kernels
 from nonlocal_jax.ops import softmax
 from nonlocal_jax.ops._numerics import with_sizes_known
 
-# "auto" uses "dense" for up to this many entries of all attention matrices together. In float32,
-# they take 16 MiB.
-_DENSE_LIMIT = 2**22
+# "auto" uses "dense" for up to this many entries of all attention matrices together, which take
+# 8 MiB in float32. On a CPU, "chunked" is faster beyond.
+_DENSE_LIMIT = 2**21
 
 IMPLEMENTATIONS: dict[str, Callable[..., jax.Array]] = {
     "dense": softmax.dense,
@@ -42,7 +42,7 @@ def best_attention(platform: str, theta: jax.Array, phi: jax.Array, g: jax.Array
     Choice     Condition
     =========  =====================================================================================
     "chunked"  A size is symbolic (``jax.export``).
-    "dense"    The N x M matrices of all batch items have up to 2**22 entries.
+    "dense"    The N x M matrices of all batch items have up to 2**21 entries.
     "flash"    TPU; bfloat16 or float32; up to 1024 channels.
     "cudnn"    NVIDIA GPU, Ampere or newer; bfloat16; numbers of channels that are multiples of 8,
                up to 256 (before Hopper, up to 128).

@@ -79,11 +79,18 @@ def attention_weights(
 
 
 def dense(theta, phi, g, mask, scale, precision):
-    """Materializes the attention matrix."""
-    weights = attention_weights(theta, phi, scale=scale, mask=mask)
+    """Materializes the attention matrix, up to its denominators.
+
+    Dividing y by the denominators, instead of the matrix, makes the gradient up to twice as fast on
+    a CPU.
+    """
+    logits = _logits(theta, phi, mask, scale)
+    largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+    weights = jnp.exp(logits - largest)
     dtype = float32_or_more(weights, g)
     weights, g = weights.astype(dtype), g.astype(dtype)
-    return jnp.einsum("...nm,...md->...nd", weights, g, precision=precision)
+    y = jnp.einsum("...nm,...md->...nd", weights, g, precision=precision)
+    return y / jnp.sum(weights, axis=-1, keepdims=True)
 
 
 def _split_rows(x: jax.Array, axis: int, most: int) -> jax.Array:

@@ -101,9 +101,9 @@ def test_flash_gives_zeros_if_all_keys_are_padding():
 @pytest.mark.parametrize(
     ("platform", "n", "widths", "dtype", "expected"),
     [
-        ("cpu", 2048, (256, 256), "float32", "dense"),
-        ("cpu", 2049, (256, 256), "float32", "chunked"),
-        ("tpu", 2048, (256, 256), "bfloat16", "dense"),
+        ("cpu", 1448, (256, 256), "float32", "dense"),
+        ("cpu", 1449, (256, 256), "float32", "chunked"),
+        ("tpu", 1448, (256, 256), "bfloat16", "dense"),
         ("tpu", 9409, (512, 256), "bfloat16", "flash"),
         ("tpu", 9409, (256, 256), "float64", "chunked"),
         ("tpu", 9409, (256, 256), "float16", "chunked"),
@@ -118,6 +118,12 @@ def test_choice(platform, n, widths, dtype, expected, x64, monkeypatch):
     monkeypatch.setattr(kernels, "_capability", lambda: 9.0)  # as on Hopper
     theta, g = (jax.ShapeDtypeStruct((n, width), dtype) for width in widths)
     assert ops.best_attention(platform, theta, theta, g) == expected
+
+
+def test_choice_counts_the_matrices_of_all_batch_items():
+    one, eight = (jax.ShapeDtypeStruct((b, 1024, 64), jnp.float32) for b in (1, 8))
+    assert ops.best_attention("cpu", one, one, one) == "dense"
+    assert ops.best_attention("cpu", eight, eight, eight) == "chunked"
 
 
 @pytest.mark.parametrize(("platform", "expected"), [("tpu", "flash"), ("cuda", "chunked")])
