@@ -400,6 +400,16 @@ def test_options_without_effect_on_inference_may_differ(tmp_path):
     assert_identical(convert.load(path, TINY | other), random_variables(TINY))
 
 
+@pytest.mark.parametrize(
+    ("theirs", "ours"), [("bfloat16", "float32"), ("float32", "bfloat16"), ("bfloat16", None)]
+)
+def test_the_type_of_the_computation_may_differ(tmp_path, theirs, ours):
+    variables = random_variables(TINY)
+    convert.save(tmp_path / "a.safetensors", variables, TINY | {"dtype": theirs})
+    config = TINY | ({} if ours is None else {"dtype": ours})
+    assert_identical(convert.load(tmp_path / "a.safetensors", config), variables)
+
+
 def test_saved_for_another_block(tmp_path):
     path = tmp_path / "a.safetensors"
     config = TINY | {"block": "disentangled_nonlocal"}
