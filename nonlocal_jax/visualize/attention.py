@@ -63,8 +63,8 @@ def attention_map(
         ``variable_axes={"intermediates": 0}``.
 
     Returns:
-      Weights ``[L']``, ``[H', W']`` or ``[T', H', W']``, the size of the block's keys. They are zero
-      where the keys are padding. For a block with ``axes="space"``, they are zero in all other
+      Weights ``[L']``, ``[H', W']`` or ``[T', H', W']``, the size of the block's keys. Where the
+      keys are padding, they are zero. For a block with ``axes="space"``, they are zero in all other
       frames. For a block with ``axes="time"``, they are zero at all other places.
 
     Raises:
@@ -158,9 +158,9 @@ def _record(
     shape = record.query[0].shape[-ndim:]
     if len(shape) < ndim or shape[0] != 1:
         raise InputError(
-            f"the block {path!r} has a feature map of shape {record.query[0].shape}, whose axes are "
-            f"not those of inputs of shape {inputs.shape}; use the block as the model, with its "
-            "feature map as the inputs"
+            f"the block {path!r} has a feature map of shape {record.query[0].shape}, whose axes "
+            f"are not those of the inputs of shape {inputs.shape}; use the block as the model, "
+            "with its feature map as the inputs"
         )
     queries, keys = (_calls(x, ndim) for x in (record.query, record.key))
     masks = [None] * len(queries) if record.mask is None else _calls(record.mask, ndim - 1)
