@@ -197,6 +197,8 @@ def _records(
             blocks["/".join(context.module.path)] = context.module
         return method(*args, **kwargs)
 
+    # ``sow`` would append to the records of an earlier call.
+    variables = {name: x for name, x in variables.items() if name != "intermediates"}
     with nn.intercept_methods(note):
         _, state = model.apply(
             variables, inputs, **arrays, **dict(options), mutable=["intermediates"]
