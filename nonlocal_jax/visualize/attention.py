@@ -1,12 +1,12 @@
 """Reads the attention of a block from a network."""
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
-import flax.struct
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
@@ -90,11 +90,11 @@ def attention_map(
     related: tuple = ()
     if len(size) == 3:
         along = {"spacetime": (), "space": index[:1], "time": (slice(None), *index[1:])}
-        related = along[record.axes]
+        related = along[record.relation.axes]
     keys = record.key[related]
     valid = np.ones(keys.shape[:-1], bool) if record.mask is None else record.mask[related]
     found = np.zeros(record.key.shape[:-1], record.key.dtype)
-    found[related] = _weights(record.mode, record.query[index], keys, valid)
+    found[related] = _weights(record.relation.mode, record.query[index], keys, valid)
     return found
 
 
@@ -110,15 +110,22 @@ def _weights(mode: str, query: np.ndarray, keys: np.ndarray, valid: np.ndarray) 
     return np.where(valid, weights, 0)
 
 
-@flax.struct.dataclass
-class _Record:
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class _Relation:
+    """The attributes of a block that determine the weights."""
+
+    mode: str
+    axes: str
+
+
+class _Record(NamedTuple):
     """What the calls of a block record: ``[B, *S, C]`` in tuples, or ``[*S, C]`` of one call."""
 
     query: Any
     key: Any
     mask: Any
-    mode: str = flax.struct.field(pytree_node=False)
-    axes: str = flax.struct.field(pytree_node=False)
+    relation: _Relation
 
 
 def _record(
@@ -171,7 +178,7 @@ def _record(
             f"call is {call}, but there are {len(queries)} calls of the block {path!r}; use 0 to "
             f"{len(queries) - 1}"
         )
-    return record.replace(query=queries[call], key=keys[call], mask=masks[call])
+    return record._replace(query=queries[call], key=keys[call], mask=masks[call])
 
 
 def _calls(sown: Sequence[jax.Array], ndim: int) -> list[np.ndarray]:
@@ -190,25 +197,24 @@ def _records(
     options: tuple[tuple[str, bool], ...],
 ) -> dict[str, _Record]:
     """Returns what the non-local blocks of the model record, by path."""
-    blocks = {}
 
-    def note(method, args, kwargs, context):
+    def sow_relation(method, args, kwargs, context):
         if isinstance(context.module, NonLocalBlock) and context.method_name == "__call__":
-            blocks["/".join(context.module.path)] = context.module
+            relation = _Relation(context.module.mode, context.module.axes)
+            context.module.sow("intermediates", "relation", relation)
         return method(*args, **kwargs)
 
     # ``sow`` would append to the records of an earlier call.
     variables = {name: x for name, x in variables.items() if name != "intermediates"}
-    with nn.intercept_methods(note):
-        _, state = model.apply(
-            variables, inputs, **arrays, **dict(options), mutable=["intermediates"]
+    # The second name keeps ``nn.jit`` from using a trace without relations.
+    mutable = ["intermediates", "relations"]
+    with nn.intercept_methods(sow_relation):
+        _, state = model.apply(variables, inputs, **arrays, **dict(options), mutable=mutable)
+    sown = flatten_dict(dict(state.get("intermediates", {})))
+    return {
+        "/".join(path): _Record(
+            *(sown.get((*path, name)) for name in ("query", "key", "key_mask")), value[0]
         )
-    sown = flatten_dict(dict(state.get("intermediates", {})), sep="/")
-    records = {}
-    for path, block in blocks.items():
-        query, key, mask = (
-            sown.get(f"{path}/{name}".lstrip("/")) for name in ("query", "key", "key_mask")
-        )
-        if query is not None:
-            records[path] = _Record(query, key, mask, block.mode, block.axes)
-    return records
+        for (*path, name), value in sown.items()
+        if name == "relation"
+    }

@@ -262,6 +262,29 @@ def test_each_layer_of_a_scan_has_a_map():
         features = block[0].apply(block[1], features, mask=mask)
 
 
+_Compiled = nn.jit(NonLocalBlock)
+
+
+class Compiled(nn.Module):
+    """Two blocks that share one trace."""
+
+    @nn.compact
+    def __call__(self, x):
+        self.sow("intermediates", "input", x, reduce_fn=lambda _, new: new, init_fn=lambda: None)
+        return _Compiled(norm=None, name="a")(_Compiled(norm=None, name="b")(x))
+
+
+def test_compiled_blocks_have_maps():
+    model, x = Compiled(), jax.random.normal(jax.random.key(1), (1, 4, 5, 6))
+    variables = model.init(jax.random.key(0), x)
+    _, state = model.apply(variables, x, mutable=["intermediates"])
+    for path in "ab":
+        (query,), (key,) = (state["intermediates"][path][name] for name in ("query", "key"))
+        found = attention_map(model, variables, x, (1, 2), path)
+        expected = attention_matrix(query[0, 1, 2], key[0]).reshape(4, 5)
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
 class Trained(nn.Module):
     """A network that must be told not to train."""
 
