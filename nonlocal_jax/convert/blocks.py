@@ -11,12 +11,10 @@ from nonlocal_jax._files import PathLike
 from nonlocal_jax.convert import _fit as fit
 from nonlocal_jax.convert import names
 from nonlocal_jax.convert.checkpoints import read_file
+from nonlocal_jax.convert.mmsegmentation import BLOCK_OUTPUTS
 from nonlocal_jax.errors import InputError
 
 _TARGET = "block"
-
-# An example of a number of channels C. It is odd, so that 2 C' is another number.
-_CHANNELS = 1009
 
 
 def load_block(path: PathLike, block: nn.Module, prefix: str = "") -> dict[str, Any]:
@@ -52,6 +50,8 @@ def block_from_torch(
         DisentangledNonLocalBlock  DisentangledNonLocal2d of mmsegmentation
         GlobalContextBlock         mmcv.cnn.ContextBlock
 
+    Any norm of a non-local block has the name of its batch norm, ``conv_out.bn``.
+
     The attributes of the block must describe the same function as the options of the module in
     PyTorch. The names and shapes only determine some of them, such as ``reduction``, but not
     ``mode`` or ``use_scale``. The number of channels is read from the state dict.
@@ -78,8 +78,8 @@ def block_to_torch(
 ) -> dict[str, np.ndarray]:
     """Returns the variables of one block with PyTorch's names and layout.
 
-    It is the inverse of ``block_from_torch``. There is no ``num_batches_tracked``. A collection may
-    be left out, as in ``to_torch``.
+    It is the inverse of ``block_from_torch``. There is no ``num_batches_tracked``. ``batch_stats``
+    may be left out, as in ``to_torch``.
 
     Args:
       variables: Variables of the block.
@@ -111,7 +111,7 @@ def _from_torch(
     inside = {k.removeprefix(prefix): x for k, x in arrays.items() if k.startswith(prefix)}
     channels = _channels(inside, block)
     if channels is None:
-        ends = [leaf.name for leaf in names.block_leaves(block, _CHANNELS)]
+        ends = _outputs(block)
         places = {k.removesuffix(end) for k in arrays for end in ends if k.endswith(f".{end}")}
         advice = f"set prefix to {' or '.join(sorted(places))}" if places else "use another file"
         raise InputError(
@@ -129,6 +129,15 @@ def _from_torch(
     return unflatten_dict(values, sep="/")
 
 
+def _outputs(block: nn.Module) -> dict[str, str]:
+    """Returns the kernels with C outputs, by name in PyTorch: their paths in Flax."""
+    return {
+        f"{name}.weight": f"params/{path}/kernel"
+        for path, name, _ in names.block_rows(block)
+        if path in BLOCK_OUTPUTS
+    }
+
+
 def _channels(arrays: Mapping[str, np.ndarray], block: nn.Module) -> int | None:
     """Returns C of the block's arrays, or None if there is none of them.
 
@@ -136,10 +145,8 @@ def _channels(arrays: Mapping[str, np.ndarray], block: nn.Module) -> int | None:
       arrays: Arrays by name in PyTorch or by path in Flax.
       block: The block.
     """
-    for leaf in names.block_leaves(block, _CHANNELS):
-        for key, shape in ((leaf.name, leaf.torch_shape), (leaf.path, leaf.shape)):
-            if key in arrays and _CHANNELS in shape:
-                found = arrays[key].shape[shape.index(_CHANNELS) :]
-                if found:
-                    return found[0]
+    for name, path in _outputs(block).items():
+        for key, axis in ((name, 0), (path, -1)):
+            if key in arrays and arrays[key].ndim:
+                return arrays[key].shape[axis]
     return None

@@ -58,6 +58,8 @@ _NON_LOCAL: tuple[Row, ...] = (
     ("conv_mask", "conv_mask", CONV),
     ("", "concat_project.conv", {"concat_project": ("weight", 4)}),
 )
+# The modules of a block whose outputs are its C channels. Each block has one of them.
+BLOCK_OUTPUTS = ("conv_out", "channel_add_conv/conv2", "channel_mul_conv/conv2")
 # mmcv puts a projection and the pooling behind it into a sequence.
 _POOLED = {"phi": "phi.0.conv", "g": "g.0.conv"}
 

@@ -124,19 +124,31 @@ def leaves(config: Mapping[str, Any]) -> tuple[Leaf, ...]:
     return tuple(_leaf(path, shape, table) for path, shape in wanted.items())
 
 
+def block_rows(block: nn.Module) -> tuple[Row, ...]:
+    """Returns the table of the modules of one block, with names relative to the block.
+
+    Raises:
+      InputError: There is no naming scheme for this block.
+    """
+    for name, kind in BLOCKS.items():
+        if isinstance(block, kind):
+            return mmsegmentation.block_rows(name, getattr(block, "sub_sample", False))
+    raise InputError(
+        f"there is no table of PyTorch names for the block {type(block).__name__}; use one of "
+        f"{', '.join(kind.__name__ for kind in BLOCKS.values())}"
+    )
+
+
 def block_leaves(block: nn.Module, channels: int) -> tuple[Leaf, ...]:
     """Returns all arrays of one block with C ``channels``. Names are relative to the block.
 
     Raises:
       InputError: There is no naming scheme for this block, or its attributes are wrong.
     """
-    known = [name for name, kind in BLOCKS.items() if isinstance(block, kind)]
-    if not known:
-        raise InputError(
-            f"there is no table of PyTorch names for the block {type(block).__name__}; use one of "
-            f"{', '.join(kind.__name__ for kind in BLOCKS.values())}"
-        )
-    table = mmsegmentation.block_rows(known[0], getattr(block, "sub_sample", False))
+    table = block_rows(block)
+    # Attributes that require a device, or a mesh, and change no parameter.
+    neutral = {"implementation": "auto", "axis_name": None}
+    block = block.clone(**{name: value for name, value in neutral.items() if hasattr(block, name)})
     clip = jax.ShapeDtypeStruct((1, 2, 2, 2, channels), jnp.float32)  # suits all attributes
     return tuple(_leaf(path, shape, table) for path, shape in _shapes(block, clip).items())
 
