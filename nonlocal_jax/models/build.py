@@ -191,7 +191,9 @@ def model_options(config: Mapping[str, Any]) -> dict[str, inspect.Parameter]:
         name = config.get("block", options["block"].default)
         block = _choose("block", name, {"none": None, **BLOCKS})
         fields = {} if block is None else inspect.signature(block).parameters
-        ours = ("norm", "dtype", "parent", "name")  # set by the network and by Flax
+        # Set by the network, by the user's own program, and by Flax.
+        ours = ("norm", "dtype", "precision", "param_dtype", "kernel_init", "axis_name")
+        ours += ("parent", "name")
         options |= {f"block_{name}": field for name, field in fields.items() if name not in ours}
     return options
 

@@ -45,7 +45,7 @@ def vary_alike(*arrays: jax.Array | None) -> list[jax.Array | None]:
     ]
 
 
-def over_devices(x: jax.Array, axis_name: str | None) -> jax.Array:
+def over_devices(x: jax.Array, axis_name: str | tuple[str, ...] | None) -> jax.Array:
     """The sum over the devices that the positions are split over."""
     return x if axis_name is None else jax.lax.psum(x, axis_name)
 
@@ -107,5 +107,5 @@ def check_positions(theta: jax.Array, phi: jax.Array, g: jax.Array) -> None:
         raise InputError(f"{shapes}; use the same number of positions M for phi and g")
     if not theta.shape[:-2] == phi.shape[:-2] == g.shape[:-2]:
         raise InputError(f"{shapes}; use the same leading dimensions for theta, phi and g")
-    if min(theta.shape[-2], phi.shape[-2]) < 1:
+    if 0 in (theta.shape[-2], phi.shape[-2]):  # symbolic sizes have no minimum
         raise InputError(f"{shapes}; use at least one query and one key")
