@@ -50,7 +50,9 @@ def block_from_torch(
         DisentangledNonLocalBlock  DisentangledNonLocal2d of mmsegmentation
         GlobalContextBlock         mmcv.cnn.ContextBlock
 
-    Any norm of a non-local block has the name of its batch norm, ``conv_out.bn``.
+    Any norm of a non-local block has the name of its batch norm, ``conv_out.bn``. A disentangled
+    block with ``output="factor"`` has the names of its authors' code (``conv_query``, ``conv_key``,
+    ``conv_value``, ``conv_mask`` and ``gamma``).
 
     The attributes of the block must describe the same function as the options of the module in
     PyTorch. The names and shapes only determine some of them, such as ``reduction``, but not
@@ -134,7 +136,7 @@ def _outputs(block: nn.Module) -> dict[str, str]:
     return {
         f"{name}.weight": f"params/{path}/kernel"
         for path, name, _ in names.block_rows(block)
-        if path in BLOCK_OUTPUTS
+        if name in BLOCK_OUTPUTS
     }
 
 

@@ -132,7 +132,8 @@ def block_rows(block: nn.Module) -> tuple[Row, ...]:
     """
     for name, kind in BLOCKS.items():
         if isinstance(block, kind):
-            return mmsegmentation.block_rows(name, getattr(block, "sub_sample", False))
+            options = {k: getattr(block, k) for k in ("sub_sample", "output") if hasattr(block, k)}
+            return mmsegmentation.block_rows(name, **options)
     raise InputError(
         f"there is no table of PyTorch names for the block {type(block).__name__}; use one of "
         f"{', '.join(kind.__name__ for kind in BLOCKS.values())}"
@@ -146,9 +147,8 @@ def block_leaves(block: nn.Module, channels: int) -> tuple[Leaf, ...]:
       InputError: There is no naming scheme for this block, or its attributes are wrong.
     """
     table = block_rows(block)
-    # Attributes that require a device, or a mesh, and change no parameter.
-    neutral = {"implementation": "auto", "axis_name": None}
-    block = block.clone(**{name: value for name, value in neutral.items() if hasattr(block, name)})
+    if hasattr(block, "implementation"):  # some require a device
+        block = block.clone(implementation="auto")
     clip = jax.ShapeDtypeStruct((1, 2, 2, 2, channels), jnp.float32)  # suits all attributes
     return tuple(_leaf(path, shape, table) for path, shape in _shapes(block, clip).items())
 
@@ -185,5 +185,5 @@ def _leaf(path: str, shape: tuple[int, ...], table: tuple[Row, ...]) -> Leaf:
         match = re.fullmatch(pattern, module)
         if match and leaf in kind:
             torch_leaf, rank = kind[leaf]
-            return Leaf(path, f"{match.expand(name)}.{torch_leaf}", shape, rank)
+            return Leaf(path, f"{match.expand(name)}.{torch_leaf}".lstrip("."), shape, rank)
     raise LookupError(f"the table has no row for {path}")

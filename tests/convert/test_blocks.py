@@ -88,6 +88,17 @@ BLOCKS = {
         non_local() | arrays(conv("conv_mask", 1, C)),
         2,
     ),
+    "authors' disentangled": (
+        DisentangledNonLocalBlock(output="factor", sub_sample="before", axis_name="context"),
+        arrays(
+            conv("conv_query", C // 2, C)
+            | conv("conv_key", C // 2, C)
+            | conv("conv_value", C, C, bias=False)
+            | conv("conv_mask", 1, C)
+            | {"gamma": (1,)}
+        ),
+        2,
+    ),
     "global context": (GlobalContextBlock(), context("channel_add_conv"), 2),
     "both": (
         GlobalContextBlock(fusion=("add", "multiply")),

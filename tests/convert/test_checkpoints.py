@@ -28,6 +28,11 @@ VARIANTS = {
     "none": {"block": "none"},
     "v1": {"stem": "v1"},
     "concatenation": {"block_mode": "concatenation"},
+    "factor": {
+        "block": "disentangled_nonlocal",
+        "block_output": "factor",
+        "block_at": ("layer1.0",),
+    },
     "inside": {
         "block": "global_context",
         "block_in_head": False,
