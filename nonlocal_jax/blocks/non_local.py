@@ -103,7 +103,7 @@ class NonLocalBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, *, train: bool = False, mask: jax.Array | None = None
+        self, x: jax.Array, train: bool = False, mask: jax.Array | None = None
     ) -> jax.Array:
         """Applies the block.
 

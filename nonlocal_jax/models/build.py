@@ -160,6 +160,8 @@ def _block(
     options = {k.removeprefix("block_"): v for k, v in options.items()}
     if getattr(block, "norm", None) is BatchNorm:  # a global context block keeps its layer norm
         options["norm"] = norm
+    if "precision" not in inspect.signature(block).parameters:
+        del compute["precision"]
     return Constructor(block, **compute, **options)
 
 
