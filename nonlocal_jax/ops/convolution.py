@@ -140,10 +140,9 @@ def conv(
     ``[B, T, H, W, C]`` frame by frame.
 
     Programs for NVIDIA GPUs compute the weight gradient of a dilated convolution with stride 1 as
-    that of an undilated convolution. Such a convolution supports ``jax.grad`` and ``jax.vjp``, and
-    derivatives of these in both modes, such as ``jax.hessian``. It does not support ``jax.jvp``,
-    ``jax.jacfwd`` and ``jax.linearize`` of the convolution itself. All other convolutions support
-    every derivative.
+    that of an undilated convolution. First derivatives of such a convolution must be in reverse
+    mode (``jax.grad``, ``jax.vjp``). ``jax.jvp`` and ``jax.jacfwd`` raise a ``TypeError``. Higher
+    derivatives may be in both modes: ``jax.hessian``, and ``jax.jvp`` of ``jax.grad``, work.
 
     Args:
       x: Feature map ``[B, *S, C]``.
