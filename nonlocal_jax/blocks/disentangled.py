@@ -70,6 +70,7 @@ class DisentangledNonLocalBlock(NonLocalBlock):
         g: jax.Array,
         keys: jax.Array,
         mask: jax.Array | None,
+        key_mask: jax.Array | None,
     ) -> jax.Array:
         conv_mask = nn.Dense(
             1,
@@ -80,9 +81,10 @@ class DisentangledNonLocalBlock(NonLocalBlock):
         )
         m = self._pool_after(conv_mask(keys))[..., 0]
         scale = self._scale(theta) / self.temperature
-        whiten = functools.partial(relate, ops.channel_whiten, axes=self.axes, mask=mask)
-        self._record(scale, whiten(theta), whiten(phi))
+        whiten = functools.partial(relate, ops.channel_whiten, axes=self.axes)
+        self._record(scale * whiten(theta, mask=mask), whiten(phi, mask=key_mask))
         operation = functools.partial(
             ops.disentangled, scale=scale, implementation=self.implementation
         )
-        return relate(operation, theta, phi, g, m, axes=self.axes, mask=mask, mask_queries=True)
+        masks = {"mask": key_mask, "query_mask": mask}
+        return relate(operation, theta, phi, g, m, axes=self.axes, **masks)

@@ -29,7 +29,7 @@ class _ChannelTransform(nn.Module):
     dtype: jnp.dtype | None
 
     @nn.compact
-    def __call__(self, context: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, context: jax.Array, train: bool) -> jax.Array:
         channels = context.shape[-1]
         if self.ratio is not None:
             context = nn.Dense(
@@ -107,7 +107,7 @@ class GlobalContextBlock(nn.Module):
           ``[B, *S, C]`` in the type of ``x``.
 
         Raises:
-          InputError: A shape or an attribute is wrong.
+          InputError: A type, a shape or an attribute is wrong.
         """
         if self.pooling not in POOLINGS:
             raise InputError(f"pooling is {self.pooling!r}; use one of {', '.join(POOLINGS)}")

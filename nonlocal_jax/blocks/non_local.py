@@ -1,5 +1,6 @@
 """The non-local block."""
 
+import dataclasses
 import functools
 from typing import Literal, get_args
 
@@ -8,7 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from nonlocal_jax import ops
-from nonlocal_jax.blocks._positions import Axes, max_pool_space, read_feature_map, relate
+from nonlocal_jax.blocks._positions import (
+    Axes,
+    max_pool_mask,
+    max_pool_space,
+    read_feature_map,
+    relate,
+)
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.layers import initializers
 from nonlocal_jax.layers.norm import BatchNorm, NormFn, apply_norm
@@ -66,15 +73,26 @@ class NonLocalBlock(nn.Module):
     batch is then split over "data", and the positions of an image are split over "context". With
     Explicit axes, the pairwise operation all-gathers the positions. Its output is sharded like x.
 
-    Visualization: With ``mutable=["intermediates"]``, the modes "gaussian" and "embedded_gaussian"
-    sow ``query`` ``[B, *S, C']`` and ``key`` ``[B, *S', C']``, in float32 or float64. ``query``
-    includes the scale. As usual for ``sow``, each is a tuple with one array. With ``sub_sample``,
-    S' has half the height and width of S (half the length for sequences). In mode "gaussian",
-    ``query`` and ``key`` have C channels.
+    Visualization: With ``mutable=["intermediates"]``, the block sows ``query`` ``[B, *S, K]`` and
+    ``key`` ``[B, *S', K]`` in float32 or float64. With a mask it also sows ``key_mask``
+    ``[B, *S']``. As usual for ``sow``, each is a tuple with one array. With ``sub_sample``, S' has
+    half the height and width of S (half the length for sequences). ``query`` and ``key`` are::
 
-    To get the attention matrix with ``axes="spacetime"``, flatten the axes ``*S`` of ``query`` and
-    ``*S'`` of ``key`` to one axis each, and call ``ops.attention_weights(query, key)``. If the
-    input has padding, also pass the mask of the keys.
+        mode                 query_i             key_j          K
+        "gaussian"           x_i                 x_j            C
+        "embedded_gaussian"  theta_i / sqrt(C')  phi_j          C'
+        "dot_product"        theta_i             phi_j          C'
+        "concatenation"      w_theta . theta_i   w_phi . phi_j  1
+
+    w_theta and w_phi are the two halves of w. To get the attention matrix of a softmax mode with
+    ``axes="spacetime"``, flatten the axes S and S'::
+
+        _, state = block.apply(variables, x, mask=mask, mutable=["intermediates"])
+        sown = {name: array for name, (array,) in state["intermediates"].items()}
+        batch, channels = x.shape[0], sown["query"].shape[-1]
+        query, key = (sown[name].reshape(batch, -1, channels) for name in ("query", "key"))
+        key_mask = sown["key_mask"].reshape(batch, -1)  # None without a mask
+        attention = ops.attention_weights(query, key, mask=key_mask)
 
     Attributes:
       mode: The pairwise function (see above).
@@ -97,7 +115,8 @@ class NonLocalBlock(nn.Module):
     use_scale: bool = True
     sub_sample: SubSample = False
     axes: Axes = "spacetime"
-    norm: NormFn | None = BatchNorm
+    # A default_factory, as a class attribute would hide the submodule "norm" from ``nnx.bridge``.
+    norm: NormFn | None = dataclasses.field(default_factory=lambda: BatchNorm)
     dtype: jnp.dtype | None = None
     implementation: Implementation = "auto"
 
@@ -117,16 +136,21 @@ class NonLocalBlock(nn.Module):
           ``[B, *S, C]`` in the type of ``x``.
 
         Raises:
-          InputError: A shape or an attribute is wrong.
+          InputError: A type, a shape or an attribute is wrong.
         """
         self._check()
         queries, mask = read_feature_map(x, self.axes, mask)
         keys = max_pool_space(queries) if self.sub_sample == "before" else queries
+        key_mask = mask
+        if mask is not None:
+            key_mask = max_pool_mask(mask) if self.sub_sample else mask
+            self.sow("intermediates", "key_mask", key_mask)
         theta, phi, g = queries, keys, self._embed("g", keys)
         if self.mode != "gaussian":
             theta, phi = self._embed("theta", queries), self._embed("phi", keys)
 
-        y = self._relate(theta, self._pool_after(phi), self._pool_after(g), keys, mask)  # eq. 1
+        phi, g = self._pool_after(phi), self._pool_after(g)
+        y = self._relate(theta, phi, g, keys, mask, key_mask)  # eq. 1
         w_init = nn.initializers.zeros if self.norm is None else initializers.kaiming_fan_out
         y = nn.Dense(
             x.shape[-1],
@@ -170,26 +194,30 @@ class NonLocalBlock(nn.Module):
         g: jax.Array,
         keys: jax.Array,
         mask: jax.Array | None,
+        key_mask: jax.Array | None,
     ) -> jax.Array:
         """Computes y on feature maps. ``phi`` and ``g`` are projections of ``keys``."""
         if self.mode == "dot_product":
             operation = ops.dot_product
+            self._record(theta, phi)
         elif self.mode == "concatenation":
             shape = (2 * theta.shape[-1], 1)
             w = self.param("concat_project", initializers.kaiming_fan_out, shape, jnp.float32)
-            w_theta, w_phi = jnp.split(w[:, 0].astype(self.dtype or w.dtype), 2)
+            w_theta, w_phi = jnp.split(w[:, 0].astype(theta.dtype), 2)
             operation, theta, phi = ops.concatenation, theta @ w_theta, phi @ w_phi
+            self._record(theta[..., None], phi[..., None])
         else:
             scale = self._scale(theta)
-            self._record(scale, theta, phi)
+            self._record(scale * at_least_float32(theta), phi)
             operation = functools.partial(ops.softmax_attention, scale=scale)
         operation = functools.partial(operation, implementation=self.implementation)
-        return relate(operation, theta, phi, g, axes=self.axes, mask=mask)
+        return relate(operation, theta, phi, g, axes=self.axes, mask=key_mask)
 
     def _scale(self, theta: jax.Array) -> float:
         scaled = self.use_scale and self.mode == "embedded_gaussian"
         return theta.shape[-1] ** -0.5 if scaled else 1.0
 
-    def _record(self, scale: float, theta: jax.Array, phi: jax.Array) -> None:
-        self.sow("intermediates", "query", scale * at_least_float32(theta))
-        self.sow("intermediates", "key", at_least_float32(phi))
+    def _record(self, query: jax.Array, key: jax.Array) -> None:
+        """Sows the arrays that determine the pairwise function."""
+        self.sow("intermediates", "query", at_least_float32(query))
+        self.sow("intermediates", "key", at_least_float32(key))

@@ -4,6 +4,7 @@ To add a network, write a function that returns a Flax module, and add it to ``N
 keyword arguments are the options. Their annotations determine which values are allowed.
 """
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -158,11 +159,20 @@ def _block(
     block = BLOCKS[name]
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
     options = {k.removeprefix("block_"): v for k, v in options.items()}
-    if getattr(block, "norm", None) is BatchNorm:  # a global context block keeps its layer norm
+    if _default(block, "norm") is BatchNorm:  # a global context block keeps its layer norm
         options["norm"] = norm
     if "precision" not in inspect.signature(block).parameters:
         del compute["precision"]
     return Constructor(block, **compute, **options)
+
+
+def _default(block: type[nn.Module], attribute: str) -> Any:
+    """Returns the default value of a block's attribute, or None if the block does not have it."""
+    for field in dataclasses.fields(block):
+        if field.name == attribute:
+            factory = field.default_factory
+            return field.default if factory is dataclasses.MISSING else factory()
+    return None
 
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {"segmentation": segmentation}

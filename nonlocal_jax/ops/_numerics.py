@@ -22,6 +22,11 @@ def at_least_float32(x: jax.Array) -> jax.Array:
     return x.astype(float32_or_more(x))
 
 
+def with_sizes_known(*arrays: jax.Array) -> bool:
+    """Whether all sizes are numbers. ``jax.export`` also has symbolic sizes."""
+    return all(isinstance(n, int) for x in arrays for n in x.shape)
+
+
 def zero_padding(mask: jax.Array | None, x: jax.Array) -> jax.Array:
     """Sets ``[..., M, C]`` to zero where the mask ``[..., M]`` is False."""
     return x if mask is None else jnp.where(mask[..., None], x, jnp.zeros((), x.dtype))
@@ -90,8 +95,9 @@ def check_positions(theta: jax.Array, phi: jax.Array, g: jax.Array) -> None:
     """Requires queries ``[..., N, C]``, keys ``[..., M, C]`` and values ``[..., M, D]``.
 
     Raises:
-      InputError: The shapes do not match.
+      InputError: A type is not floating, or the shapes do not match.
     """
+    check_floating(theta=theta, phi=phi, g=g)
     shapes = f"theta has shape {theta.shape}, phi {phi.shape}, g {g.shape}"
     if min(theta.ndim, phi.ndim, g.ndim) < 2:
         raise InputError(f"{shapes}; use theta [..., N, C], phi [..., M, C], g [..., M, D]")
