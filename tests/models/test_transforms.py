@@ -13,7 +13,7 @@ import pytest
 
 import nonlocal_jax as nlj
 from nonlocal_jax.backbones import ResNet
-from nonlocal_jax.blocks import NonLocalBlock
+from nonlocal_jax.blocks import DisentangledNonLocalBlock, GlobalContextBlock, NonLocalBlock
 from nonlocal_jax.heads import FCNHead
 from nonlocal_jax.models import SegmentationNet
 from tests.helpers import TINY, random_variables
@@ -94,3 +94,10 @@ def test_equal_networks_are_compiled_once(options):
 
     for change in ({"width": 16}, {"dtype": "default"}, {"dropout": 0.5}, {"block_axes": "space"}):
         assert nlj.create_model({**config, **change}) != model
+
+
+@pytest.mark.parametrize("kind", [NonLocalBlock, DisentangledNonLocalBlock, GlobalContextBlock])
+def test_a_block_equals_its_copies(kind):
+    for copied in (copy.deepcopy(kind()), pickle.loads(pickle.dumps(kind()))):
+        assert copied == kind()
+        assert hash(copied) == hash(kind())
