@@ -29,9 +29,13 @@ def relate(
     queries: jax.Array,
     *keys: jax.Array,
     axes: str,
+    axis_name: str | None = None,
     **masks: jax.Array | None,
 ) -> jax.Array:
-    """Computes ``operation(queries, *keys)`` on feature maps, sharded over the current device mesh.
+    """Computes ``operation(queries, *keys, **masks)`` on feature maps.
+
+    It is sharded over the current device mesh. With ``axis_name``, it is a part of the user's own
+    ``jax.shard_map``.
 
     Args:
       operation: Function of ``nonlocal_jax.ops`` on positions. It takes the masks and
@@ -40,6 +44,7 @@ def relate(
       *keys: Feature maps ``[B, *S', C]`` or scores ``[B, *S']`` of the keys, such as keys and
         values. Their size S' is S, or S after ``max_pool_space``.
       axes: The axes of S along which positions attend: "spacetime", "space" or "time".
+      axis_name: Axis of the user's own ``jax.shard_map`` that these positions are split over.
       **masks: The masks that the operation takes, each an array or None. They are False where the
         feature map is padding. ``mask`` is that of the keys, ``[B, *S']``, and ``query_mask`` that
         of the queries, ``[B, *S]``.
@@ -52,7 +57,11 @@ def relate(
     sharding = jax.typeof(queries).sharding.spec[: rank + 1]
     maps = queries, keys, masks
     positions = jax.tree.map(lambda x: _flatten(_gather(x, sharding), axes, rank), maps)
-    y = _over_mesh(operation, *positions)
+    if axis_name is None:
+        y = _over_mesh(operation, *positions)
+    else:
+        queries, keys, masks = positions
+        y = operation(queries, *keys, **masks, axis_name=axis_name)
     return _reshard(_restore(y, size, axes), PartitionSpec(*sharding))
 
 
@@ -125,6 +134,10 @@ def max_pool_space(x: jax.Array) -> jax.Array:
     """Max-pools by two along space, not along time. As in PyTorch, an odd last row is dropped."""
     window = (1, 2, 2) if x.ndim == 5 else (2,) * (x.ndim - 2)
     x = _gather(x, jax.typeof(x).sharding.spec)
+    # Without this, symbolic sizes become (n - 2) // 2 + 1 instead of n // 2, and JAX does not know
+    # that the number of positions is not negative.
+    even = (n // size * size for n, size in zip(x.shape[1:-1], window, strict=True))
+    x = x[:, *map(slice, even)]
     return nn.max_pool(x, window, strides=window)
 
 

@@ -161,8 +161,6 @@ def _block(
     options = {k.removeprefix("block_"): v for k, v in options.items()}
     if _default(block, "norm") is BatchNorm:  # a global context block keeps its layer norm
         options["norm"] = norm
-    if "precision" not in inspect.signature(block).parameters:
-        del compute["precision"]
     return Constructor(block, **compute, **options)
 
 
@@ -202,8 +200,9 @@ def model_options(config: Mapping[str, Any]) -> dict[str, inspect.Parameter]:
         name = config.get("block", options["block"].default)
         block = _choose("block", name, {"none": None, **BLOCKS})
         fields = {} if block is None else inspect.signature(block).parameters
-        # Set by the network, by the user's ``shard_map``, and by Flax.
-        ours = ("norm", "dtype", "precision", "axis_name", "parent", "name")
+        # Set by the network, by the user's own program, and by Flax.
+        ours = ("norm", "dtype", "precision", "param_dtype", "kernel_init", "axis_name")
+        ours += ("parent", "name")
         options |= {f"block_{name}": field for name, field in fields.items() if name not in ours}
     return options
 
