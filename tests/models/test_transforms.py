@@ -97,7 +97,7 @@ def test_equal_networks_are_compiled_once(options):
 
 
 @pytest.mark.parametrize("kind", [NonLocalBlock, DisentangledNonLocalBlock, GlobalContextBlock])
-def test_a_block_equals_its_copies(kind):
-    for copied in (copy.deepcopy(kind()), pickle.loads(pickle.dumps(kind()))):
-        assert copied == kind()
-        assert hash(copied) == hash(kind())
+def test_a_block_equals_its_copy(kind):
+    copied = copy.deepcopy(kind())
+    assert copied == kind()
+    assert hash(copied) == hash(kind())
