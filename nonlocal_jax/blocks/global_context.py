@@ -11,13 +11,13 @@ import jax.numpy as jnp
 from nonlocal_jax import ops
 from nonlocal_jax.blocks._positions import Axes, on_positions, read_feature_map
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.layers import initializers
+from nonlocal_jax.layers import Constructor, initializers
 from nonlocal_jax.layers.dense import Dense
 from nonlocal_jax.layers.norm import NormFn, apply_norm
 from nonlocal_jax.ops._numerics import promoted_dtype
 
 # PyTorch's LayerNorm: epsilon is 1e-5 (Flax: 1e-6), and the variance is computed in two passes.
-LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-5, use_fast_variance=False)
+LayerNorm = Constructor(nn.LayerNorm, epsilon=1e-5, use_fast_variance=False)
 
 Pooling = Literal["attention", "average"]
 POOLINGS = get_args(Pooling)

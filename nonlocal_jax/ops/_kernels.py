@@ -19,9 +19,10 @@ from jax.experimental.pallas.ops.tpu import flash_attention as tpu
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.ops._numerics import at_least_float32, promoted_dtype
 
-# Edge of the TPU kernel's tiles. With tiles of 1024 and 512 channels, its backward pass exceeds the
-# vector memory of the chip.
+# Edge of the TPU kernel's tiles, and the most float32 numbers in a tile of positions and channels.
+# With larger ones, its backward pass exceeds the vector memory of the chip.
 _TILE = 512
+_TILE_SIZE_IN_FLOAT32 = 2**17
 _MOST_CHANNELS = 1024
 
 
@@ -34,8 +35,12 @@ def _ceil(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
 
 
-def _tile(positions: int) -> int:
-    return min(_TILE, _ceil(positions, tpu.NUM_LANES))
+def _tile(positions: int, channels: int, dtype: jnp.dtype) -> int:
+    lanes = tpu.NUM_LANES
+    most = _TILE
+    if dtype == jnp.float32:
+        most = min(most, _TILE_SIZE_IN_FLOAT32 // channels // lanes * lanes)
+    return min(most, _ceil(positions, lanes))
 
 
 def flash(theta, phi, g, mask, scale, precision):
@@ -54,7 +59,8 @@ def flash(theta, phi, g, mask, scale, precision):
             f"channels; use bfloat16 or float32 with up to {_MOST_CHANNELS} channels, or "
             "implementation='chunked'"
         )
-    tile_n, tile_m = _tile(n), _tile(m)
+    dtype = promoted_dtype(theta, phi, g)  # the result has the type of the queries
+    tile_n, tile_m = (_tile(positions, max(c, d), dtype) for positions in (n, m))
     n_padded, m_padded = _ceil(n, tile_n), _ceil(m, tile_m)
     batch = math.prod(leading)
     q, k, v = (
@@ -79,7 +85,6 @@ def flash(theta, phi, g, mask, scale, precision):
         block_k_major_dq=tile_m,
         block_k_dq=tile_m,
     )
-    dtype = promoted_dtype(q, k, v)  # the result has the type of the queries
     q, k, v = (x.astype(dtype) for x in (q, k, v))
     precision = "default" if dtype == jnp.bfloat16 else "highest"
     context = functools.partial(jax.default_matmul_precision, precision)

@@ -107,5 +107,5 @@ def check_positions(theta: jax.Array, phi: jax.Array, g: jax.Array) -> None:
         raise InputError(f"{shapes}; use the same number of positions M for phi and g")
     if not theta.shape[:-2] == phi.shape[:-2] == g.shape[:-2]:
         raise InputError(f"{shapes}; use the same leading dimensions for theta, phi and g")
-    if 0 in (theta.shape[-2], phi.shape[-2]):  # symbolic sizes have no minimum
+    if 0 in (theta.shape[-2], phi.shape[-2]):
         raise InputError(f"{shapes}; use at least one query and one key")

@@ -177,9 +177,7 @@ def softmax_attention(
 
 
 # Without jit, the loops of the implementations would be compiled at each call.
-@functools.partial(
-    jax.jit, static_argnames=("scale", "axis_name", "precision", "implementation"), inline=True
-)
+@functools.partial(jax.jit, static_argnames=("scale", "axis_name", "precision", "implementation"))
 def _softmax_attention(theta, phi, g, mask, *, scale, axis_name, precision, implementation):
     theta, phi, g, mask = vary_alike(theta, phi, g, mask)
     phi, g = zero_padding(mask, phi), zero_padding(mask, g)
