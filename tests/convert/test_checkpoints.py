@@ -406,7 +406,7 @@ def test_options_without_effect_on_inference_may_differ(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("theirs", "ours"), [("bfloat16", "float32"), ("float32", "bfloat16"), ("bfloat16", None)]
+    ("theirs", "ours"), [("bfloat16", "float32"), ("default", "bfloat16"), ("default", None)]
 )
 def test_the_type_of_the_computation_may_differ(tmp_path, theirs, ours):
     variables = random_variables(TINY)
