@@ -45,7 +45,7 @@ def vary_alike(*arrays: jax.Array | None) -> list[jax.Array | None]:
     ]
 
 
-def over_devices(x: jax.Array, axis_name: str | None) -> jax.Array:
+def over_devices(x: jax.Array, axis_name: str | tuple[str, ...] | None) -> jax.Array:
     """The sum over the devices that the positions are split over."""
     return x if axis_name is None else jax.lax.psum(x, axis_name)
 

@@ -14,7 +14,8 @@ def disentangled(
     g: jax.Array,
     unary: jax.Array,
     *,
-    scale: float = 1.0,
+    scale: float | jax.Array = 1.0,
+    factor: float | jax.Array = 1.0,
     mask: jax.Array | None = None,
     query_mask: jax.Array | None = None,
     axis_name: str | None = None,
@@ -25,7 +26,7 @@ def disentangled(
 
     ::
 
-        y_i = sum_j A_ij g_j + sum_j b_j g_j
+        y_i = factor * sum_j A_ij g_j + sum_j b_j g_j
 
         A_ij     = softmax over j of scale * theta'_i . phi'_j
         b_j      = softmax over j of unary_j
@@ -49,6 +50,7 @@ def disentangled(
       unary: Scores of the keys, ``[..., M]``.
       scale: Factor on the pairwise logits, such as 1/(sqrt(C) * temperature), a number or a scalar
         array.
+      factor: Factor on the pairwise term, a number or a scalar array. The authors' code learns it.
       mask: Mask ``[..., M]``, False where a key is padding. Padding is ignored. It requires
         ``query_mask``.
       query_mask: Mask ``[..., N]``, False where a query is padding. The mean of theta ignores
@@ -85,4 +87,6 @@ def disentangled(
         implementation=implementation,
         **shared,
     )
-    return pairwise + context_pool(g, unary, **shared)
+    if isinstance(factor, jax.Array):
+        factor = factor.astype(g.dtype)
+    return factor * pairwise + context_pool(g, unary, **shared)
