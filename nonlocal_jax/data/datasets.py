@@ -16,9 +16,6 @@ from nonlocal_jax._files import PathLike, as_path
 from nonlocal_jax.data.source import Source
 from nonlocal_jax.errors import InputError
 
-# Label of the pixels that are ignored in training and evaluation.
-IGNORE_INDEX = 255
-
 Color = tuple[int, int, int]
 
 
