@@ -53,16 +53,16 @@ def import_on_use(namespace: dict[str, Any], modules: Mapping[str, str]) -> None
         try:
             module = importlib.import_module(path)
         except ModuleNotFoundError as error:
-            part = path.split(".")[1]
-            if str(error.name).partition(".")[0] not in _OPTIONAL or part not in _EXTRAS:
+            part, missing = path.split(".")[1], str(error.name).partition(".")[0]
+            if part not in _EXTRAS or missing not in _OPTIONAL or sys.modules.get(missing):
                 raise
             message = (
-                f"{package}.{name} needs {error.name}, which is not installed; "
+                f"{package}.{name} needs {missing}, which is not installed; "
                 f"run pip install 'nonlocal_jax[{_EXTRAS[part]}]'"
             )
             # ``from package import name`` would drop the message of an AttributeError.
             if sys._getframe(1).f_code.co_name == "_handle_fromlist":
-                raise ModuleNotFoundError(message, name=error.name) from error
+                raise ModuleNotFoundError(message, name=missing) from error
             raise AttributeError(message, name=name, obj=sys.modules[package]) from error
         return getattr(module, name) if name in modules else module
 

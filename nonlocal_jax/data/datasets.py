@@ -61,9 +61,9 @@ def _read_classes(name: str) -> tuple[tuple[str, ...], tuple[Color, ...]]:
 
 
 def _open_digits_flag(split: str, data_dir: epath.Path) -> Source:
-    from nonlocal_jax.data import _tfds, digits_flag  # TFDS is slow to import
+    from nonlocal_jax.data import DigitsFlag, _tfds  # TFDS is slow to import
 
-    return _tfds.open_split(digits_flag.DigitsFlag, split, data_dir)
+    return _tfds.open_split(DigitsFlag, split, data_dir)
 
 
 DATASETS: dict[str, Dataset] = {
