@@ -25,7 +25,8 @@ def network_config(case: Case) -> ConfigDict:
         width=case.channels,
         head_channels=8 * case.channels,
         auxiliary_channels=4 * case.channels,
-        dtype=case.dtype,
+        # JAX's default precision, like PyTorch's "high": TF32 on a GPU.
+        dtype="default" if case.dtype == "float32" else case.dtype,
     )
     config.data.update(crop=case.size, batch_size=case.batch_size)
     return config

@@ -6,10 +6,10 @@ from typing import Literal, get_args
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.layers import BatchNorm, Conv, NormFn, apply_norm
+from nonlocal_jax.ops._numerics import check_floating
 
 BlockPosition = Literal["after_residual", "after_conv3"]
 Stem = Literal["v1", "v1c"]
@@ -31,6 +31,7 @@ class Bottleneck(nn.Module):
       block: Constructor of a block after conv3, inside the residual branch (GCNet), or None.
       norm: Constructor of the norms, see ``layers.apply_norm``.
       dtype: Type of the computation. None promotes the input with the float32 parameters.
+      precision: Precision of the products, see ``ops.conv``.
     """
 
     width: int
@@ -38,14 +39,15 @@ class Bottleneck(nn.Module):
     dilation: int = 1
     block: Callable[..., nn.Module] | None = None
     norm: NormFn = BatchNorm
-    dtype: jnp.dtype | None = None
+    dtype: jax.typing.DTypeLike | None = None
+    precision: jax.lax.PrecisionLike = None
 
     expansion = 4
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Maps ``[B, *S, C]`` to ``[B, *S', 4 * width]``."""
-        conv = functools.partial(Conv, dtype=self.dtype)
+        conv = functools.partial(Conv, dtype=self.dtype, precision=self.precision)
         norm = functools.partial(self.norm, dtype=self.dtype)
         normalize = functools.partial(apply_norm, train=train)
         channels = self.width * self.expansion
@@ -57,7 +59,7 @@ class Bottleneck(nn.Module):
         y = conv(channels, 1, name="conv3")(y)
         y = normalize(norm(name="bn3", scale_init=nn.initializers.zeros), y)
         if self.block is not None:
-            y = self.block(name="block")(y, train=train)
+            y = self.block(name="block")(y, train)
 
         if self.stride != 1 or x.shape[-1] != channels:
             x = conv(channels, 1, self.stride, name="downsample_conv")(x)
@@ -96,6 +98,7 @@ class ResNet(nn.Module):
         (NL paper), "after_conv3" is inside its residual branch (GCNet).
       norm: Constructor of the norms, see ``layers.apply_norm``. Inserted blocks have their own.
       dtype: Type of the computation. None promotes the input with the float32 parameters.
+      precision: Precision of the products, see ``ops.conv``.
     """
 
     stage_sizes: Sequence[int] = (3, 4, 6, 3)
@@ -108,17 +111,18 @@ class ResNet(nn.Module):
     block_at: Sequence[str] = ()
     block_position: BlockPosition = "after_conv3"
     norm: NormFn = BatchNorm
-    dtype: jnp.dtype | None = None
+    dtype: jax.typing.DTypeLike | None = None
+    precision: jax.lax.PrecisionLike = None
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool = False) -> list[jax.Array]:
+    def __call__(self, images: jax.Array, train: bool = False) -> list[jax.Array]:
         """Returns a feature map for each stage. The first is ``[B, H/4, W/4, 4 * width]``.
 
         Images are ``[B, H, W, 3]``. Clips are ``[B, T, H, W, 3]``, with feature maps
         ``[B, T, ...]``.
 
         Raises:
-          InputError: A shape or an attribute is wrong.
+          InputError: A shape, a type or an attribute is wrong.
         """
         self._check(images)
         x = self._apply_stem(images, train)
@@ -146,15 +150,16 @@ class ResNet(nn.Module):
                     block=block if inside else None,
                     norm=self.norm,
                     dtype=self.dtype,
+                    precision=self.precision,
                     name=name,
-                )(x, train=train)
+                )(x, train)
                 if block is not None and not inside:
-                    x = block(name=f"{name}_block")(x, train=train)
+                    x = block(name=f"{name}_block")(x, train)
             outputs.append(x)
         return outputs
 
     def _apply_stem(self, x: jax.Array, train: bool) -> jax.Array:
-        conv = functools.partial(Conv, dtype=self.dtype)
+        conv = functools.partial(Conv, dtype=self.dtype, precision=self.precision)
         norm = functools.partial(self.norm, dtype=self.dtype)
         if self.stem == "v1":
             x = conv(self.width, 7, 2, name="conv1")(x)
@@ -166,6 +171,7 @@ class ResNet(nn.Module):
         return x
 
     def _check(self, images: jax.Array) -> None:
+        check_floating(images=images)
         if images.ndim not in (4, 5):
             raise InputError(
                 f"images has shape {images.shape}; use images [B, H, W, 3] or clips [B, T, H, W, 3]"

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.ops._numerics import check_mask, zero_padding
+from nonlocal_jax.ops._numerics import check_floating, check_mask, zero_padding
 from nonlocal_jax.sharding import CONTEXT, DATA
 
 Axes = Literal["spacetime", "space", "time"]
@@ -29,33 +29,39 @@ def relate(
     queries: jax.Array,
     *keys: jax.Array,
     axes: str,
-    mask: jax.Array | None = None,
-    mask_queries: bool = False,
+    axis_name: str | None = None,
+    **masks: jax.Array | None,
 ) -> jax.Array:
-    """Computes ``operation(queries, *keys)`` on feature maps, sharded over the current device mesh.
+    """Computes ``operation(queries, *keys, **masks)`` on feature maps.
+
+    It is sharded over the current device mesh. With ``axis_name``, it is a part of the user's own
+    ``jax.shard_map``.
 
     Args:
-      operation: Function of ``nonlocal_jax.ops`` on positions, with ``mask`` and ``axis_name``.
+      operation: Function of ``nonlocal_jax.ops`` on positions. It takes the masks and
+        ``axis_name``.
       queries: Feature map ``[B, *S, C]``, or scores ``[B, *S]``.
       *keys: Feature maps ``[B, *S', C]`` or scores ``[B, *S']`` of the keys, such as keys and
         values. Their size S' is S, or S after ``max_pool_space``.
       axes: The axes of S along which positions attend: "spacetime", "space" or "time".
-      mask: Mask ``[B, *S]``, False where the feature map is padding. The operation gets the mask of
-        the keys as ``mask``.
-      mask_queries: Whether the operation also gets the mask of the queries, as ``query_mask``.
+      axis_name: Axis of the user's own ``jax.shard_map`` that these positions are split over.
+      **masks: The masks that the operation takes, each an array or None. They are False where the
+        feature map is padding. ``mask`` is that of the keys, ``[B, *S']``, and ``query_mask`` that
+        of the queries, ``[B, *S]``.
 
     Returns:
       Feature map ``[B, *S, D]``. With Explicit mesh axes it is sharded like ``queries``.
     """
     rank = max(x.ndim for x in (queries, *keys)) - 2  # the number of axes S
-    size, key_size = (x.shape[1 : rank + 1] for x in (queries, (*keys, queries)[0]))
-    masks = {"mask": mask if mask is None or mask.shape[1:] == key_size else _max_pool_mask(mask)}
-    if mask_queries:
-        masks["query_mask"] = mask
+    size = queries.shape[1 : rank + 1]
     sharding = jax.typeof(queries).sharding.spec[: rank + 1]
     maps = queries, keys, masks
     positions = jax.tree.map(lambda x: _flatten(_gather(x, sharding), axes, rank), maps)
-    y = _over_mesh(operation, *positions)
+    if axis_name is None:
+        y = _over_mesh(operation, *positions)
+    else:
+        queries, keys, masks = positions
+        y = operation(queries, *keys, **masks, axis_name=axis_name)
     return _reshard(_restore(y, size, axes), PartitionSpec(*sharding))
 
 
@@ -102,8 +108,9 @@ def read_feature_map(
       The feature map and its mask. With Explicit mesh axes the mask is sharded like ``x``.
 
     Raises:
-      InputError: The value of ``axes`` is unknown, or a shape is wrong.
+      InputError: The value of ``axes`` is unknown, or a type or a shape is wrong.
     """
+    check_floating(x=x)
     check_mask(mask, x.shape[:-1])
     if axes not in AXES:
         raise InputError(f"axes is {axes!r}; use one of {', '.join(AXES)}")
@@ -127,10 +134,14 @@ def max_pool_space(x: jax.Array) -> jax.Array:
     """Max-pools by two along space, not along time. As in PyTorch, an odd last row is dropped."""
     window = (1, 2, 2) if x.ndim == 5 else (2,) * (x.ndim - 2)
     x = _gather(x, jax.typeof(x).sharding.spec)
+    # Without this, symbolic sizes become (n - 2) // 2 + 1 instead of n // 2, and JAX does not know
+    # that the number of positions is not negative.
+    even = (n // size * size for n, size in zip(x.shape[1:-1], window, strict=True))
+    x = x[:, *map(slice, even)]
     return nn.max_pool(x, window, strides=window)
 
 
-def _max_pool_mask(mask: jax.Array) -> jax.Array:
+def max_pool_mask(mask: jax.Array) -> jax.Array:
     """Pools a mask ``[B, *S]`` like ``max_pool_space``. False where any position is padding."""
     return max_pool_space((~mask)[..., None].astype(jnp.float32))[..., 0] == 0
 

@@ -1,17 +1,26 @@
 """The non-local block."""
 
+import dataclasses
 import functools
-from typing import Literal, get_args
+from collections.abc import Callable
+from typing import Any, Literal, get_args
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from nonlocal_jax import ops
-from nonlocal_jax.blocks._positions import Axes, max_pool_space, read_feature_map, relate
+from nonlocal_jax.blocks._positions import (
+    Axes,
+    max_pool_mask,
+    max_pool_space,
+    read_feature_map,
+    relate,
+)
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.layers import initializers
-from nonlocal_jax.layers.norm import BatchNorm, NormFn, apply_norm
+from nonlocal_jax.layers.dense import Dense
+from nonlocal_jax.layers.norm import BatchNorm, NormFn, apply_norm, over_axis
 from nonlocal_jax.ops._numerics import at_least_float32
 
 SoftmaxMode = Literal["gaussian", "embedded_gaussian"]
@@ -66,15 +75,34 @@ class NonLocalBlock(nn.Module):
     batch is then split over "data", and the positions of an image are split over "context". With
     Explicit axes, the pairwise operation all-gathers the positions. Its output is sharded like x.
 
-    Visualization: With ``mutable=["intermediates"]``, the modes "gaussian" and "embedded_gaussian"
-    sow ``query`` ``[B, *S, C']`` and ``key`` ``[B, *S', C']``, in float32 or float64. ``query``
-    includes the scale. As usual for ``sow``, each is a tuple with one array. With ``sub_sample``,
-    S' has half the height and width of S (half the length for sequences). In mode "gaussian",
-    ``query`` and ``key`` have C channels.
+    ``jax.shard_map``: Inside the user's own ``shard_map``, a block relates the positions of its own
+    part of x. If positions that attend to each other are split, into equal parts, set ``axis_name``
+    to their mesh axis. Outputs and statistics then equal those of the whole x. For ``axes="space"``
+    this is the axis that splits height or width, for "time" the axis that splits the frames. A norm
+    whose statistics are over positions gets the same ``axis_name``, unless it has its own. If the
+    batch is split too, set ``norm=functools.partial(BatchNorm, axis_name=("data", "context"))``.
+    ``init`` ignores ``axis_name``.
 
-    To get the attention matrix with ``axes="spacetime"``, flatten the axes ``*S`` of ``query`` and
-    ``*S'`` of ``key`` to one axis each, and call ``ops.attention_weights(query, key)``. If the
-    input has padding, also pass the mask of the keys.
+    Visualization: With ``mutable=["intermediates"]``, the block sows ``query`` ``[B, *S, K]`` and
+    ``key`` ``[B, *S', K]`` in float32 or float64. With a mask it also sows ``key_mask``
+    ``[B, *S']``. As usual for ``sow``, each is a tuple with one array. With ``sub_sample``, S' has
+    half the height and width of S (half the length for sequences). ``query`` and ``key`` are::
+
+        mode                 query_i             key_j          K
+        "gaussian"           x_i                 x_j            C
+        "embedded_gaussian"  theta_i / sqrt(C')  phi_j          C'
+        "dot_product"        theta_i             phi_j          C'
+        "concatenation"      w_theta . theta_i   w_phi . phi_j  1
+
+    w_theta and w_phi are the two halves of w. To get the attention matrix of a softmax mode with
+    ``axes="spacetime"``, flatten the axes S and S'::
+
+        _, state = block.apply(variables, x, mask=mask, mutable=["intermediates"])
+        sown = {name: array for name, (array,) in state["intermediates"].items()}
+        batch, channels = x.shape[0], sown["query"].shape[-1]
+        query, key = (sown[name].reshape(batch, -1, channels) for name in ("query", "key"))
+        key_mask = sown["key_mask"].reshape(batch, -1)  # None without a mask
+        attention = ops.attention_weights(query, key, mask=key_mask)
 
     Attributes:
       mode: The pairwise function (see above).
@@ -87,7 +115,12 @@ class NonLocalBlock(nn.Module):
       axes: The positions that attend to each other: "spacetime" (all), "space" (those of a frame)
         or "time" (the same pixel in all frames).
       norm: Constructor of the norm after W, or None.
-      dtype: Type of the computation. None promotes the input with the float32 parameters.
+      dtype: Type of the computation. None promotes the input with the parameters.
+      param_dtype: Type of the parameters.
+      precision: Precision of the products, as in ``nn.Dense``. The logits of the softmax modes are
+        computed in at least float32.
+      kernel_init: Initializer of the kernels of theta, phi and g.
+      axis_name: Axis of the user's own ``jax.shard_map`` that positions are split over (see above).
       implementation: Implementation of the pairwise operation. The functions of
         ``nonlocal_jax.ops`` list the choices.
     """
@@ -97,13 +130,18 @@ class NonLocalBlock(nn.Module):
     use_scale: bool = True
     sub_sample: SubSample = False
     axes: Axes = "spacetime"
-    norm: NormFn | None = BatchNorm
-    dtype: jnp.dtype | None = None
+    # A default_factory, as a class attribute would hide the submodule "norm" from ``nnx.bridge``.
+    norm: NormFn | None = dataclasses.field(default_factory=lambda: BatchNorm)
+    dtype: jax.typing.DTypeLike | None = None
+    param_dtype: jax.typing.DTypeLike = jnp.float32
+    precision: jax.lax.PrecisionLike = None
+    kernel_init: nn.initializers.Initializer = nn.initializers.normal(0.01)
+    axis_name: str | None = None
     implementation: Implementation = "auto"
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, *, train: bool = False, mask: jax.Array | None = None
+        self, x: jax.Array, train: bool = False, mask: jax.Array | None = None
     ) -> jax.Array:
         """Applies the block.
 
@@ -117,30 +155,25 @@ class NonLocalBlock(nn.Module):
           ``[B, *S, C]`` in the type of ``x``.
 
         Raises:
-          InputError: A shape or an attribute is wrong.
+          InputError: A type, a shape or an attribute is wrong.
         """
-        self._check()
+        self._check(x)
         queries, mask = read_feature_map(x, self.axes, mask)
         keys = max_pool_space(queries) if self.sub_sample == "before" else queries
+        key_mask = mask
+        if mask is not None:
+            key_mask = max_pool_mask(mask) if self.sub_sample else mask
+            self.sow("intermediates", "key_mask", key_mask)
         theta, phi, g = queries, keys, self._embed("g", keys)
         if self.mode != "gaussian":
             theta, phi = self._embed("theta", queries), self._embed("phi", keys)
 
-        y = self._relate(theta, self._pool_after(phi), self._pool_after(g), keys, mask)  # eq. 1
-        w_init = nn.initializers.zeros if self.norm is None else initializers.kaiming_fan_out
-        y = nn.Dense(
-            x.shape[-1],
-            use_bias=self.norm is None,
-            dtype=self.dtype,
-            kernel_init=w_init,
-            name="conv_out",
-        )(y)
-        if self.norm is not None:
-            norm = self.norm(name="norm", dtype=self.dtype, scale_init=nn.initializers.zeros)
-            y = apply_norm(norm, y, train=train, mask=mask)
+        phi, g = self._pool_after(phi), self._pool_after(g)
+        y = self._relate(theta, phi, g, keys, mask, key_mask)  # eq. 1
+        y = self._project(y, x.shape[-1], train, mask)
         return x + y.astype(x.dtype)  # eq. 6
 
-    def _check(self) -> None:
+    def _check(self, x: jax.Array) -> None:
         if self.mode not in MODES:
             raise InputError(f"mode is {self.mode!r}; use one of {', '.join(MODES)}")
         if self.reduction < 1:
@@ -153,11 +186,22 @@ class NonLocalBlock(nn.Module):
                 f"sub_sample is {self.sub_sample!r}, but axes is 'time', and keys are pooled only "
                 "along space; use sub_sample=False"
             )
+        space = x.shape[2 if x.ndim == 5 else 1 : -1]
+        if self.sub_sample and self.axis_name is not None and any(n % 2 for n in space):
+            raise InputError(
+                f"x has shape {x.shape}, axis_name is {self.axis_name!r}, and sub_sample is "
+                f"{self.sub_sample!r}, but the part of each device is pooled by two; use even "
+                "heights and widths"
+            )
 
-    def _embed(self, name: str, x: jax.Array) -> jax.Array:
+    def _dense(self, features: int, layer: Callable[..., nn.Dense] = Dense, **options: Any):
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        return layer(features, **types, precision=self.precision, **options)
+
+    def _embed(self, name: str, x: jax.Array, layer: Callable[..., nn.Dense] = Dense) -> jax.Array:
+        """Computes the projection theta, phi or g."""
         width = max(x.shape[-1] // self.reduction, 1)
-        init = nn.initializers.normal(0.01)
-        return nn.Dense(width, dtype=self.dtype, kernel_init=init, name=name)(x)
+        return self._dense(width, layer, kernel_init=self.kernel_init, name=name)(x)
 
     def _pool_after(self, projected: jax.Array) -> jax.Array:
         """Pools a projection of the keys, if ``sub_sample`` pools after the projection."""
@@ -170,26 +214,57 @@ class NonLocalBlock(nn.Module):
         g: jax.Array,
         keys: jax.Array,
         mask: jax.Array | None,
+        key_mask: jax.Array | None,
     ) -> jax.Array:
         """Computes y on feature maps. ``phi`` and ``g`` are projections of ``keys``."""
         if self.mode == "dot_product":
             operation = ops.dot_product
+            self._record(theta, phi)
         elif self.mode == "concatenation":
             shape = (2 * theta.shape[-1], 1)
-            w = self.param("concat_project", initializers.kaiming_fan_out, shape, jnp.float32)
-            w_theta, w_phi = jnp.split(w[:, 0].astype(self.dtype or w.dtype), 2)
-            operation, theta, phi = ops.concatenation, theta @ w_theta, phi @ w_phi
+            w = self.param("concat_project", initializers.kaiming_fan_out, shape, self.param_dtype)
+            w_theta, w_phi = jnp.split(w[:, 0].astype(theta.dtype), 2)
+            project = functools.partial(jnp.matmul, precision=self.precision)
+            operation, theta, phi = ops.concatenation, project(theta, w_theta), project(phi, w_phi)
+            self._record(theta[..., None], phi[..., None])
         else:
             scale = self._scale(theta)
-            self._record(scale, theta, phi)
+            self._record(scale * at_least_float32(theta), phi)
             operation = functools.partial(ops.softmax_attention, scale=scale)
-        operation = functools.partial(operation, implementation=self.implementation)
-        return relate(operation, theta, phi, g, axes=self.axes, mask=mask)
+        return self._apply(operation, theta, phi, g, mask=key_mask)
+
+    def _apply(
+        self, operation: Callable[..., jax.Array], *maps: jax.Array, **masks: jax.Array | None
+    ) -> jax.Array:
+        """Applies an operation of ``nonlocal_jax.ops`` to feature maps."""
+        operation = functools.partial(
+            operation, precision=self.precision, implementation=self.implementation
+        )
+        return relate(operation, *maps, axes=self.axes, axis_name=self._axis(), **masks)
+
+    def _axis(self) -> str | None:
+        """Returns ``axis_name``, but None in ``init``, where the axis need not exist."""
+        return None if self.is_initializing() else self.axis_name
+
+    def _project(
+        self, y: jax.Array, channels: int, train: bool, mask: jax.Array | None
+    ) -> jax.Array:
+        """Computes norm(W y)."""
+        zeros = nn.initializers.zeros
+        w_init = zeros if self.norm is None else initializers.kaiming_fan_out
+        use_bias = self.norm is None
+        y = self._dense(channels, use_bias=use_bias, kernel_init=w_init, name="conv_out")(y)
+        if self.norm is None:
+            return y
+        norm = over_axis(self.norm, self._axis())
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        return apply_norm(norm(**types, scale_init=zeros, name="norm"), y, train=train, mask=mask)
 
     def _scale(self, theta: jax.Array) -> float:
         scaled = self.use_scale and self.mode == "embedded_gaussian"
         return theta.shape[-1] ** -0.5 if scaled else 1.0
 
-    def _record(self, scale: float, theta: jax.Array, phi: jax.Array) -> None:
-        self.sow("intermediates", "query", scale * at_least_float32(theta))
-        self.sow("intermediates", "key", at_least_float32(phi))
+    def _record(self, query: jax.Array, key: jax.Array) -> None:
+        """Sows the arrays that determine the pairwise function."""
+        self.sow("intermediates", "query", at_least_float32(query))
+        self.sow("intermediates", "key", at_least_float32(key))

@@ -34,6 +34,7 @@ class FCNHead(nn.Module):
       dropout: Probability that training drops a channel.
       norm: Constructor of the norms, see ``layers.apply_norm``. The block has its own.
       dtype: Type of the computation. None promotes the input with the float32 parameters.
+      precision: Precision of the products, see ``ops.conv``.
     """
 
     num_classes: int
@@ -44,28 +45,30 @@ class FCNHead(nn.Module):
     block: Callable[..., nn.Module] | None = None
     dropout: float = 0.1
     norm: NormFn = BatchNorm
-    dtype: jnp.dtype | None = None
+    dtype: jax.typing.DTypeLike | None = None
+    precision: jax.lax.PrecisionLike = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Maps ``[B, *S, C]`` to logits ``[B, *S, num_classes]``, at least float32.
 
         S is (H, W) for images and (T, H, W) for clips.
         """
+        options = {"dtype": self.dtype, "precision": self.precision}
         conv_norm = functools.partial(
-            ConvNorm, self.channels, self.kernel_size, norm=self.norm, dtype=self.dtype
+            ConvNorm, self.channels, self.kernel_size, norm=self.norm, **options
         )
         y = x
         for i in range(self.num_convs):
-            y = conv_norm(name=f"convs_{i}")(y, train=train)
+            y = conv_norm(name=f"convs_{i}")(y, train)
             if i == 0 and self.block is not None:
-                y = self.block(name="block")(y, train=train)
+                y = self.block(name="block")(y, train)
         if self.concat_input:
-            y = conv_norm(name="conv_cat")(jnp.concatenate([x, y], -1), train=train)
+            y = conv_norm(name="conv_cat")(jnp.concatenate([x, y], -1), train)
         y = nn.Dropout(self.dropout, broadcast_dims=(-3, -2), deterministic=not train)(y)
         logits = nn.Dense(
             self.num_classes,
-            dtype=self.dtype,
+            **options,
             kernel_init=nn.initializers.normal(0.01),
             name="conv_seg",
         )(y)

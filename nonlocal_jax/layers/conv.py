@@ -10,6 +10,7 @@ from flax.linen.dtypes import promote_dtype
 from nonlocal_jax import ops
 from nonlocal_jax.layers.initializers import kaiming_fan_out
 from nonlocal_jax.layers.norm import BatchNorm, NormFn, apply_norm
+from nonlocal_jax.ops._numerics import check_floating
 
 
 class Conv(nn.Module):
@@ -24,23 +25,28 @@ class Conv(nn.Module):
       stride: One number, or one for each axis of the kernel.
       dilation: One number, or one for each axis of the kernel.
       dtype: Type of the computation. None promotes the input with the float32 parameters.
+      precision: Precision of the products, see ``ops.conv``.
     """
 
     features: int
     kernel_size: int | Sequence[int] = 3
     stride: int | Sequence[int] = 1
     dilation: int | Sequence[int] = 1
-    dtype: jnp.dtype | None = None
+    dtype: jax.typing.DTypeLike | None = None
+    precision: jax.lax.PrecisionLike = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps ``[B, *S, C]`` to ``[B, *S', features]``. S' is S / stride, rounded up."""
+        check_floating(x=x)
         size = self.kernel_size
         size = (size, size) if isinstance(size, int) else tuple(size)
         shape = (*size, x.shape[-1], self.features)
         kernel = self.param("kernel", kaiming_fan_out, shape, jnp.float32)
         x, kernel = promote_dtype(x, kernel, dtype=self.dtype)
-        return ops.conv(x, kernel, stride=self.stride, dilation=self.dilation)
+        return ops.conv(
+            x, kernel, stride=self.stride, dilation=self.dilation, precision=self.precision
+        )
 
 
 class ConvNorm(nn.Module):
@@ -51,15 +57,18 @@ class ConvNorm(nn.Module):
       kernel_size: See ``Conv``.
       norm: Constructor of the norm, see ``apply_norm``.
       dtype: Type of the computation. None promotes the input with the float32 parameters.
+      precision: Precision of the products, see ``ops.conv``.
     """
 
     features: int
     kernel_size: int | Sequence[int] = 3
     norm: NormFn = BatchNorm
-    dtype: jnp.dtype | None = None
+    dtype: jax.typing.DTypeLike | None = None
+    precision: jax.lax.PrecisionLike = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Maps ``[B, *S, C]`` to ``[B, *S, features]``."""
-        x = Conv(self.features, self.kernel_size, dtype=self.dtype, name="conv")(x)
+        options = {"dtype": self.dtype, "precision": self.precision}
+        x = Conv(self.features, self.kernel_size, **options, name="conv")(x)
         return nn.relu(apply_norm(self.norm(name="bn", dtype=self.dtype), x, train=train))

@@ -1,17 +1,20 @@
 """Batch normalization that equals PyTorch's, and a function that applies any norm."""
 
 import functools
+import math
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from nonlocal_jax.ops._numerics import at_least_float32, promoted_dtype
+from nonlocal_jax.errors import InputError
+from nonlocal_jax.ops._numerics import float32_or_more, over_devices, promoted_dtype
 
-# A constructor, called as ``norm(name=..., dtype=...)`` or with ``scale_init`` too: ``BatchNorm``,
-# ``nn.GroupNorm``, ``nn.LayerNorm`` or another norm of Flax, or a ``functools.partial`` of one. A
-# frozen batch norm is ``functools.partial(BatchNorm, use_running_average=True)``.
+# A constructor, called as ``norm(name=..., dtype=...)``, and in blocks also with ``param_dtype``
+# and ``scale_init``: ``BatchNorm``, ``nn.GroupNorm``, ``nn.LayerNorm`` or another norm of Flax, or
+# a ``functools.partial`` of one. A frozen batch norm is
+# ``functools.partial(BatchNorm, use_running_average=True)``.
 NormFn = Callable[..., nn.Module]
 
 
@@ -34,17 +37,23 @@ class BatchNorm(nn.Module):
         weight of the new statistics.
       epsilon: Number that is added to the variance.
       dtype: Type of the result. None promotes the input with the parameters.
+      param_dtype: Type of scale and bias. The running statistics are float32.
       scale_init: Initializer of the scale. With zeros, a residual block starts as the identity.
       use_running_average: Whether to normalize with the running statistics and not to change them.
         None leaves the choice to the call. True freezes the norm: its statistics never change, not
         even in training.
+      axis_name: Axes of the user's own ``jax.shard_map``, or of ``jax.vmap`` with ``axis_name``,
+        that the statistics are over. The parts of all devices have the same shape. ``init`` ignores
+        it.
     """
 
     momentum: float = 0.9
     epsilon: float = 1e-5
-    dtype: jnp.dtype | None = None
+    dtype: jax.typing.DTypeLike | None = None
+    param_dtype: jax.typing.DTypeLike = jnp.float32
     scale_init: nn.initializers.Initializer = nn.initializers.ones
     use_running_average: bool | None = None
+    axis_name: str | tuple[str, ...] | None = None
 
     @nn.compact
     def __call__(
@@ -61,22 +70,29 @@ class BatchNorm(nn.Module):
             "use_running_average", self.use_running_average, use_running_average
         )
         channels = (x.shape[-1],)
-        scale = self.param("scale", self.scale_init, channels, jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
+        scale = self.param("scale", self.scale_init, channels, self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, channels, self.param_dtype)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
         dtype = self.dtype or promoted_dtype(x, scale)
 
-        x = at_least_float32(x)
+        wide = float32_or_more(x, scale)
+        x, scale, bias = (a.astype(wide) for a in (x, scale, bias))
         axes = tuple(range(x.ndim - 1))
         expand = functools.partial(jnp.expand_dims, axis=axes)
         if use_running_average:
-            mean, var = running_mean.value, running_var.value
+            mean, var = (a.value.astype(wide) for a in (running_mean, running_var))
         else:
-            n = x.size // x.shape[-1] if mask is None else jnp.sum(mask, axes, dtype=x.dtype)
+            axis_name = None if self.is_initializing() else self.axis_name
+            total = functools.partial(over_devices, axis_name=axis_name)
+            if mask is None:
+                n = math.prod(x.shape[:-1])
+                n *= 1 if axis_name is None else jax.lax.axis_size(axis_name)
+            else:
+                n = total(jnp.sum(mask, axes, dtype=wide))
             n = jnp.maximum(n, 1)  # where everything is padding, mean and variance are 0
-            mean = jnp.sum(x, axes, where=mask) / n
-            var = jnp.sum(jnp.square(x - expand(mean)), axes, where=mask) / n
+            mean = total(jnp.sum(x, axes, where=mask)) / n
+            var = total(jnp.sum(jnp.square(x - expand(mean)), axes, where=mask)) / n
             if not self.is_initializing():
                 unbiased = var * (n / jnp.maximum(n - 1, 1))
                 for running, new in ((running_mean, mean), (running_var, unbiased)):
@@ -99,14 +115,40 @@ def apply_norm(
         statistics that do not set ``use_running_average``. A frozen norm stays frozen.
       mask: Mask ``[B, *S]``, False where x is padding. It is passed only to norms whose statistics
         are over positions.
+
+    Raises:
+      InputError: A norm of Flax cannot compute its statistics over several devices with a mask.
     """
     options = {}
-    has_running_average = hasattr(module, "use_running_average")
-    if has_running_average and module.use_running_average is None:
-        options["use_running_average"] = not train
-    over_positions = has_running_average or isinstance(module, nn.GroupNorm | nn.InstanceNorm)
-    if mask is not None and over_positions:
+    running = getattr(module, "use_running_average", False)
+    if running is None:
+        running = options["use_running_average"] = not train
+    if mask is not None and _is_over_positions(module):
+        is_split = getattr(module, "axis_name", None) is not None
+        if is_split and not running and not isinstance(module, BatchNorm):
+            raise InputError(
+                f"the norm is {type(module).__name__} of Flax with axis_name "
+                f"{module.axis_name!r}, but it averages the means of the devices, which is wrong "
+                "if they have different amounts of padding; use nonlocal_jax.blocks.BatchNorm"
+            )
         # GroupNorm requires a mask with the shape of x.
         options["mask"] = jnp.broadcast_to(mask[..., None], x.shape)
     with jax.numpy_dtype_promotion("standard"):  # Flax promotes the types of its statistics
         return module(x, **options)
+
+
+def over_axis(norm: NormFn, axis_name: str | None) -> NormFn:
+    """Sets ``axis_name`` of a norm with statistics over positions, unless it sets its own."""
+    if axis_name is None:
+        return norm
+    module = norm(parent=None)
+    is_unset = getattr(module, "axis_name", axis_name) is None
+    if is_unset and _is_over_positions(module):
+        return functools.partial(norm, axis_name=axis_name)
+    return norm
+
+
+def _is_over_positions(module: nn.Module) -> bool:
+    return hasattr(module, "use_running_average") or isinstance(
+        module, nn.GroupNorm | nn.InstanceNorm
+    )

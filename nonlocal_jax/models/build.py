@@ -4,10 +4,11 @@ To add a network, write a function that returns a Flax module, and add it to ``N
 keyword arguments are the options. Their annotations determine which values are allowed.
 """
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -18,7 +19,7 @@ from nonlocal_jax.backbones import ResNet
 from nonlocal_jax.backbones.resnet import BlockPosition, Stem
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.heads import FCNHead
-from nonlocal_jax.layers import BatchNorm, NormFn
+from nonlocal_jax.layers import BatchNorm, Constructor, NormFn
 from nonlocal_jax.models._options import Odd, Positive, Probability, check_options
 from nonlocal_jax.models.segmentation import SegmentationNet
 
@@ -30,12 +31,16 @@ BLOCKS: dict[str, type[nn.Module]] = {
 
 NORMS: dict[str, NormFn] = {
     "batch_norm": BatchNorm,
-    "frozen_batch_norm": functools.partial(BatchNorm, use_running_average=True),
+    "frozen_batch_norm": Constructor(BatchNorm, use_running_average=True),
 }
 
-# Parameters are float32. None therefore computes in float32, and in float64 if variables and
-# images are float64.
-DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
+# Parameters are float32. The type None therefore computes in float32, and in float64 if variables
+# and images are float64.
+DTYPES: dict[str, dict[str, Any]] = {
+    "float32": {"dtype": None, "precision": jax.lax.Precision.HIGHEST},
+    "bfloat16": {"dtype": jnp.bfloat16, "precision": None},
+    "default": {"dtype": None, "precision": None},
+}
 
 
 def _choose(option: str, name: Any, table: Mapping[str, Any]) -> Any:
@@ -47,7 +52,7 @@ def _choose(option: str, name: Any, table: Mapping[str, Any]) -> Any:
 def segmentation(
     *,
     num_classes: Positive,
-    block: str = "nonlocal",
+    block: Literal["nonlocal", "disentangled_nonlocal", "global_context", "none"] = "nonlocal",
     block_in_head: bool = True,
     block_at: Sequence[str] = (),
     block_position: BlockPosition = "after_conv3",
@@ -57,13 +62,13 @@ def segmentation(
     contract_dilation: bool = True,
     width: Positive = 64,
     stem: Stem = "v1c",
-    norm: str = "batch_norm",
+    norm: Literal["batch_norm", "frozen_batch_norm"] = "batch_norm",
     head_channels: Positive = 512,
     head_kernel_size: Odd = 3,
     auxiliary_channels: Positive = 256,
     dropout: Probability = 0.1,
     align_corners: bool = False,
-    dtype: str = "float32",
+    dtype: Literal["float32", "bfloat16", "default"] = "float32",
     **block_options: Any,
 ) -> SegmentationNet:
     """Builds a segmentation network. The defaults are NL R-50-D8 of mmsegmentation.
@@ -84,7 +89,12 @@ def segmentation(
       auxiliary_channels: Channels of the convolution in the auxiliary head.
       dropout: Probability that training drops a channel before the classifiers.
       align_corners: Convention of the resize to the size of the input, see ``ops.resize``.
-      dtype: Type of the computation, "float32" or "bfloat16".
+      dtype: Type and precision of the computation. Parameters are float32 in each case.
+        "float32": float32, with products of full precision (``jax.lax.Precision.HIGHEST``) on all
+        devices. "bfloat16": activations and operands of products are bfloat16, and products are
+        accumulated in float32. "default": float32, with products of JAX's default precision. JAX
+        then rounds the operands to bfloat16 on TPUs and to TF32 on NVIDIA GPUs. On CPUs "default"
+        equals "float32".
       **block_options: Attributes of the block, see ``blocks``, with the prefix ``block_``.
 
     Returns:
@@ -95,7 +105,7 @@ def segmentation(
     """
     compute = _choose("dtype", dtype, DTYPES)
     norm_fn = _choose("norm", norm, NORMS)
-    block_fn = _block(block, block_options, norm_fn, compute)
+    block_fn = _block(block, block_options, norm=norm_fn, **compute)
     if block_fn is None and block_at:
         raise InputError(
             f"block_at is {block_at!r}, but block is 'none'; set block to one of "
@@ -122,7 +132,7 @@ def segmentation(
         block_at=tuple(block_at),
         block_position=block_position,
         norm=norm_fn,
-        dtype=compute,
+        **compute,
     )
     head = functools.partial(
         FCNHead,
@@ -130,7 +140,7 @@ def segmentation(
         kernel_size=head_kernel_size,
         dropout=dropout,
         norm=norm_fn,
-        dtype=compute,
+        **compute,
     )
     return SegmentationNet(
         backbone=backbone,
@@ -141,7 +151,7 @@ def segmentation(
 
 
 def _block(
-    name: str, options: Mapping[str, Any], norm: NormFn, dtype: jnp.dtype | None
+    name: str, options: Mapping[str, Any], *, norm: NormFn, **compute: Any
 ) -> Callable[..., nn.Module] | None:
     """Returns the constructor of a block with its options set, or None for "none"."""
     if name == "none":
@@ -149,9 +159,18 @@ def _block(
     block = BLOCKS[name]
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
     options = {k.removeprefix("block_"): v for k, v in options.items()}
-    if getattr(block, "norm", None) is BatchNorm:  # a global context block keeps its layer norm
+    if _default(block, "norm") is BatchNorm:  # a global context block keeps its layer norm
         options["norm"] = norm
-    return functools.partial(block, dtype=dtype, **options)
+    return Constructor(block, **compute, **options)
+
+
+def _default(block: type[nn.Module], attribute: str) -> Any:
+    """Returns the default value of a block's attribute, or None if the block does not have it."""
+    for field in dataclasses.fields(block):
+        if field.name == attribute:
+            factory = field.default_factory
+            return field.default if factory is dataclasses.MISSING else factory()
+    return None
 
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {"segmentation": segmentation}
@@ -181,7 +200,9 @@ def model_options(config: Mapping[str, Any]) -> dict[str, inspect.Parameter]:
         name = config.get("block", options["block"].default)
         block = _choose("block", name, {"none": None, **BLOCKS})
         fields = {} if block is None else inspect.signature(block).parameters
-        ours = ("norm", "dtype", "parent", "name")  # set by the network and by Flax
+        # Set by the network, by the user's own program, and by Flax.
+        ours = ("norm", "dtype", "precision", "param_dtype", "kernel_init", "axis_name")
+        ours += ("parent", "name")
         options |= {f"block_{name}": field for name, field in fields.items() if name not in ours}
     return options
 

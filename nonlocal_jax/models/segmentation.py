@@ -27,7 +27,7 @@ class SegmentationNet(nn.Module):
     align_corners: bool = False
 
     def __call__(
-        self, images: jax.Array, *, train: bool = False
+        self, images: jax.Array, train: bool = False
     ) -> jax.Array | tuple[jax.Array, jax.Array]:
         """Maps normalized RGB images ``[B, H, W, 3]`` to logits, at least float32.
 
@@ -38,17 +38,17 @@ class SegmentationNet(nn.Module):
           logits of the decode head and of the auxiliary head at the size of the feature map.
 
         Raises:
-          InputError: The images have the wrong shape.
+          InputError: The images have the wrong shape or type.
         """
         if images.ndim not in (4, 5) or images.shape[-1] != 3:
             raise InputError(
                 f"images has shape {images.shape}; "
                 "use normalized RGB images [B, H, W, 3] or clips [B, T, H, W, 3]"
             )
-        *_, before, last = self.backbone(images, train=train)
-        logits = self.decode_head(last, train=train)
+        *_, before, last = self.backbone(images, train)
+        logits = self.decode_head(last, train)
         if train or self.is_initializing():
-            auxiliary = self.auxiliary_head(before, train=train)
+            auxiliary = self.auxiliary_head(before, train)
             if train:
                 return logits, auxiliary
         return resize(logits, images.shape[-3:-1], align_corners=self.align_corners)

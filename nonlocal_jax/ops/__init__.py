@@ -4,12 +4,12 @@ Feature maps are flattened to positions: queries are ``[..., N, C]``, keys ``[..
 values ``[..., M, D]``. The blocks in ``nonlocal_jax.blocks`` call these functions on feature maps.
 """
 
+from nonlocal_jax.ops._attention import best_attention
 from nonlocal_jax.ops.context import channel_whiten, context_pool
 from nonlocal_jax.ops.convolution import conv
 from nonlocal_jax.ops.disentangled import disentangled
 from nonlocal_jax.ops.pairwise import (
     IMPLEMENTATIONS,
-    best_attention,
     concatenation,
     dot_product,
     softmax_attention,

@@ -5,18 +5,24 @@ aligned numbers of positions and equal numbers of channels, so arrays are padded
 padded keys are masked.
 """
 
+import contextlib
+import functools
 import math
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
+from jax._src import xla_bridge  # the only way to ask whether devices are initialized
+from jax._src.cudnn import fused_attention_stablehlo
 from jax.experimental.pallas.ops.tpu import flash_attention as tpu
 
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.ops._numerics import at_least_float32, promoted_dtype
 
-# Edge of the TPU kernel's tiles. With tiles of 1024 and 512 channels, its backward pass exceeds the
-# vector memory of the chip.
+# Edge of the TPU kernel's tiles, and the most float32 numbers in a tile of positions and channels.
+# With larger ones, its backward pass exceeds the vector memory of the chip.
 _TILE = 512
+_TILE_SIZE_IN_FLOAT32 = 2**17
 _MOST_CHANNELS = 1024
 
 
@@ -29,12 +35,21 @@ def _ceil(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
 
 
-def _tile(positions: int) -> int:
-    return min(_TILE, _ceil(positions, tpu.NUM_LANES))
+def _tile(positions: int, channels: int, dtype: jnp.dtype) -> int:
+    lanes = tpu.NUM_LANES
+    most = _TILE
+    if dtype == jnp.float32:
+        most = min(most, _TILE_SIZE_IN_FLOAT32 // channels // lanes * lanes)
+    return min(most, _ceil(positions, lanes))
 
 
-def flash(theta, phi, g, mask, scale):
-    """JAX's Pallas flash attention for TPU, for any number of positions."""
+def flash(theta, phi, g, mask, scale, precision):
+    """JAX's Pallas flash attention for TPU, for any number of positions.
+
+    All its products have the precision of the arguments' type: the compiler of such kernels has no
+    other choice than one pass of bfloat16 and float32.
+    """
+    del precision
     *leading, n, c = theta.shape
     m, d = g.shape[-2:]
     if not fits_flash(theta, phi, g):
@@ -44,7 +59,8 @@ def flash(theta, phi, g, mask, scale):
             f"channels; use bfloat16 or float32 with up to {_MOST_CHANNELS} channels, or "
             "implementation='chunked'"
         )
-    tile_n, tile_m = _tile(n), _tile(m)
+    dtype = promoted_dtype(theta, phi, g)  # the result has the type of the queries
+    tile_n, tile_m = (_tile(positions, max(c, d), dtype) for positions in (n, m))
     n_padded, m_padded = _ceil(n, tile_n), _ceil(m, tile_m)
     batch = math.prod(leading)
     q, k, v = (
@@ -69,9 +85,11 @@ def flash(theta, phi, g, mask, scale):
         block_k_major_dq=tile_m,
         block_k_dq=tile_m,
     )
-    dtype = promoted_dtype(q, k, v)  # the result has the type of the queries
     q, k, v = (x.astype(dtype) for x in (q, k, v))
-    y = tpu.flash_attention(q, k, v, segment_ids=segments, sm_scale=scale, block_sizes=sizes)
+    precision = "default" if dtype == jnp.bfloat16 else "highest"
+    context = functools.partial(jax.default_matmul_precision, precision)
+    kernel = functools.partial(tpu.flash_attention, sm_scale=scale, block_sizes=sizes)
+    y = _call(kernel, context, (q, k, v), {"segment_ids": segments})
     return at_least_float32(y[:, 0, :n, :d].reshape(*leading, n, d))
 
 
@@ -83,31 +101,51 @@ def fits_flash(*arrays: jax.Array) -> bool:
 
 
 def fits_cudnn(*channels: int) -> bool:
-    """Whether cuDNN on this machine supports queries and values with these numbers of channels."""
+    """Whether cuDNN supports queries and values with these numbers of channels."""
     return all(n <= cudnn_channels() and n % 8 == 0 for n in channels)
 
 
 def cudnn_channels() -> int:
-    """The most channels that cuDNN's attention supports on this machine.
+    """The most channels that cuDNN's attention supports: 256 on Hopper and newer GPUs."""
+    capability = _capability()  # 8.0 is Ampere, 9.0 Hopper
+    if capability is None or capability >= 9:
+        return 256
+    return 128 if capability >= 8 else 0
 
-    Zero without an NVIDIA GPU of generation Ampere or newer.
+
+def _capability() -> float | None:
+    """Compute capability of this process's NVIDIA GPU. None without one, or before its first use.
+
+    ``jax.devices()`` would initialize the devices, and ``jax.distributed.initialize`` fails after
+    that.
     """
+    if not xla_bridge.backends_are_initialized():
+        return None
     device = jax.devices()[0]
-    if device.platform != "gpu" or "cuda" not in device.client.platform_version:
-        return 0
-    capability = float(device.compute_capability)  # 8.0 is Ampere, 9.0 Hopper
-    return 256 if capability >= 9 else 128 if capability >= 8 else 0
+    is_nvidia = device.platform == "gpu" and "cuda" in device.client.platform_version
+    return float(device.compute_capability) if is_nvidia else None
 
 
-def cudnn(theta, phi, g, mask, scale):
+@contextlib.contextmanager
+def _assume_hopper():
+    """JAX traces cuDNN's attention only if this process has a GPU; a program may be for another."""
+    answers = {
+        "check_cudnn_version": lambda: 91000,
+        "check_compute_capability": lambda capability: True,
+        "is_cuda_compute_capability_equal": lambda capability: False,
+    }
+    with contextlib.ExitStack() as stack:
+        if _capability() is None:
+            for name, answer in answers.items():
+                stack.enter_context(mock.patch.object(fused_attention_stablehlo, name, answer))
+        yield
+
+
+def cudnn(theta, phi, g, mask, scale, precision):
     """cuDNN's flash attention in bfloat16. Numbers of channels must be multiples of eight."""
+    del precision  # the kernel has one
     *leading, n, c = theta.shape
     m, d = g.shape[-2:]
-    if not cudnn_channels():
-        raise InputError(
-            "implementation is 'cudnn', but this machine has no NVIDIA GPU of the Ampere "
-            "generation or newer; use implementation='auto'"
-        )
     if not fits_cudnn(c, d):
         raise InputError(
             f"implementation is 'cudnn', but theta, phi, g have {c}, {c}, {d} channels; use "
@@ -128,13 +166,33 @@ def cudnn(theta, phi, g, mask, scale):
         )
         for x in (theta, phi, g)
     )
-    y = jax.nn.dot_product_attention(
-        q,
-        k,
-        v,
-        scale=scale,
-        query_seq_lengths=jnp.full((batch,), n, jnp.int32),
-        key_value_seq_lengths=real,
-        implementation="cudnn",
-    )
+    kernel = functools.partial(jax.nn.dot_product_attention, scale=scale, implementation="cudnn")
+    lengths = {
+        "query_seq_lengths": jnp.full((batch,), n, jnp.int32),
+        "key_value_seq_lengths": real,
+    }
+    y = _call(kernel, _assume_hopper, (q, k, v), lengths)
     return at_least_float32(y[:, :n, 0, :d].reshape(*leading, n, d))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _call(kernel, context, arrays, options):
+    """Calls ``kernel(*arrays, **options)`` with the context manager ``context()``.
+
+    JAX traces the kernels of the gradient later. They need the context too.
+    """
+    with context():
+        return kernel(*arrays, **options)
+
+
+def _call_forward(kernel, context, arrays, options):
+    with context():
+        return jax.vjp(functools.partial(kernel, **options), *arrays)
+
+
+def _call_backward(kernel, context, pullback, dy):
+    with context():
+        return pullback(dy), None
+
+
+_call.defvjp(_call_forward, _call_backward)

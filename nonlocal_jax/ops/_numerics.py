@@ -22,6 +22,11 @@ def at_least_float32(x: jax.Array) -> jax.Array:
     return x.astype(float32_or_more(x))
 
 
+def with_sizes_known(*arrays: jax.Array) -> bool:
+    """Whether all sizes are numbers. ``jax.export`` also has symbolic sizes."""
+    return all(isinstance(n, int) for x in arrays for n in x.shape)
+
+
 def zero_padding(mask: jax.Array | None, x: jax.Array) -> jax.Array:
     """Sets ``[..., M, C]`` to zero where the mask ``[..., M]`` is False."""
     return x if mask is None else jnp.where(mask[..., None], x, jnp.zeros((), x.dtype))
@@ -40,7 +45,7 @@ def vary_alike(*arrays: jax.Array | None) -> list[jax.Array | None]:
     ]
 
 
-def over_devices(x: jax.Array, axis_name: str | None) -> jax.Array:
+def over_devices(x: jax.Array, axis_name: str | tuple[str, ...] | None) -> jax.Array:
     """The sum over the devices that the positions are split over."""
     return x if axis_name is None else jax.lax.psum(x, axis_name)
 
@@ -55,6 +60,19 @@ def count_positions(x: jax.Array, mask: jax.Array | None, axis_name: str | None)
         return x.shape[-2] * (1 if axis_name is None else jax.lax.axis_size(axis_name))
     number = jnp.sum(mask, axis=-1, dtype=float32_or_more(x))[..., None, None]
     return jnp.maximum(over_devices(number, axis_name), 1)
+
+
+def check_floating(**arrays: jax.Array) -> None:
+    """Requires floating-point arrays.
+
+    Raises:
+      InputError: An array has another type. The message names it.
+    """
+    for name, x in arrays.items():
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise InputError(
+                f"{name} has dtype {x.dtype}; convert it to a floating type, such as float32"
+            )
 
 
 def check_mask(mask: jax.Array | None, positions: tuple[int, ...], name: str = "mask") -> None:
@@ -77,8 +95,9 @@ def check_positions(theta: jax.Array, phi: jax.Array, g: jax.Array) -> None:
     """Requires queries ``[..., N, C]``, keys ``[..., M, C]`` and values ``[..., M, D]``.
 
     Raises:
-      InputError: The shapes do not match.
+      InputError: A type is not floating, or the shapes do not match.
     """
+    check_floating(theta=theta, phi=phi, g=g)
     shapes = f"theta has shape {theta.shape}, phi {phi.shape}, g {g.shape}"
     if min(theta.ndim, phi.ndim, g.ndim) < 2:
         raise InputError(f"{shapes}; use theta [..., N, C], phi [..., M, C], g [..., M, D]")
@@ -88,5 +107,5 @@ def check_positions(theta: jax.Array, phi: jax.Array, g: jax.Array) -> None:
         raise InputError(f"{shapes}; use the same number of positions M for phi and g")
     if not theta.shape[:-2] == phi.shape[:-2] == g.shape[:-2]:
         raise InputError(f"{shapes}; use the same leading dimensions for theta, phi and g")
-    if min(theta.shape[-2], phi.shape[-2]) < 1:
+    if 0 in (theta.shape[-2], phi.shape[-2]):
         raise InputError(f"{shapes}; use at least one query and one key")

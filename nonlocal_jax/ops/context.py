@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.ops._numerics import (
     at_least_float32,
+    check_floating,
     check_mask,
     count_positions,
     over_devices,
@@ -19,6 +20,7 @@ def context_pool(
     *,
     mask: jax.Array | None = None,
     axis_name: str | None = None,
+    precision: jax.lax.PrecisionLike = None,
 ) -> jax.Array:
     """Pools all positions into one vector.
 
@@ -38,13 +40,16 @@ def context_pool(
       score: Scores ``[..., N]``, or None for the mean.
       mask: Mask ``[..., N]``, False where a position is padding. Padding is ignored.
       axis_name: Axis of a ``jax.shard_map`` that the positions are split over.
+      precision: Precision of the product of weights and features, as in ``jax.numpy.einsum``.
 
     Returns:
       ``[..., 1, C]`` in the type of ``x``, computed in at least float32.
 
     Raises:
-      InputError: The score or the mask does not have one entry per position.
+      InputError: A type is not floating, or the score or the mask does not have one entry per
+        position.
     """
+    check_floating(x=x, **({} if score is None else {"score": score}))
     check_mask(mask, x.shape[:-1])
     wide = at_least_float32(zero_padding(mask, x))
     if score is None:
@@ -60,9 +65,10 @@ def context_pool(
     largest = jax.lax.stop_gradient(jnp.max(score, axis=-1, keepdims=True))
     if axis_name is not None:
         largest = jax.lax.pmax(largest, axis_name)
-    weights = jnp.exp(score - largest)
+    weights = jnp.exp(score - largest).astype(wide.dtype)
     total = over_devices(jnp.sum(weights, axis=-1)[..., None, None], axis_name)
-    context = over_devices(jnp.einsum("...n,...nc->...c", weights, wide), axis_name)
+    product = jnp.einsum("...n,...nc->...c", weights, wide, precision=precision)
+    context = over_devices(product, axis_name)
     return (context[..., None, :] / total).astype(x.dtype)
 
 
@@ -83,8 +89,9 @@ def channel_whiten(
       ``[..., N, C]``, at least float32.
 
     Raises:
-      InputError: The mask does not have one entry per position.
+      InputError: The type is not floating, or the mask does not have one entry per position.
     """
+    check_floating(x=x)
     check_mask(mask, x.shape[:-1])
     x = at_least_float32(zero_padding(mask, x))
     total = over_devices(jnp.sum(x, axis=-2, keepdims=True), axis_name)

@@ -26,24 +26,22 @@ import jax
 import jax.numpy as jnp
 
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.ops import _kernels as kernels
-from nonlocal_jax.ops import softmax
+from nonlocal_jax.ops import _attention, softmax
 from nonlocal_jax.ops._numerics import (
     at_least_float32,
+    check_floating,
     check_mask,
     check_positions,
     count_positions,
+    float32_or_more,
     over_devices,
     vary_alike,
+    with_sizes_known,
     zero_padding,
 )
 from nonlocal_jax.ops._sorting import sorted_concatenation
 
-# "auto" uses "dense" for matrices with up to this many entries per batch item. In float32, such a
-# matrix takes 16 MiB.
-_DENSE_LIMIT = 2**22
-
-# The corresponding limit for the concatenation. "sorted" is faster from about 512 positions on.
+# The limit of "dense" for the concatenation. "sorted" is faster from about 512 positions on.
 _SORT_LIMIT = 2**18
 
 # "auto" gathers keys and values on each device if they have up to this many entries, over all batch
@@ -51,32 +49,32 @@ _SORT_LIMIT = 2**18
 _GATHER_LIMIT = 2**25
 
 
-def _dense_dot_product(theta, phi, g, axis_name):
+def _dense_dot_product(theta, phi, g, precision, axis_name):
     phi, g = _gather((phi, g), axis_name, axis=-2)
-    f = jnp.einsum("...nc,...mc->...nm", theta, phi)
-    return jnp.einsum("...nm,...md->...nd", f, g)
+    f = jnp.einsum("...nc,...mc->...nm", theta, phi, precision=precision)
+    return jnp.einsum("...nm,...md->...nd", f, g, precision=precision)
 
 
-def _reassociated_dot_product(theta, phi, g, axis_name):
-    products = over_devices(jnp.einsum("...mc,...md->...cd", phi, g), axis_name)
-    return jnp.einsum("...nc,...cd->...nd", theta, products)
+def _reassociated_dot_product(theta, phi, g, precision, axis_name):
+    products = jnp.einsum("...mc,...md->...cd", phi, g, precision=precision)
+    products = over_devices(products, axis_name)
+    return jnp.einsum("...nc,...cd->...nd", theta, products, precision=precision)
 
 
-def _dense_concatenation(a, b, g):
+def _dense_concatenation(a, b, g, precision):
     f = jax.nn.relu(a[..., :, None] + b[..., None, :])
-    return jnp.einsum("...nm,...md->...nd", f, g)
+    return jnp.einsum("...nm,...md->...nd", f, g, precision=precision)
+
+
+def _sorted_concatenation(a, b, g, precision):
+    del precision  # always float32
+    return sorted_concatenation(a, b, g)
 
 
 IMPLEMENTATIONS: dict[str, dict[str, Callable[..., jax.Array]]] = {
-    "softmax_attention": {
-        "dense": softmax.dense,
-        "chunked": softmax.chunked,
-        "ring": softmax.ring,
-        "flash": kernels.flash,
-        "cudnn": kernels.cudnn,
-    },
+    "softmax_attention": _attention.IMPLEMENTATIONS,
     "dot_product": {"dense": _dense_dot_product, "reassociated": _reassociated_dot_product},
-    "concatenation": {"dense": _dense_concatenation, "sorted": sorted_concatenation},
+    "concatenation": {"dense": _dense_concatenation, "sorted": _sorted_concatenation},
 }
 
 
@@ -99,69 +97,15 @@ def _implementation(operation: str, name: str) -> Callable[..., jax.Array]:
     return known[name]
 
 
-def best_attention(platform: str, theta: jax.Array, phi: jax.Array, g: jax.Array) -> str:
-    """The implementation of softmax attention that "auto" chooses.
-
-    This is the choice on one device, or after keys and values are gathered.
-
-    It is the first row that applies:
-
-    =========  =====================================================================================
-    Choice     Condition
-    =========  =====================================================================================
-    "dense"    The N x M matrix has up to 2**22 entries for each batch item.
-    "flash"    TPU; bfloat16 or float32; up to 1024 channels.
-    "cudnn"    NVIDIA GPU, Ampere or newer; bfloat16; numbers of channels that are multiples of 8,
-               up to 256 (before Hopper, up to 128).
-    "chunked"  All other cases.
-    =========  =====================================================================================
-
-    For the disentangled operation, "auto" never chooses "cudnn", because this operation casts its
-    queries and keys to float32.
-
-    Args:
-      platform: One of "cpu", "tpu" and "cuda".
-      theta: Queries ``[..., N, C]``.
-      phi: Keys ``[..., M, C]``.
-      g: Values ``[..., M, D]``.
-
-    Returns:
-      A name in ``IMPLEMENTATIONS["softmax_attention"]``.
-    """
-    if theta.shape[-2] * phi.shape[-2] <= _DENSE_LIMIT:
-        return "dense"
-    if platform == "tpu" and kernels.fits_flash(theta, phi, g):
-        return "flash"
-    in_bfloat16 = all(x.dtype == jnp.bfloat16 for x in (theta, phi, g))
-    if platform == "cuda" and in_bfloat16 and kernels.fits_cudnn(theta.shape[-1], g.shape[-1]):
-        return "cudnn"
-    return "chunked"
-
-
-def _attend(theta, phi, g, mask, scale, implementation):
-    """Softmax attention on one device."""
-    if implementation != "auto":
-        return _implementation("softmax_attention", implementation)(theta, phi, g, mask, scale)
-    names = {p: best_attention(p, theta, phi, g) for p in ("cpu", "tpu", "cuda")}
-    choices = {
-        platform: functools.partial(_implementation("softmax_attention", name), scale=scale)
-        for platform, name in names.items()
-    }
-    default = choices.pop("cpu")
-    if len(set(names.values())) == 1:
-        return default(theta, phi, g, mask)
-    # The program may be compiled for another platform than the one that this code runs on.
-    return jax.lax.platform_dependent(theta, phi, g, mask, **choices, default=default)
-
-
 def softmax_attention(
     theta: jax.Array,
     phi: jax.Array,
     g: jax.Array,
     *,
-    scale: float = 1.0,
+    scale: float | jax.Array = 1.0,
     mask: jax.Array | None = None,
     axis_name: str | None = None,
+    precision: jax.lax.PrecisionLike = None,
     implementation: str = "auto",
 ) -> jax.Array:
     """Softmax attention.
@@ -184,13 +128,16 @@ def softmax_attention(
       mask: Mask ``[..., M]``, False where a key is padding. Padding is ignored. If all keys are
         padding, y is zero.
       axis_name: Axis of a ``jax.shard_map`` that the positions of queries and keys are split over.
+      precision: Precision of all products except the logits, as in ``jax.numpy.einsum``. The
+        kernels "flash" and "cudnn" ignore it.
       implementation: One of the following.
 
         - "dense" materializes the N x M attention matrix.
         - "chunked" computes up to 256 rows of the matrix at a time, and recomputes them in the
           backward pass. It uses O(N + M) memory.
-        - "flash" is JAX's Pallas kernel for TPU.
-        - "cudnn" is cuDNN's kernel for NVIDIA GPUs, in bfloat16.
+        - "flash" is JAX's Pallas kernel for TPU. A program with it can only be compiled for TPUs.
+        - "cudnn" is cuDNN's kernel for NVIDIA GPUs, in bfloat16. A program with it can only be
+          compiled for NVIDIA GPUs.
         - "ring" is "chunked" for positions that are split over devices. Keys and values are passed
           from device to device, so the memory depends only on the positions of one device. The
           other implementations gather keys and values on each device.
@@ -198,31 +145,51 @@ def softmax_attention(
           chooses "ring" if keys and values would have more than 2**25 entries on each device after
           gathering.
 
-        All except "dense" support only reverse-mode differentiation. "flash" and "cudnn" do not
-        support second derivatives.
+        All except "dense" support only reverse-mode differentiation, also of second derivatives.
+        Second derivatives of "flash" and "cudnn" are computed as those of "chunked".
 
     Returns:
-      ``[..., N, D]`` in the type of ``g``. Logits and softmax are computed in at least float32.
+      ``[..., N, D]`` in the type of ``g``. Logits and softmax are computed in at least float32. On
+      every platform, the product theta . phi has at least float32 precision, or is exact up to its
+      float32 accumulation if theta and phi are bfloat16.
 
     Raises:
-      InputError: The shapes do not match, or the implementation is unknown.
+      InputError: A type is not floating, the shapes do not match, the implementation is unknown or
+        does not support the arguments, or the program is compiled for another platform than that of
+        the kernel.
     """
     check_positions(theta, phi, g)
     check_mask(mask, phi.shape[:-1])
     if jnp.ndim(scale) > 0:
         raise InputError(f"scale has shape {jnp.shape(scale)}; use a scalar")
+    if implementation != "auto":
+        _implementation("softmax_attention", implementation)
     if isinstance(scale, jax.Array):  # a learned scale; the implementations take a number
-        theta, scale = at_least_float32(theta) * scale, 1.0
+        scaled = at_least_float32(theta)
+        theta, scale = (scaled * scale.astype(scaled.dtype)).astype(theta.dtype), 1.0
+    return _softmax_attention(
+        *(theta, phi, g, mask),
+        scale=float(scale),
+        axis_name=axis_name,
+        precision=precision,
+        implementation=implementation,
+    )
+
+
+# Without jit, the loops of the implementations would be compiled at each call.
+@functools.partial(jax.jit, static_argnames=("scale", "axis_name", "precision", "implementation"))
+def _softmax_attention(theta, phi, g, mask, *, scale, axis_name, precision, implementation):
     theta, phi, g, mask = vary_alike(theta, phi, g, mask)
     phi, g = zero_padding(mask, phi), zero_padding(mask, g)
-    if axis_name is not None and implementation == "auto":
+    if axis_name is not None and implementation == "auto" and with_sizes_known(phi, g):
         numbers = (phi.size + g.size) * jax.lax.axis_size(axis_name)
         implementation = "ring" if numbers > _GATHER_LIMIT else "auto"
     if implementation == "ring":
-        return softmax.ring(theta, phi, g, mask, scale, axis_name).astype(g.dtype)
+        return softmax.ring(theta, phi, g, mask, scale, precision, axis_name).astype(g.dtype)
     phi, g = _gather((phi, g), axis_name, axis=-2)
     mask = _gather(mask, axis_name, axis=-1)
-    return _attend(theta, phi, g, mask, scale, implementation).astype(g.dtype)
+    y = _attention.attend(theta, phi, g, mask, scale, precision, implementation)
+    return y.astype(g.dtype)
 
 
 def dot_product(
@@ -232,6 +199,7 @@ def dot_product(
     *,
     mask: jax.Array | None = None,
     axis_name: str | None = None,
+    precision: jax.lax.PrecisionLike = None,
     implementation: str = "auto",
 ) -> jax.Array:
     """Dot-product attention (NL paper eq. 4).
@@ -250,29 +218,32 @@ def dot_product(
       g: Values ``[..., M, D]``.
       mask: Mask ``[..., M]``, False where a key is padding. Padding is ignored.
       axis_name: Axis of a ``jax.shard_map`` that the positions of queries and keys are split over.
+      precision: Precision of the products, as in ``jax.numpy.einsum``.
       implementation: One of the following.
 
         - "dense" computes (theta phi^T) g, in N M (C + D) operations.
         - "reassociated" computes theta (phi^T g), in (N + M) C D operations and without the N x M
           matrix. With ``axis_name``, it sums C D numbers per batch item over the devices.
         - "auto" chooses the one with fewer operations. With ``axis_name``, it chooses
-          "reassociated".
+          "reassociated", and also if a size is symbolic (``jax.export``).
 
     Returns:
       ``[..., N, D]`` in the type of ``g``, computed in at least float32.
 
     Raises:
-      InputError: The shapes do not match, or the implementation is unknown.
+      InputError: A type is not floating, the shapes do not match, or the implementation is unknown.
     """
     check_positions(theta, phi, g)
     check_mask(mask, phi.shape[:-1])
     phi, g = zero_padding(mask, phi), zero_padding(mask, g)
     (n, c), (m, d) = theta.shape[-2:], g.shape[-2:]
     if implementation == "auto":
-        dense_is_cheaper = n * m * (c + d) <= (n + m) * c * d and axis_name is None
-        implementation = "dense" if dense_is_cheaper else "reassociated"
+        can_be_dense = axis_name is None and with_sizes_known(theta, g)
+        is_cheaper = can_be_dense and n * m * (c + d) <= (n + m) * c * d
+        implementation = "dense" if is_cheaper else "reassociated"
     compute = _implementation("dot_product", implementation)
-    y = compute(*map(at_least_float32, (theta, phi, g)), axis_name)
+    dtype = float32_or_more(theta, phi, g)
+    y = compute(*(x.astype(dtype) for x in (theta, phi, g)), precision, axis_name)
     return (y / count_positions(phi, mask, axis_name)).astype(g.dtype)
 
 
@@ -283,6 +254,7 @@ def concatenation(
     *,
     mask: jax.Array | None = None,
     axis_name: str | None = None,
+    precision: jax.lax.PrecisionLike = None,
     implementation: str = "auto",
 ) -> jax.Array:
     """Attention by concatenation (NL paper eq. 5).
@@ -305,6 +277,8 @@ def concatenation(
       mask: Mask ``[..., M]``, False where a key is padding. Padding is ignored.
       axis_name: Axis of a ``jax.shard_map`` that the positions of queries and keys are split over.
         Each device gathers b and g.
+      precision: Precision of the product of "dense", as in ``jax.numpy.einsum``. "sorted" has no
+        such product and always computes in at least float32 precision.
       implementation: One of the following.
 
         - "dense" materializes the N x M matrix.
@@ -316,8 +290,9 @@ def concatenation(
       ``[..., N, D]`` in the type of ``g``, computed in at least float32.
 
     Raises:
-      InputError: The shapes do not match, or the implementation is unknown.
+      InputError: A type is not floating, the shapes do not match, or the implementation is unknown.
     """
+    check_floating(theta_score=theta_score, phi_score=phi_score, g=g)
     leading, n, m = g.shape[:-2], theta_score.shape[-1:], g.shape[-2:-1]
     fits = theta_score.shape == leading + n and phi_score.shape == leading + m
     if not (fits and n and m and all(n + m)):
@@ -334,8 +309,11 @@ def concatenation(
     dtype = g.dtype
     phi_score, g = _gather((phi_score, g), axis_name, axis=-2)
     if implementation == "auto":
-        small = theta_score.shape[-2] * phi_score.shape[-2] <= _SORT_LIMIT
-        implementation = "dense" if small else "sorted"
+        known = with_sizes_known(theta_score, phi_score)
+        is_large = known and theta_score.shape[-2] * phi_score.shape[-2] > _SORT_LIMIT
+        implementation = "sorted" if is_large else "dense"
     compute = _implementation("concatenation", implementation)
-    y = compute(*map(at_least_float32, (theta_score[..., 0], phi_score[..., 0], g)))
+    scores = theta_score[..., 0], phi_score[..., 0]
+    wide = float32_or_more(*scores, g)
+    y = compute(*(x.astype(wide) for x in (*scores, g)), precision)
     return (y / number).astype(dtype)

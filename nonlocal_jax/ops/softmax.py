@@ -1,9 +1,10 @@
 """Implementations of softmax attention in plain JAX: "dense", "chunked" and "ring".
 
 Each takes queries theta ``[..., N, C]``, keys phi ``[..., M, C]``, values g ``[..., M, D]``, a mask
-``[..., M]`` or None, and a scale. The mask is False where a key is padding, and phi and g are zero
-there. Each returns ``[..., N, D]``, at least float32. "dense" defines the result. The others
-compute the same function without approximation, but do not materialize the N x M attention matrix.
+``[..., M]`` or None, a scale, and the precision of products other than the logits. The mask is
+False where a key is padding, and phi and g are zero there. Each returns ``[..., N, D]``, at least
+float32. "dense" defines the result. The others compute the same function without approximation, but
+do not materialize the N x M attention matrix.
 """
 
 import functools
@@ -11,7 +12,13 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from nonlocal_jax.ops._numerics import at_least_float32, check_mask, float32_or_more
+from nonlocal_jax.ops._numerics import (
+    check_floating,
+    check_mask,
+    float32_or_more,
+    promoted_dtype,
+    with_sizes_known,
+)
 
 # The number of rows of the N x M matrix in memory at a time. More rows use the matrix units better,
 # fewer rows take less memory. More than 256 rows are not faster on a CPU. On a ring of TPUs, 128
@@ -21,10 +28,21 @@ _RING_ROWS = 128
 
 
 def _logits(theta: jax.Array, phi: jax.Array, mask: jax.Array | None, scale: float) -> jax.Array:
-    """scale * theta_i . phi_j, or the lowest number if key j is padding; at least float32."""
+    """scale * theta_i . phi_j, or the lowest number if key j is padding; at least float32.
+
+    The product has at least float32 precision too. The default precision of accelerators rounds
+    float32 operands to bfloat16 (TPU) or TF32 (NVIDIA). ``Precision.HIGH`` is TF32 on NVIDIA, and
+    three bfloat16 passes on TPU, whose error is up to 5e-5 of the logits' standard deviation.
+    """
     # Products of half precision are exact in float32, so a cast before would only cost time.
-    wide = float32_or_more(theta, phi)
-    logits = scale * jnp.einsum("...nc,...mc->...nm", theta, phi, preferred_element_type=wide)
+    wide, dtype = float32_or_more(theta, phi), promoted_dtype(theta, phi)
+    logits = scale * jnp.einsum(
+        "...nc,...mc->...nm",
+        theta.astype(dtype),
+        phi.astype(dtype),
+        precision=None if dtype == jnp.bfloat16 else jax.lax.Precision.HIGHEST,
+        preferred_element_type=wide,
+    )
     if mask is None:
         return logits
     return jnp.where(mask[..., None, :], logits, jnp.finfo(wide).min)
@@ -53,26 +71,29 @@ def attention_weights(
       ``[..., N, M]``, at least float32. Each row sums to one.
 
     Raises:
-      InputError: The mask does not have one entry per key.
+      InputError: A type is not floating, or the mask does not have one entry per key.
     """
+    check_floating(theta=theta, phi=phi)
     check_mask(mask, phi.shape[:-1])
     return jax.nn.softmax(_logits(theta, phi, mask, scale), axis=-1)
 
 
-def dense(theta, phi, g, mask, scale):
+def dense(theta, phi, g, mask, scale, precision):
     """Materializes the attention matrix."""
     weights = attention_weights(theta, phi, scale=scale, mask=mask)
-    return jnp.einsum("...nm,...md->...nd", weights, at_least_float32(g))
+    dtype = float32_or_more(weights, g)
+    weights, g = weights.astype(dtype), g.astype(dtype)
+    return jnp.einsum("...nm,...md->...nd", weights, g, precision=precision)
 
 
 def _split_rows(x: jax.Array, axis: int, most: int) -> jax.Array:
     """Pads queries with zeros and splits them into equal chunks on a new first axis.
 
-    A chunk has at most ``most`` rows.
+    A chunk has at most ``most`` rows, and exactly as many if the number of queries is symbolic.
     """
     n = x.shape[axis]
     chunks = -(-n // most)
-    rows = -(-n // chunks)
+    rows = -(-n // chunks) if with_sizes_known(x) else most
     pad = [(0, 0)] * x.ndim
     pad[axis] = (0, chunks * rows - n)
     shape = (*x.shape[:axis], chunks, rows, *x.shape[axis + 1 :])
@@ -86,7 +107,7 @@ def _join_rows(x: jax.Array, axis: int, n: int) -> jax.Array:
     return jax.lax.slice_in_dim(x, 0, n, axis=axis)
 
 
-def _attend(theta, phi, g, mask, scale, most):
+def _attend(theta, phi, g, mask, scale, precision, most):
     """Returns y ``[..., N, D]``, and for each query the largest logit and the sum of exponentials.
 
     The latter two are ``[..., N]``. Together they are the denominator of the softmax,
@@ -94,20 +115,23 @@ def _attend(theta, phi, g, mask, scale, most):
     logits are large.
     """
 
+    dtype = float32_or_more(theta, phi, g)
+    wide = g.astype(dtype)
+
     def rows(theta):
         logits = _logits(theta, phi, mask, scale)
         largest = jnp.max(logits, axis=-1)
         weights = jnp.exp(logits - largest[..., None])
         total = jnp.sum(weights, axis=-1)
-        y = jnp.einsum("...nm,...md->...nd", weights, at_least_float32(g)) / total[..., None]
-        return y, largest, total
+        y = jnp.einsum("...nm,...md->...nd", weights.astype(dtype), wide, precision=precision)
+        return y / total[..., None].astype(dtype), largest, total
 
     axis, n = theta.ndim - 2, theta.shape[-2]
     parts = jax.lax.map(rows, _split_rows(theta, axis, most))
     return tuple(_join_rows(x, axis, n) for x in parts)
 
 
-def _attend_backward(queries, phi, g, mask, scale, most):
+def _attend_backward(queries, phi, g, mask, scale, precision, most):
     """The part of the gradients (dtheta, dphi, dg) that is due to these queries and these keys.
 
     ::
@@ -122,16 +146,18 @@ def _attend_backward(queries, phi, g, mask, scale, most):
     """
     dtype = float32_or_more(queries[0], phi, g)
     phi_wide, g = phi.astype(dtype), g.astype(dtype)
+    product = functools.partial(jnp.einsum, precision=precision)
 
     def rows(sums, chunk):
         theta, largest, share, dy, delta = chunk
         p = jnp.exp(_logits(theta, phi, mask, scale) - largest[..., None]) * share[..., None]
-        dp = jnp.einsum("...nd,...md->...nm", dy, g)
+        p = p.astype(dtype)
+        dp = product("...nd,...md->...nm", dy, g)
         ds = scale * p * (dp - delta[..., None])
-        dphi = jnp.einsum("...nm,...nc->...mc", ds, theta.astype(dtype))
-        dg = jnp.einsum("...nm,...nd->...md", p, dy)
+        dphi = product("...nm,...nc->...mc", ds, theta.astype(dtype))
+        dg = product("...nm,...nd->...md", p, dy)
         sums = jax.tree.map(jnp.add, sums, (dphi, dg))
-        return sums, jnp.einsum("...nm,...mc->...nc", ds, phi_wide)
+        return sums, product("...nm,...mc->...nc", ds, phi_wide)
 
     axis, n = queries[0].ndim - 2, queries[0].shape[-2]
     chunks = tuple(_split_rows(x, axis, most) for x in queries)
@@ -148,15 +174,15 @@ def _pass_on(keys, axis_name: str):
     return jax.tree.map(lambda x: jax.lax.ppermute(x, axis_name, ring), keys)
 
 
-def _attend_all(theta, phi, g, mask, scale, axis_name):
+def _attend_all(theta, phi, g, mask, scale, precision, axis_name):
     """``_attend`` to the keys of all devices."""
     if axis_name is None:
-        return _attend(theta, phi, g, mask, scale, _ROWS)
+        return _attend(theta, phi, g, mask, scale, precision, _ROWS)
 
     def hop(_, carry):
         keys, y, largest, total = carry
         keys = _pass_on(keys, axis_name)
-        y_here, largest_here, total_here = _attend(theta, *keys, scale, _RING_ROWS)
+        y_here, largest_here, total_here = _attend(theta, *keys, scale, precision, _RING_ROWS)
         new = jnp.maximum(largest, largest_here)
         total *= jnp.exp(largest - new)
         total_here *= jnp.exp(largest_here - new)
@@ -165,31 +191,31 @@ def _attend_all(theta, phi, g, mask, scale, axis_name):
         return keys, weighted / total[..., None], new, total
 
     hops = jax.lax.axis_size(axis_name) - 1
-    start = (phi, g, mask), *_attend(theta, phi, g, mask, scale, _RING_ROWS)
+    start = (phi, g, mask), *_attend(theta, phi, g, mask, scale, precision, _RING_ROWS)
     return jax.lax.fori_loop(0, hops, hop, start)[1:]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _attend_in_chunks(theta, phi, g, mask, scale, axis_name):
-    return _attend_all(theta, phi, g, mask, scale, axis_name)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _attend_in_chunks(theta, phi, g, mask, scale, precision, axis_name):
+    return _attend_all(theta, phi, g, mask, scale, precision, axis_name)[0]
 
 
-def _forward(theta, phi, g, mask, scale, axis_name):
-    y, largest, total = _attend_all(theta, phi, g, mask, scale, axis_name)
+def _forward(theta, phi, g, mask, scale, precision, axis_name):
+    y, largest, total = _attend_all(theta, phi, g, mask, scale, precision, axis_name)
     return y, (theta, phi, g, mask, y, largest, total)
 
 
-def _backward(scale, axis_name, residuals, dy):
+def _backward(scale, precision, axis_name, residuals, dy):
     theta, phi, g, mask, y, largest, total = residuals
     # The padding of the last chunk makes this reciprocal zero, and with it the weights.
     queries = theta, largest, 1 / total, dy, jnp.sum(dy * y, axis=-1)
     rows = _ROWS if axis_name is None else _RING_ROWS
-    dtheta, dphi, dg = _attend_backward(queries, phi, g, mask, scale, rows)
+    dtheta, dphi, dg = _attend_backward(queries, phi, g, mask, scale, precision, rows)
 
     def hop(_, carry):
         keys, sums, dtheta = carry
         keys, sums = _pass_on((keys, sums), axis_name)
-        dtheta_here, *sums_here = _attend_backward(queries, *keys, scale, rows)
+        dtheta_here, *sums_here = _attend_backward(queries, *keys, scale, precision, rows)
         return keys, jax.tree.map(jnp.add, sums, tuple(sums_here)), dtheta + dtheta_here
 
     if axis_name is not None:
@@ -203,19 +229,19 @@ def _backward(scale, axis_name, residuals, dy):
 _attend_in_chunks.defvjp(_forward, _backward)
 
 
-def chunked(theta, phi, g, mask, scale):
+def chunked(theta, phi, g, mask, scale, precision):
     """Computes a chunk of rows of the attention matrix at a time, and again in the backward pass.
 
     Only the arguments, y and two numbers per query are kept for the backward pass.
     """
-    return _attend_in_chunks(theta, phi, g, mask, scale, None)
+    return _attend_in_chunks(theta, phi, g, mask, scale, precision, None)
 
 
-def ring(theta, phi, g, mask, scale, axis_name=None):
+def ring(theta, phi, g, mask, scale, precision, axis_name=None):
     """Like ``chunked``, with positions split over the devices of ``axis_name`` (arXiv:2310.01889).
 
     Each device keeps its queries. The keys are passed around a ring of devices. Partial softmaxes
     are combined by their denominators. In the backward pass, the gradients of the keys are passed
     with the keys. Without ``axis_name``, there is one device.
     """
-    return _attend_in_chunks(theta, phi, g, mask, scale, axis_name)
+    return _attend_in_chunks(theta, phi, g, mask, scale, precision, axis_name)

@@ -11,6 +11,7 @@ import pytest
 
 from nonlocal_jax.backbones import ResNet
 from nonlocal_jax.blocks import GlobalContextBlock, NonLocalBlock
+from nonlocal_jax.errors import InputError
 from nonlocal_jax.layers import BatchNorm
 
 
@@ -94,7 +95,7 @@ def test_an_inserted_block_sits_where_it_should(x64):
     """The block is after the residual sum, or inside the branch before the sum."""
 
     class Double(GlobalContextBlock):
-        def __call__(self, x, *, train=False):
+        def __call__(self, x, train=False):
             return 2 * x
 
     def outputs(**options):
@@ -149,3 +150,8 @@ def test_the_norm_may_be_any_norm_of_flax(norm):
 def test_what_does_not_fit_is_refused(options, shape, message):
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(ResNet(**options).init, jax.random.key(0), jnp.zeros(shape))
+
+
+def test_images_must_be_floating():
+    with pytest.raises(InputError, match="images has dtype uint8; convert it to a floating type"):
+        ResNet().init(jax.random.key(0), jnp.zeros((1, 64, 64, 3), jnp.uint8))

@@ -68,7 +68,7 @@ def expected_non_local(variables, x, *, mode, use_scale=True, temperature=None):
     else:
         if mode == "embedded_gaussian" and use_scale:
             s = s / np.sqrt(theta.shape[-1])
-        a = softmax(s / (temperature or 1.0))
+        a = softmax(s / float(np.float32(temperature or 1.0)))
     y = dense(p["conv_out"], a @ g + unary)
     norm, stats = p["norm"], variables["batch_stats"]["norm"]
     y = (y - stats["mean"]) / np.sqrt(stats["var"] + 1e-5) * norm["scale"] + norm["bias"]
@@ -160,7 +160,8 @@ def test_sub_sampling(x64, order, kind, block):
     theta, phi, g = dense(p["theta"], flat), keys(p["phi"]), keys(p["g"])
     if "conv_mask" in p:
         unary = keys(p["conv_mask"])[..., 0]
-        y = ops.disentangled(theta, phi, g, unary, scale=theta.shape[-1] ** -0.5 / 0.05)
+        scale = theta.shape[-1] ** -0.5 / float(np.float32(0.05))
+        y = ops.disentangled(theta, phi, g, unary, scale=scale)
     else:
         y = ops.softmax_attention(theta, phi, g, scale=theta.shape[-1] ** -0.5)
     expected = x + dense(p["conv_out"], np.asarray(y)).reshape(x.shape)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from nonlocal_jax.errors import InputError
 from nonlocal_jax.layers import BatchNorm, Conv, ConvNorm, initializers
 
 
@@ -65,3 +66,19 @@ def test_conv_norm_takes_any_norm(norm):
     y = layer.apply(variables, x)
     assert y.shape == (2, 5, 5, 4)
     assert y.min() == 0 < y.max()
+
+
+def test_train_may_be_given_by_position():
+    x = jax.random.normal(jax.random.key(0), (2, 5, 5, 3))
+    layer = ConvNorm(4)
+    variables = layer.init(jax.random.key(1), x)
+    found, expected = (
+        layer.apply(variables, x, *args, **options, mutable=["batch_stats"])
+        for args, options in (((True,), {}), ((), {"train": True}))
+    )
+    chex.assert_trees_all_equal(found, expected)
+
+
+def test_images_must_be_floating():
+    with pytest.raises(InputError, match="x has dtype uint8; convert it to a floating type"):
+        Conv(4).init(jax.random.key(0), jnp.zeros((1, 5, 5, 3), jnp.uint8))

@@ -1,6 +1,8 @@
 """The convolution against its formula, and both weight gradients of the dilated one."""
 
+import functools
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from nonlocal_jax import ops
+from nonlocal_jax.errors import InputError
 from nonlocal_jax.layers import Conv
 from nonlocal_jax.ops import convolution
 
@@ -130,6 +133,59 @@ def test_only_nvidia_gets_the_phases(shape, phases):
     # The phases of 8 x 8 with dilation 2: four maps of 4 x 4.
     texts = {name: gradient_text(name, jnp.zeros(shape)) for name in ("cpu", "tpu", "cuda")}
     assert {name for name, text in texts.items() if phases in text} == {"cuda"}
+
+
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_every_product_of_value_and_gradients_has_the_precision(dilation):
+    x, kernel = (jnp.zeros(shape, jnp.float32) for shape in ((1, 8, 8, 3), (3, 3, 3, 2)))
+
+    def precisions(**options):
+        gradients = jax.jit(lambda *args: jax.vjp(conv, *args)[1](jnp.ones((1, 8, 8, 2))))
+        conv = functools.partial(ops.conv, dilation=dilation, **options)
+        lowered = gradients.trace(x, kernel).lower(lowering_platforms=("cpu", "tpu", "cuda"))
+        lines = [line for line in lowered.as_text().splitlines() if ".convolution(" in line]
+        # The value and two gradients. If dilated, another weight gradient for NVIDIA GPUs.
+        assert len(lines) >= (4 if dilation > 1 else 3)
+        return {tuple(re.findall(r"precision (\w+)>", line)) for line in lines}
+
+    assert precisions(precision=jax.lax.Precision.HIGHEST) == {("HIGHEST", "HIGHEST")}
+    assert precisions(precision=("high", "default")) == {("HIGH", "DEFAULT")}
+    assert precisions() == {("DEFAULT", "DEFAULT")}
+
+
+def test_second_derivatives_of_a_dilated_convolution(x64):
+    """In reverse mode over reverse mode, and in forward mode over reverse mode."""
+    x, kernel, dx, dk = map(jnp.asarray, draw(5, *((1, 5, 6, 2), (3, 3, 2, 2)) * 2))
+
+    def total(conv, x, kernel):
+        return jnp.sum(jnp.sin(conv(x, kernel)))
+
+    def products(conv):
+        """Products of the Hessian with (dx, dk)."""
+        gradient = jax.grad(functools.partial(total, conv), argnums=(0, 1))
+        _, forward = jax.jvp(gradient, (x, kernel), (dx, dk))
+        _, pull = jax.vjp(gradient, x, kernel)
+        return forward, pull((dx, dk))
+
+    forward, reverse = products(functools.partial(ops.conv, dilation=2))
+    expected, _ = products(lambda x, k: convolution._convolve(x, k, (2, 2), None))
+    for found in (forward, reverse):
+        jax.tree.map(assert_equal, found, expected)
+
+
+def test_first_derivatives_of_a_dilated_convolution_are_in_reverse_mode():
+    x, kernel = jnp.ones((1, 5, 5, 2)), jnp.ones((3, 3, 2, 2))
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(lambda kernel: ops.conv(x, kernel, dilation=2), (kernel,), (kernel,))
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("x", "uint8"), ("kernel", "int32")])
+def test_arrays_must_be_floating(name, dtype):
+    arrays = {"x": jnp.ones((1, 5, 5, 2)), "kernel": jnp.ones((3, 3, 2, 2))}
+    arrays[name] = arrays[name].astype(dtype)
+    message = f"{name} has dtype {dtype}; convert it to a floating type, such as float32"
+    with pytest.raises(InputError, match=message):
+        ops.conv(**arrays)
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,11 @@
     PYTHONPATH=. .venv-parity/bin/python tests/parity/half_precision.py [--output=FILE.md]
 
 One NL and one DNL block of the R-50 heads (512 channels, 48x48 positions) with the same random
-weights. DNL divides its logits by 0.05, which amplifies the rounding of theta and phi by 20. The
-error is the root mean square of the difference to float64, relative to float64, of the residual
-branch (output minus input) without its mean over the positions.
+weights. DNL divides its logits by 0.05, which amplifies the rounding of theta and phi by 20. Its
+whitening subtracts the mean of each channel of theta and phi. The last rows have means of three
+standard deviations, added by the biases. The error is the root mean square of the difference to
+float64, relative to float64, of the residual branch (output minus input) without its mean over the
+positions.
 """
 
 import argparse
@@ -28,8 +30,19 @@ BLOCKS = {
 }
 
 
-def make_reference(block: type, options: dict, spread: float) -> torch.nn.Module:
-    """PyTorch's block with random weights; theta and phi have the standard deviation ``spread``."""
+# Rows: block, standard deviation of theta and phi, mean of their channels in standard deviations.
+ROWS = [
+    ("NL", 0.5, 0.0),
+    ("NL", 1.0, 0.0),
+    ("DNL", 0.5, 0.0),
+    ("DNL", 1.0, 0.0),
+    ("DNL", 0.5, 3.0),
+    ("DNL", 1.0, 3.0),
+]
+
+
+def make_reference(block: type, options: dict, spread: float, mean: float) -> torch.nn.Module:
+    """PyTorch's block with random weights, whose theta and phi have this deviation and mean."""
     norm = {"norm_cfg": {"type": "BN"}}
     module = block(
         CHANNELS, reduction=2, use_scale=True, mode="embedded_gaussian", **norm, **options
@@ -40,6 +53,8 @@ def make_reference(block: type, options: dict, spread: float) -> torch.nn.Module
         fan_in = p[0].numel()
         gain = spread if name.split(".")[0] in ("theta", "phi") else 1.0
         p.data = values * (gain / fan_in**0.5 if p.ndim == 4 else 0.1) + ("bn.weight" in name)
+        if name in ("theta.conv.bias", "phi.conv.bias"):
+            p.data += mean * spread * torch.sign(values)
     return module.eval()
 
 
@@ -62,9 +77,9 @@ def error(branch: np.ndarray, exact: np.ndarray) -> float:
     return float(np.linalg.norm(branch - exact) / np.linalg.norm(exact))
 
 
-def compare(name: str, spread: float) -> str:
+def compare(name: str, spread: float, mean: float) -> str:
     theirs, ours, options = BLOCKS[name]
-    module = make_reference(theirs, options, spread)
+    module = make_reference(theirs, options, spread, mean)
     variables = our_variables(module)
     rng = np.random.default_rng(0)
     # As behind a ReLU, and representable in every type.
@@ -91,7 +106,11 @@ def compare(name: str, spread: float) -> str:
     assert error(our_branch(None), exact) < 1e-6  # mmsegmentation's temperature is a float32
     half = error(our_branch(jnp.bfloat16), exact)
     errors = [error(torch_branch(t), exact) for t in (torch.bfloat16, torch.float16)]
-    return f"| {name} | {spread} | {half:.1e} | " + " | ".join(f"{e:.1e}" for e in errors) + " |"
+    return (
+        f"| {name} | {spread} | {mean:g} | {half:.1e} | "
+        + " | ".join(f"{e:.1e}" for e in errors)
+        + " |"
+    )
 
 
 def main() -> None:
@@ -100,13 +119,13 @@ def main() -> None:
     parser.add_argument("--output", type=pathlib.Path)
     output = parser.parse_args().output
     lines = [
-        "| block | std of theta, phi | ours, bfloat16 | PyTorch, bfloat16 | PyTorch, float16 |",
-        "|---|---:|---:|---:|---:|",
+        "| block | std of theta, phi | mean / std | ours, bfloat16 | PyTorch, bfloat16 | "
+        "PyTorch, float16 |",
+        "|---|---:|---:|---:|---:|---:|",
     ]
-    for name in BLOCKS:
-        for spread in (0.5, 1.0):
-            lines.append(compare(name, spread))
-            print(lines[-1], flush=True)
+    for row in ROWS:
+        lines.append(compare(*row))
+        print(lines[-1], flush=True)
     versions = f"jax {jax.__version__}, torch {torch.__version__}"
     text = f"{__doc__.split(chr(10) * 2, 2)[2]}\n" + "\n".join(lines)
     text += f"\n\nMeasured with {versions}, CPU.\n"

@@ -1,0 +1,31 @@
+"""The dense layer of Flax, with explicit types of its product."""
+
+import functools
+
+import flax.linen as nn
+import jax
+from flax.linen import dtypes
+
+from nonlocal_jax.ops._numerics import float32_or_more
+
+
+def _promote(*arrays: jax.Array | None, dtype: jax.typing.DTypeLike | None) -> list:
+    with jax.numpy_dtype_promotion("standard"):
+        return dtypes.promote_dtype(*arrays, dtype=dtype)
+
+
+def _promote_but_bias(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, dtype) -> tuple:
+    x, kernel = _promote(x, kernel, dtype=dtype)
+    return x, kernel, bias if bias is None else bias.astype(float32_or_more(x))
+
+
+def _accumulated(x: jax.Array, kernel: jax.Array, *args, **options) -> jax.Array:
+    wide = float32_or_more(x)
+    return jax.lax.dot_general(x, kernel, *args, preferred_element_type=wide, **options)
+
+
+# ``nn.Dense``, also where ``jax_numpy_dtype_promotion`` is "strict".
+Dense = functools.partial(nn.Dense, promote_dtype=_promote)
+
+# Its result is not rounded to half precision: operands of ``dtype``, but sums of at least float32.
+WideDense = functools.partial(nn.Dense, promote_dtype=_promote_but_bias, dot_general=_accumulated)
