@@ -3,6 +3,7 @@
 PyTorch is not needed.
 """
 
+from nonlocal_jax.convert.blocks import block_from_torch, block_to_torch, load_block
 from nonlocal_jax.convert.checkpoints import (
     export_torch,
     from_torch,
@@ -17,9 +18,12 @@ from nonlocal_jax.convert.source import Source
 __all__ = [
     "SOURCES",
     "Source",
+    "block_from_torch",
+    "block_to_torch",
     "export_torch",
     "from_torch",
     "load",
+    "load_block",
     "read_model_config",
     "save",
     "to_torch",

@@ -7,13 +7,16 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from nonlocal_jax.config import differences
 from nonlocal_jax.convert.source import Shapes, Source
 from nonlocal_jax.errors import InputError, listing
 from nonlocal_jax.models import NETWORKS, model_options
 
-# Options that change neither parameters nor outputs at inference.
+COLLECTIONS = ("params", "batch_stats")
+
+# Options that change neither the parameters nor, beyond rounding, the outputs at inference.
 _NEUTRAL = ("dropout", "dtype", "norm", "block_implementation")
 
 
@@ -22,6 +25,7 @@ def check(
     arrays: Mapping[str, np.ndarray],
     wanted: Shapes | None,
     different: Collection[str] = (),
+    target: str = "model config",
 ) -> None:
     """Requires exactly the ``wanted`` names, with these shapes and a floating-point type.
 
@@ -30,6 +34,7 @@ def check(
       arrays: Arrays by name.
       wanted: Shapes by name, or None if they are not known.
       different: Differences of the model configs, which are errors too.
+      target: What describes the model, in the message.
 
     Raises:
       InputError: The arrays do not fit. The message lists all arrays that are missing, are not in
@@ -37,11 +42,12 @@ def check(
     """
     if wanted is None:
         wanted = {path: array.shape for path, array in arrays.items()}
+    model = target.split()[0]
     problems = {
         "missing": [f"{n} {shape}" for n, shape in wanted.items() if n not in arrays],
-        "not in the model": [f"{n} {a.shape}" for n, a in arrays.items() if n not in wanted],
+        f"not in the {model}": [f"{n} {a.shape}" for n, a in arrays.items() if n not in wanted],
         "with a different shape": [
-            f"{n} is {arrays[n].shape}, {shape} in the model"
+            f"{n} is {arrays[n].shape}, {shape} in the {model}"
             for n, shape in wanted.items()
             if n in arrays and arrays[n].shape != shape
         ],
@@ -53,9 +59,9 @@ def check(
     }
     if not different and not any(problems.values()):
         return
-    lines = [f"{name} does not fit the model config", *different]
+    lines = [f"{name} does not fit the {target}", *different]
     lines += [f"{len(p)} {what}:{listing(p)}" for what, p in problems.items() if p]
-    advice = "use the model config that it was made with, or another checkpoint"
+    advice = f"use the {target} that it was made with, or another checkpoint"
     if any(line.startswith("num_classes is ") for line in different):
         advice += "; for new classes, initialize the classifiers with reinit_head=True "
         advice += "(--reinit-head of experiments.convert)"
@@ -94,3 +100,17 @@ def _complete(config: Mapping[str, Any]) -> dict[str, Any]:
 def to_json(config: Mapping[str, Any]) -> str:
     """Formats a model config as JSON."""
     return json.dumps(dict(config), sort_keys=True)
+
+
+def flatten(
+    variables: Mapping[str, Any], wanted: Shapes | None, target: str = "model config"
+) -> dict[str, np.ndarray]:
+    """Returns the variables by path, after checking that they are the wanted ones.
+
+    Raises:
+      InputError: The variables do not fit, see ``check``.
+    """
+    collections = {name: variables[name] for name in COLLECTIONS if name in variables}
+    arrays = {k: np.asarray(v) for k, v in flatten_dict(collections, sep="/").items()}
+    check("the tree of variables", arrays, wanted, target=target)
+    return arrays

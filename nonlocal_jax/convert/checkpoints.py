@@ -1,5 +1,6 @@
 """Loads the variables of a model from files and work directories, and saves them."""
 
+import os
 import re
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
@@ -22,8 +23,6 @@ from nonlocal_jax.errors import InputError, listing
 from nonlocal_jax.models import create_model, example_input
 
 Arrays = dict[str, np.ndarray]
-
-_COLLECTIONS = ("params", "batch_stats")
 
 
 def load(
@@ -82,14 +81,22 @@ def load(
     if path.is_dir():
         arrays, config = orbax.read(path)
         return _from_flax(path, arrays, config, model_config, dtype=None, **options)
-    if path.suffix == ".safetensors":
-        arrays, config = safetensors.read(path)
-        if any(name.startswith("params/") for name in arrays):
-            return _from_flax(path, arrays, config, model_config, dtype=np.float32, **options)
-    else:
-        arrays = torch_file.read_state_dict(path)
+    arrays, config = read_file(path)
+    if any(name.startswith("params/") for name in arrays):
+        return _from_flax(path, arrays, config, model_config, dtype=np.float32, **options)
     options["allow_missing_heads"] = allow_missing_heads
     return _from_torch(path, arrays, model_config, **options)
+
+
+def read_file(path: PathLike) -> tuple[Arrays, dict[str, Any] | None]:
+    """Reads the arrays in a file by name, and the model config, or None if there is none.
+
+    Raises:
+      InputError: The file cannot be read, is damaged, or contains anything but tensors.
+    """
+    if os.fspath(path).endswith(".safetensors"):
+        return safetensors.read(path)
+    return torch_file.read_state_dict(path), None
 
 
 def from_torch(
@@ -117,7 +124,7 @@ def to_torch(variables: Mapping[str, Any], model_config: Mapping[str, Any]) -> A
     leaves = [
         leaf for leaf in names.leaves(model_config) if leaf.path.partition("/")[0] in variables
     ]
-    arrays = _flatten(variables, {leaf.path: leaf.shape for leaf in leaves})
+    arrays = fit.flatten(variables, {leaf.path: leaf.shape for leaf in leaves})
     return {leaf.name: leaf.to_torch(arrays[leaf.path]) for leaf in leaves}
 
 
@@ -131,7 +138,7 @@ def save(path: PathLike, variables: Mapping[str, Any], model_config: Mapping[str
     Raises:
       InputError: The variables do not fit the model, or the file cannot be written.
     """
-    arrays = _flatten(variables, names.shapes(model_config))
+    arrays = fit.flatten(variables, names.shapes(model_config))
     tensors = {name: np.asarray(array, np.float32, order="C") for name, array in arrays.items()}
     safetensors.write(path, tensors, fit.to_json(model_config))
 
@@ -147,7 +154,7 @@ def export_torch(
     Raises:
       InputError: The variables do not fit the model, or the file cannot be written.
     """
-    whole = {collection: variables.get(collection, {}) for collection in _COLLECTIONS}
+    whole = {collection: variables.get(collection, {}) for collection in fit.COLLECTIONS}
     state_dict = OrderedDict()
     for name, array in to_torch(whole, model_config).items():
         state_dict[name] = np.asarray(array, np.float32)
@@ -207,7 +214,7 @@ def _from_torch(
     allow_missing_heads: bool = True,
 ) -> dict[str, Any]:
     source, leaves = names.source(model_config), names.leaves(model_config)
-    arrays = _plain_names(name, arrays, source)
+    arrays = names.plain(name, arrays, source.renames)
     fresh = _classifiers(leaves, source) if reinit_head else []
     if not any(re.match(source.head, found) for found in arrays):
         if not allow_missing_heads:
@@ -231,26 +238,6 @@ def _from_torch(
         for n, leaf in used.items()
     }
     return _fill(name, values, fresh, model_config, seed)
-
-
-def _plain_names(name: object, arrays: Mapping[str, np.ndarray], source: names.Source) -> Arrays:
-    """Removes prefixes of parallel wrappers, counters and second copies of averaged weights."""
-    plain, collisions = {}, []
-    for old, array in arrays.items():
-        new = re.sub(r"^module\.", "", old)
-        if new.endswith("num_batches_tracked") or new.startswith("ema_"):
-            continue
-        for pattern, replacement in source.renames:
-            new = re.sub(rf"^{pattern}", replacement, new)
-        if new in plain:
-            collisions.append(f"{old} also maps to {new}")
-        plain[new] = array
-    if collisions:
-        raise InputError(
-            f"{name} has several arrays that map to the same parameter:{listing(collisions)}\n"
-            "for each parameter, keep only one of its arrays"
-        )
-    return plain
 
 
 def _without(by_name: Mapping[str, Any], removed: Collection[str]) -> dict[str, Any]:
@@ -302,11 +289,3 @@ def _initialize(paths: Collection[str], model_config: Mapping[str, Any], seed: i
         return {path: flat[path] for path in paths}
 
     return {path: np.array(x, np.float32) for path, x in init(jax.random.key(seed)).items()}
-
-
-def _flatten(variables: Mapping[str, Any], wanted: names.Shapes | None) -> Arrays:
-    """Returns the variables by path, after checking that they are the wanted ones."""
-    collections = {name: variables[name] for name in _COLLECTIONS if name in variables}
-    arrays = {k: np.asarray(v) for k, v in flatten_dict(collections, sep="/").items()}
-    fit.check("the tree of variables", arrays, wanted)
-    return arrays

@@ -39,45 +39,72 @@ _FCN: tuple[Row, ...] = (
     (r"(\w+_head)/conv_seg", r"\1.conv_seg", CONV),
 )
 
-# The modules of a block. ``_rows`` prepends the names of the block.
+# The modules of a block, relative to it.
 _GLOBAL_CONTEXT: tuple[Row, ...] = (
-    ("/conv_mask", ".conv_mask", CONV),
-    ("/channel_add_conv/conv1", ".channel_add_conv.0", CONV),
-    ("/channel_add_conv/norm", ".channel_add_conv.1", LAYER_NORM),
-    ("/channel_add_conv/conv2", ".channel_add_conv.3", CONV),
-    ("/channel_mul_conv/conv1", ".channel_mul_conv.0", CONV),
-    ("/channel_mul_conv/norm", ".channel_mul_conv.1", LAYER_NORM),
-    ("/channel_mul_conv/conv2", ".channel_mul_conv.3", CONV),
+    ("conv_mask", "conv_mask", CONV),
+    ("channel_add_conv/conv1", "channel_add_conv.0", CONV),
+    ("channel_add_conv/norm", "channel_add_conv.1", LAYER_NORM),
+    ("channel_add_conv/conv2", "channel_add_conv.3", CONV),
+    ("channel_mul_conv/conv1", "channel_mul_conv.0", CONV),
+    ("channel_mul_conv/norm", "channel_mul_conv.1", LAYER_NORM),
+    ("channel_mul_conv/conv2", "channel_mul_conv.3", CONV),
 )
 _NON_LOCAL: tuple[Row, ...] = (
-    ("/theta", ".theta.conv", CONV),
-    ("/phi", ".phi.conv", CONV),
-    ("/g", ".g.conv", CONV),
-    ("/conv_out", ".conv_out.conv", CONV),
-    ("/norm", ".conv_out.bn", BATCH_NORM),
-    ("/conv_mask", ".conv_mask", CONV),
-    ("", ".concat_project.conv", {"concat_project": ("weight", 4)}),
+    ("theta", "theta.conv", CONV),
+    ("phi", "phi.conv", CONV),
+    ("g", "g.conv", CONV),
+    ("conv_out", "conv_out.conv", CONV),
+    ("norm", "conv_out.bn", BATCH_NORM),
+    ("conv_mask", "conv_mask", CONV),
+    ("", "concat_project.conv", {"concat_project": ("weight", 4)}),
 )
 # mmcv puts a projection and the pooling behind it into a sequence.
-_POOLED = {"/phi": ".phi.0.conv", "/g": ".g.0.conv"}
+_POOLED = {"phi": "phi.0.conv", "g": "g.0.conv"}
+# The disentangled block in its authors' code.
+_FACTOR: tuple[Row, ...] = (
+    ("theta", "conv_query", CONV),
+    ("phi", "conv_key", CONV),
+    ("g", "conv_value", CONV),
+    ("conv_mask", "conv_mask", CONV),
+    ("", "", {"gamma": ("gamma", 1)}),
+)
+
+# The convolutions to the C channels of a block. Each block has at least one.
+BLOCK_OUTPUTS = ("conv_out.conv", "conv_value", "channel_add_conv.3", "channel_mul_conv.3")
+
+
+def block_rows(
+    block: str, sub_sample: object = False, output: object = "projection"
+) -> tuple[Row, ...]:
+    """Returns the table of one block's modules, with names relative to the block.
+
+    Args:
+      block: A key of ``models.BLOCKS``.
+      sub_sample: Attribute of a non-local block.
+      output: Attribute of a disentangled block.
+    """
+    if block == "global_context":
+        return _GLOBAL_CONTEXT
+    if output == "factor":
+        return _FACTOR
+    pooled = _POOLED if sub_sample in (True, "after") else {}
+    return tuple((path, pooled.get(path, name), kind) for path, name, kind in _NON_LOCAL)
 
 
 def _rows(config: Mapping[str, Any]) -> tuple[Row, ...]:
     block = config.get("block", "nonlocal")
     if block == "none":
         return _FCN
-    inside = _GLOBAL_CONTEXT if block == "global_context" else _NON_LOCAL
-    if config.get("block_sub_sample") in (True, "after"):
-        inside = tuple((path, _POOLED.get(path, name), kind) for path, name, kind in inside)
+    options = {k: config[f"block_{k}"] for k in ("sub_sample", "output") if f"block_{k}" in config}
     in_head, in_backbone = _BLOCKS[block]
     places = (
         (r"decode_head/block", f"decode_head.{in_head}"),
         (rf"{_IN_LAYER}[/_]block", f"{_TO_LAYER}.{in_backbone}"),
     )
     return _FCN + tuple(
-        (place + path, torch_place + name, kind)
+        (f"{place}/{path}".rstrip("/"), f"{torch_place}.{name}".rstrip("."), kind)
         for place, torch_place in places
-        for path, name, kind in inside
+        for path, name, kind in block_rows(block, **options)
     )
 
 

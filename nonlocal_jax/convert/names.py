@@ -1,9 +1,10 @@
 """The arrays of a model: their names, shapes and layouts in Flax and in PyTorch."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,8 +12,8 @@ from flax.traverse_util import flatten_dict
 
 from nonlocal_jax.convert import mmsegmentation
 from nonlocal_jax.convert.source import Row, Shapes, Source
-from nonlocal_jax.errors import InputError
-from nonlocal_jax.models import create_model, example_input
+from nonlocal_jax.errors import InputError, listing
+from nonlocal_jax.models import BLOCKS, create_model, example_input
 
 # Network, as in ``nonlocal_jax.models.NETWORKS`` -> the naming scheme of its PyTorch checkpoints.
 SOURCES: dict[str, Source] = {"segmentation": mmsegmentation.SOURCE}
@@ -82,6 +83,10 @@ def shapes(config: Mapping[str, Any]) -> Shapes | None:
     model, example = create_model(config), example_input(config)
     if example is None:
         return None
+    return _shapes(model, example)
+
+
+def _shapes(model: nn.Module, example: jax.ShapeDtypeStruct) -> Shapes:
     variables = jax.eval_shape(model.init, jax.random.key(0), example)
     return {path: leaf.shape for path, leaf in flatten_dict(variables, sep="/").items()}
 
@@ -119,11 +124,66 @@ def leaves(config: Mapping[str, Any]) -> tuple[Leaf, ...]:
     return tuple(_leaf(path, shape, table) for path, shape in wanted.items())
 
 
+def block_rows(block: nn.Module) -> tuple[Row, ...]:
+    """Returns the table of the modules of one block, with names relative to the block.
+
+    Raises:
+      InputError: There is no naming scheme for this block.
+    """
+    for name, kind in BLOCKS.items():
+        if isinstance(block, kind):
+            options = {k: getattr(block, k) for k in ("sub_sample", "output") if hasattr(block, k)}
+            return mmsegmentation.block_rows(name, **options)
+    raise InputError(
+        f"there is no table of PyTorch names for the block {type(block).__name__}; use one of "
+        f"{', '.join(kind.__name__ for kind in BLOCKS.values())}"
+    )
+
+
+def block_leaves(block: nn.Module, channels: int) -> tuple[Leaf, ...]:
+    """Returns all arrays of one block with C ``channels``. Names are relative to the block.
+
+    Raises:
+      InputError: There is no naming scheme for this block, or its attributes are wrong.
+    """
+    table = block_rows(block)
+    if hasattr(block, "implementation"):  # some require a device
+        block = block.clone(implementation="auto")
+    clip = jax.ShapeDtypeStruct((1, 2, 2, 2, channels), jnp.float32)  # suits all attributes
+    return tuple(_leaf(path, shape, table) for path, shape in _shapes(block, clip).items())
+
+
+def plain(
+    name: object, arrays: Mapping[str, np.ndarray], renames: Sequence[tuple[str, str]] = ()
+) -> dict[str, np.ndarray]:
+    """Removes prefixes of parallel wrappers, counters and second copies of averaged weights.
+
+    Raises:
+      InputError: Several arrays get the same name.
+    """
+    found, collisions = {}, []
+    for old, array in arrays.items():
+        new = re.sub(r"^module\.", "", old)
+        if new.endswith("num_batches_tracked") or new.startswith("ema_"):
+            continue
+        for pattern, replacement in renames:
+            new = re.sub(rf"^{pattern}", replacement, new)
+        if new in found:
+            collisions.append(f"{old} also maps to {new}")
+        found[new] = array
+    if collisions:
+        raise InputError(
+            f"{name} has several arrays that map to the same parameter:{listing(collisions)}\n"
+            "for each parameter, keep only one of its arrays"
+        )
+    return found
+
+
 def _leaf(path: str, shape: tuple[int, ...], table: tuple[Row, ...]) -> Leaf:
-    module, leaf = path.partition("/")[2].rsplit("/", 1)
+    module, _, leaf = path.partition("/")[2].rpartition("/")
     for pattern, name, kind in table:
         match = re.fullmatch(pattern, module)
         if match and leaf in kind:
             torch_leaf, rank = kind[leaf]
-            return Leaf(path, f"{match.expand(name)}.{torch_leaf}", shape, rank)
+            return Leaf(path, f"{match.expand(name)}.{torch_leaf}".lstrip("."), shape, rank)
     raise LookupError(f"the table has no row for {path}")

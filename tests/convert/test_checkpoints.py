@@ -28,6 +28,11 @@ VARIANTS = {
     "none": {"block": "none"},
     "v1": {"stem": "v1"},
     "concatenation": {"block_mode": "concatenation"},
+    "factor": {
+        "block": "disentangled_nonlocal",
+        "block_output": "factor",
+        "block_at": ("layer1.0",),
+    },
     "inside": {
         "block": "global_context",
         "block_in_head": False,
@@ -398,6 +403,16 @@ def test_options_without_effect_on_inference_may_differ(tmp_path):
         "norm": "frozen_batch_norm",
     }
     assert_identical(convert.load(path, TINY | other), random_variables(TINY))
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"), [("bfloat16", "float32"), ("float32", "bfloat16"), ("bfloat16", None)]
+)
+def test_the_type_of_the_computation_may_differ(tmp_path, theirs, ours):
+    variables = random_variables(TINY)
+    convert.save(tmp_path / "a.safetensors", variables, TINY | {"dtype": theirs})
+    config = TINY | ({} if ours is None else {"dtype": ours})
+    assert_identical(convert.load(tmp_path / "a.safetensors", config), variables)
 
 
 def test_saved_for_another_block(tmp_path):

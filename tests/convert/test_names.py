@@ -128,6 +128,14 @@ def test_names_and_shapes_of_the_published_networks(experiment, block, entries, 
             {"block": "global_context", "block_fusion": ("multiply",)},
             {"decode_head.gc_block.channel_mul_conv.1.weight": (2, 1, 1)},
         ),
+        (
+            # the authors' code
+            {"block": "disentangled_nonlocal", "block_output": "factor"},
+            {
+                "decode_head.dnl_block.gamma": (1,),
+                "decode_head.dnl_block.conv_value.weight": (8, 8, 1, 1),
+            },
+        ),
         ({"block": "none"}, {"decode_head.conv_cat.conv.weight": (8, 72, 1, 1)}),
     ],
 )
