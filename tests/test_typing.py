@@ -12,6 +12,13 @@ import nonlocal_jax as nlj
 from tests.experiments.test_readme import blocks
 
 ROOT = pathlib.Path(__file__).parents[1]
+# What must be accepted, in addition to the README and the public names.
+RIGHT = [
+    'nlj.blocks.NonLocalBlock(mode="gaussian", dtype=jax.numpy.bfloat16)',
+    'nlj.blocks.DisentangledNonLocalBlock(dtype="bfloat16")',
+    "nlj.blocks.GlobalContextBlock(dtype=jax.numpy.dtype(jax.numpy.float32))",
+    "nlj.blocks.NonLocalBlock().init(jax.random.key(0), jax.numpy.ones((1, 8, 8, 16)))",
+]
 # What must be refused, and a part of the message.
 WRONG = {
     'nlj.blocks.NonLocalBlock(mode="gausian")': 'Argument "mode" to "NonLocalBlock"',
@@ -35,10 +42,10 @@ def messages(tmp_path_factory):
         if hasattr(package, "__path__"):
             part = package.__name__.removeprefix("nonlocal_jax.")
             names += [f"nlj.{part}.{name}" for name in package.__all__]
-    header = ["import nonlocal_jax as nlj"]
+    header = ["import jax", "import nonlocal_jax as nlj"]
     sources = {
         "readme.py": "\n".join(blocks("README.md", "python")),
-        "names.py": "\n".join(header + names),
+        "names.py": "\n".join(header + RIGHT + names),
         "wrong.py": "\n".join(header + list(WRONG)),
     }
     for name, source in sources.items():
@@ -60,6 +67,6 @@ def test_the_readme_and_every_public_name_are_accepted(messages):
     assert not {place: text for place, text in messages.items() if place[0] != "wrong.py"}
 
 
-@pytest.mark.parametrize(("line", "code"), list(enumerate(WRONG, 2)))
+@pytest.mark.parametrize(("line", "code"), list(enumerate(WRONG, 3)))
 def test_mistakes_are_refused(line, code, messages):
     assert WRONG[code] in messages.get(("wrong.py", line), "no error")
