@@ -17,7 +17,7 @@ setup: $(STAMP)
 
 $(STAMP): requirements.txt requirements-libtpu.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet -r requirements.txt -e '.[demo,dev$(if $(filter-out cpu,$(ACCEL)),$(comma)$(ACCEL))]'
+	$(PIP) install --quiet -r requirements.txt -e '.[all,demo,dev$(if $(filter-out cpu,$(ACCEL)),$(comma)$(ACCEL))]'
 	rm -rf $(VENV)/libtpu && $(PIP) install --quiet --target $(VENV)/libtpu -r requirements-libtpu.txt
 	rm -f $(VENV)/.ready-* && touch $@
 

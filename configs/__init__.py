@@ -1,1 +1,1 @@
-"""Experiments as ``ml_collections`` configs, in plain Python without JAX."""
+"""Names of the configs in ``nonlocal_jax/configs`` for the command line."""

@@ -1,13 +1,15 @@
 """Non-local networks in JAX: operations, Flax blocks, networks and their published experiments."""
 
-from etils import epy
+from typing import TYPE_CHECKING
 
-# Imported on first use: the blocks need jax and flax only.
-with epy.lazy_api_imports(globals()):
+from nonlocal_jax._lazy import import_on_use
+
+if TYPE_CHECKING:
     from nonlocal_jax import (
         backbones,
         blocks,
         config,
+        configs,
         convert,
         data,
         errors,
@@ -30,6 +32,7 @@ __all__ = [
     "backbones",
     "blocks",
     "config",
+    "configs",
     "convert",
     "create_model",
     "data",
@@ -45,3 +48,6 @@ __all__ = [
     "train",
     "visualize",
 ]
+
+# The blocks need jax and flax only.
+import_on_use(globals(), {"create_model": "models"})

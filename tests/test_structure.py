@@ -11,7 +11,8 @@ ROOT = pathlib.Path(nonlocal_jax.__file__).parent
 
 # A module imports only from lines above its own, and from its own package.
 LAYERS = (
-    ("errors",),
+    ("_lazy", "errors"),
+    ("configs",),
     ("_files", "_progress", "config", "sharding", "topology"),
     ("ops",),
     ("layers",),

@@ -1,18 +1,15 @@
 """Datasets, checks and augmentation of examples, training batches, and image files."""
 
-from etils import epy
+from typing import TYPE_CHECKING
 
-# Imported on first use: the train step needs neither OpenCV nor Grain nor TFDS.
-with epy.lazy_api_imports(globals()):
+from nonlocal_jax._lazy import import_on_use
+from nonlocal_jax.data.checks import check_example, check_image, check_labels
+from nonlocal_jax.data.normalization import normalize
+from nonlocal_jax.data.source import IGNORE_INDEX, Example, Source, fingerprint
+
+if TYPE_CHECKING:
     from nonlocal_jax.data.augment import prepare_example
-    from nonlocal_jax.data.checks import check_example, check_image, check_labels
-    from nonlocal_jax.data.datasets import (
-        DATASETS,
-        IGNORE_INDEX,
-        Dataset,
-        get_dataset,
-        load_source,
-    )
+    from nonlocal_jax.data.datasets import DATASETS, Dataset, get_dataset, load_source
     from nonlocal_jax.data.digits_flag import DigitsFlag
     from nonlocal_jax.data.images import (
         keep_ratio_size,
@@ -21,9 +18,7 @@ with epy.lazy_api_imports(globals()):
         resize_image,
         write_png,
     )
-    from nonlocal_jax.data.normalization import normalize
     from nonlocal_jax.data.pipeline import train_batches
-    from nonlocal_jax.data.source import Example, Source, fingerprint
 
 __all__ = [
     "DATASETS",
@@ -47,3 +42,22 @@ __all__ = [
     "train_batches",
     "write_png",
 ]
+
+# The train step needs neither OpenCV nor Grain nor TFDS.
+import_on_use(
+    globals(),
+    {
+        "DATASETS": "datasets",
+        "Dataset": "datasets",
+        "DigitsFlag": "digits_flag",
+        "get_dataset": "datasets",
+        "keep_ratio_size": "images",
+        "list_images": "images",
+        "load_source": "datasets",
+        "prepare_example": "augment",
+        "read_image": "images",
+        "resize_image": "images",
+        "train_batches": "pipeline",
+        "write_png": "images",
+    },
+)

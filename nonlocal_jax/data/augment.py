@@ -12,9 +12,8 @@ import cv2
 import numpy as np
 
 from nonlocal_jax.data.checks import check_example
-from nonlocal_jax.data.datasets import IGNORE_INDEX
 from nonlocal_jax.data.images import keep_ratio_size, resize_image
-from nonlocal_jax.data.source import Example
+from nonlocal_jax.data.source import IGNORE_INDEX, Example
 
 # How often a crop is drawn again if one class dominates it. The last crop is always accepted.
 _CROP_RETRIES = 10

@@ -4,8 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from nonlocal_jax.data.datasets import IGNORE_INDEX
-from nonlocal_jax.data.source import Example
+from nonlocal_jax.data.source import IGNORE_INDEX, Example
 from nonlocal_jax.errors import InputError
 
 

@@ -16,9 +16,6 @@ from nonlocal_jax._files import PathLike, as_path
 from nonlocal_jax.data.source import Source
 from nonlocal_jax.errors import InputError
 
-# Label of the pixels that are ignored in training and evaluation.
-IGNORE_INDEX = 255
-
 Color = tuple[int, int, int]
 
 
@@ -64,9 +61,9 @@ def _read_classes(name: str) -> tuple[tuple[str, ...], tuple[Color, ...]]:
 
 
 def _open_digits_flag(split: str, data_dir: epath.Path) -> Source:
-    from nonlocal_jax.data import _tfds, digits_flag  # TFDS is slow to import
+    from nonlocal_jax.data import DigitsFlag, _tfds  # TFDS is slow to import
 
-    return _tfds.open_split(digits_flag.DigitsFlag, split, data_dir)
+    return _tfds.open_split(DigitsFlag, split, data_dir)
 
 
 DATASETS: dict[str, Dataset] = {

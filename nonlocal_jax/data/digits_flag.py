@@ -21,8 +21,9 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
-from nonlocal_jax.data.datasets import DATASETS, IGNORE_INDEX
+from nonlocal_jax.data.datasets import DATASETS
 from nonlocal_jax.data.images import encode_png
+from nonlocal_jax.data.source import IGNORE_INDEX
 from nonlocal_jax.errors import InputError
 
 NUM_EXAMPLES = {"train": 2048, "val": 256}

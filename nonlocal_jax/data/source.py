@@ -6,6 +6,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+# Label of the pixels that are ignored in training and evaluation.
+IGNORE_INDEX = 255
+
 Example = Mapping[str, Any]
 
 

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 import pytest
 
-from configs.common import base_config
 from nonlocal_jax import convert, tasks
+from nonlocal_jax.configs.common import base_config
 from tests.helpers import child_environment, read_metrics, train, wait_for_step
 from tests.train import toy_task
 

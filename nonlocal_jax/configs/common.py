@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict, config_dict
 
+from nonlocal_jax.errors import InputError
+
 # Mean and standard deviation of ImageNet, RGB, in 8-bit gray levels.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -64,8 +66,8 @@ def base_config(
     )
 
 
-def unknown_name(name: str, names: Sequence[str], file: str) -> ValueError:
+def unknown_name(name: str, names: Sequence[str]) -> InputError:
     """Returns the error of a ``get_config`` without an experiment of this name."""
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(names)}"
-    return ValueError(f"unknown experiment {name!r} in {file}; {hint}")
+    return InputError(f"unknown experiment {name!r}; {hint}")

@@ -1,0 +1,5 @@
+"""Configs of the experiments, as ``ml_collections.ConfigDict``, without JAX."""
+
+from nonlocal_jax.configs import segmentation
+
+__all__ = ["segmentation"]
