@@ -30,7 +30,7 @@ class FCNHead(nn.Module):
       num_convs: Number of convolutions before the concatenation.
       kernel_size: Kernel size of the convolutions.
       concat_input: Whether to concatenate x with y and to apply conv_cat.
-      block: Constructor of the block, or None.
+      block: Constructor of the block, or None. It is called as ``block(name=...)(x, train)``.
       dropout: Probability that training drops a channel.
       norm: Constructor of the norms, see ``layers.apply_norm``. The block has its own.
       dtype: Type of the computation. None promotes the input with the float32 parameters.
