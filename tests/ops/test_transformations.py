@@ -1,6 +1,5 @@
 """The operations without jit, under jit with a traced scale, and exported with symbolic sizes."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
