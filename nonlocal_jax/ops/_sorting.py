@@ -20,14 +20,14 @@ _BLOCK = 32
 
 
 def _prefix_sums(x: jax.Array) -> jax.Array:
-    """``[M, D]`` to ``[M + 1, D]``: row k is the sum of the first k rows.
+    """Row k of the result is the sum of the rows 0 to k of ``[M, D]``.
 
     Multiplies blocks of rows with a triangular matrix of ones, then adds the sums of the blocks
     before. As accurate as ``jnp.cumsum`` and four times as fast on a CPU. If a row has a NaN or an
     infinity, the sums that contain it are NaN, and no others.
     """
     m, d = x.shape
-    n = -(-m // _BLOCK)
+    n = (m + _BLOCK - 1) // _BLOCK
     finite = jnp.isfinite(x)
     # The product of a NaN with a zero of the matrix is NaN.
     blocks = jnp.pad(jnp.where(finite, x, 0), ((0, n * _BLOCK - m), (0, 0)))
@@ -38,21 +38,21 @@ def _prefix_sums(x: jax.Array) -> jax.Array:
     sums = (inside + before[:, None]).reshape(n * _BLOCK, d)[:m]
     row = jax.lax.broadcasted_iota(jnp.int32, (m, d), 0)
     first = jnp.min(jnp.where(finite, m, row), axis=0, keepdims=True)
-    return jnp.pad(jnp.where(row < first, sums, jnp.nan), ((1, 0), (0, 0)))
+    return jnp.where(row < first, sums, jnp.nan)
 
 
 def _count_active(a: jax.Array, b: jax.Array) -> jax.Array:
-    """The number of active keys of each query, by bisection of b, which is sorted.
+    """The number of active keys of each query, by bisection of the sorted keys b[1], b[2], ...
 
     ``jnp.searchsorted`` does not work on a mesh with explicit axes in all supported versions of
     JAX.
     """
-    m = b.shape[0]
+    m = b.shape[0] - 1
     bits = m.bit_length() if isinstance(m, int) else 31  # m may be symbolic (jax.export)
     count = jnp.zeros(a.shape, jnp.int32)
     for bit in reversed(range(bits)):
         larger = count + 2**bit
-        active = a + b[jnp.minimum(larger, m) - 1] > 0
+        active = a + b[jnp.minimum(larger, m)] > 0
         count = jnp.where(active & (larger <= m), larger, count)
     return count
 
@@ -62,16 +62,17 @@ def _active_sums(
     a: jax.Array, b: jax.Array, v: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """any_j [a_i + b_j > 0], sum_j [a_i + b_j > 0] v_j and sum_j ReLU(a_i + b_j) v_j for each i."""
-    order = jnp.argsort(-b)
-    b, v = b[order], v[order]  # NaN is last
+    # A NaN in b is last and not active, but makes all sums NaN.
+    nan = jnp.where(jnp.any(jnp.isnan(b)), jnp.nan, 0)
+    # Before the first key there are zeros, which are read where no key is active.
+    order = jnp.pad(jnp.argsort(-b) + 1, (1, 0))
+    b, v = jnp.pad(b, (1, 0))[order], jnp.pad(v, ((1, 0), (0, 0)))[order]
     k = _count_active(a, b)
-    last = jnp.maximum(k - 1, 0)
     sums = _prefix_sums(v)
-    steps = _prefix_sums(-jnp.diff(b, append=b[-1:])[:, None] * sums[1:])
+    before = jnp.pad(sums[:-1], ((1, 0), (0, 0)))
+    steps = _prefix_sums(-jnp.diff(b, prepend=b[:1])[:, None] * before)
     ones = sums[k]
-    # A NaN in b is not active, but makes all sums NaN.
-    factor = jax.nn.relu(a + b[last]) + jnp.where(jnp.isnan(b[-1]), jnp.nan, 0)
-    return k > 0, ones, factor[:, None] * ones + steps[last]
+    return k > 0, ones, (jax.nn.relu(a + b[k]) + nan)[:, None] * ones + steps[k]
 
 
 @jax.custom_vjp
