@@ -9,6 +9,7 @@ import jax
 
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.layers import BatchNorm, Conv, NormFn, apply_norm
+from nonlocal_jax.layers.dense import promote_dtype
 from nonlocal_jax.ops._numerics import check_floating
 
 BlockPosition = Literal["after_residual", "after_conv3"]
@@ -65,6 +66,7 @@ class Bottleneck(nn.Module):
         if self.stride != 1 or x.shape[-1] != channels:
             x = conv(channels, 1, self.stride, name="downsample_conv")(x)
             x = normalize(norm(name="downsample_bn"), x)
+        x, y = promote_dtype(x, y, dtype=self.dtype)
         return nn.relu(x + y)
 
 
