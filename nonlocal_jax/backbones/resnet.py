@@ -9,6 +9,7 @@ import jax
 
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.layers import BatchNorm, Conv, NormFn, apply_norm
+from nonlocal_jax.layers.dense import promote_dtype
 from nonlocal_jax.ops._numerics import check_floating
 
 BlockPosition = Literal["after_residual", "after_conv3"]
@@ -28,7 +29,8 @@ class Bottleneck(nn.Module):
       width: Channels of the 3x3 convolution. The output has four times as many.
       stride: Stride of the 3x3 convolution.
       dilation: Dilation of the 3x3 convolution.
-      block: Constructor of a block after conv3, inside the residual branch (GCNet), or None.
+      block: Constructor of a block after conv3, inside the residual branch (GCNet), or None. See
+        ``ResNet``.
       norm: Constructor of the norms, see ``layers.apply_norm``.
       dtype: Type of the computation. None promotes the input with the float32 parameters.
       precision: Precision of the products, see ``ops.conv``.
@@ -64,6 +66,7 @@ class Bottleneck(nn.Module):
         if self.stride != 1 or x.shape[-1] != channels:
             x = conv(channels, 1, self.stride, name="downsample_conv")(x)
             x = normalize(norm(name="downsample_bn"), x)
+        x, y = promote_dtype(x, y, dtype=self.dtype)
         return nn.relu(x + y)
 
 
@@ -91,7 +94,9 @@ class ResNet(nn.Module):
       contract_dilation: Whether the first residual block of a dilated stage has half the dilation.
       width: Channels of the stem and of the 3x3 convolutions of stage 1. It doubles in each stage.
       stem: Kind of the stem, "v1c" or "v1".
-      block: Constructor of the block that ``block_at`` inserts, or None.
+      block: Constructor of the block that ``block_at`` inserts, or None. It is called as
+        ``block(name=...)(x, train)``. Networks are equal if their constructors are equal, see
+        ``layers.Constructor``. The same holds for ``norm``.
       block_at: The residual blocks where the block is inserted, as "layer{stage}.{index}" with
         stages from 1 and indices from 0.
       block_position: Position of the inserted block. "after_residual" is after the residual block

@@ -83,6 +83,10 @@ class NonLocalBlock(nn.Module):
     batch is split too, set ``norm=functools.partial(BatchNorm, axis_name=("data", "context"))``.
     ``init`` ignores ``axis_name``.
 
+    With ``check_vma=True``, JAX's default, gradients may be taken inside or outside the
+    ``shard_map``. With ``check_vma=False``, take them outside: JAX sums them wrongly inside. The
+    kernels "flash" and "cudnn" need ``check_vma=False``, and "auto" chooses them only there.
+
     Visualization: With ``mutable=["intermediates"]``, the block sows ``query`` ``[B, *S, K]`` and
     ``key`` ``[B, *S', K]`` in float32 or float64. With a mask it also sows ``key_mask``
     ``[B, *S']``. As usual for ``sow``, each is a tuple with one array. With ``sub_sample``, S' has
@@ -111,7 +115,8 @@ class NonLocalBlock(nn.Module):
         and the authors' code divide; the paper and mmaction2 do not. No other mode is scaled.
       sub_sample: Max-pools keys and values by two along space. "after" (or True) pools the
         projections phi and g, as in the paper, mmcv and TSM. "before" pools x, as in the authors'
-        code. False pools nothing.
+        code. False pools nothing. With ``axis_name``, each device pools its part, whose height and
+        width must be even.
       axes: The positions that attend to each other: "spacetime" (all), "space" (those of a frame)
         or "time" (the same pixel in all frames).
       norm: Constructor of the norm after W, or None.

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from nonlocal_jax.layers import BatchNorm, ConvNorm, NormFn
+from nonlocal_jax.layers.dense import Dense, promote_dtype
 from nonlocal_jax.ops._numerics import at_least_float32
 
 
@@ -30,7 +31,7 @@ class FCNHead(nn.Module):
       num_convs: Number of convolutions before the concatenation.
       kernel_size: Kernel size of the convolutions.
       concat_input: Whether to concatenate x with y and to apply conv_cat.
-      block: Constructor of the block, or None.
+      block: Constructor of the block, or None. It is called as ``block(name=...)(x, train)``.
       dropout: Probability that training drops a channel.
       norm: Constructor of the norms, see ``layers.apply_norm``. The block has its own.
       dtype: Type of the computation. None promotes the input with the float32 parameters.
@@ -64,9 +65,10 @@ class FCNHead(nn.Module):
             if i == 0 and self.block is not None:
                 y = self.block(name="block")(y, train)
         if self.concat_input:
-            y = conv_norm(name="conv_cat")(jnp.concatenate([x, y], -1), train)
+            both = jnp.concatenate(promote_dtype(x, y, dtype=self.dtype), -1)
+            y = conv_norm(name="conv_cat")(both, train)
         y = nn.Dropout(self.dropout, broadcast_dims=(-3, -2), deterministic=not train)(y)
-        logits = nn.Dense(
+        logits = Dense(
             self.num_classes,
             **options,
             kernel_init=nn.initializers.normal(0.01),

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.linen.dtypes import promote_dtype
 
 from nonlocal_jax import ops
+from nonlocal_jax.layers.dense import promote_dtype
 from nonlocal_jax.layers.initializers import kaiming_fan_out
 from nonlocal_jax.layers.norm import BatchNorm, NormFn, apply_norm
 from nonlocal_jax.ops._numerics import check_floating

@@ -9,13 +9,14 @@ from flax.linen import dtypes
 from nonlocal_jax.ops._numerics import float32_or_more
 
 
-def _promote(*arrays: jax.Array | None, dtype: jax.typing.DTypeLike | None) -> list:
+def promote_dtype(*arrays: jax.Array | None, dtype: jax.typing.DTypeLike | None) -> list:
+    """That of Flax, also where ``jax_numpy_dtype_promotion`` is "strict"."""
     with jax.numpy_dtype_promotion("standard"):
         return dtypes.promote_dtype(*arrays, dtype=dtype)
 
 
 def _promote_but_bias(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, dtype) -> tuple:
-    x, kernel = _promote(x, kernel, dtype=dtype)
+    x, kernel = promote_dtype(x, kernel, dtype=dtype)
     return x, kernel, bias if bias is None else bias.astype(float32_or_more(x))
 
 
@@ -25,7 +26,7 @@ def _accumulated(x: jax.Array, kernel: jax.Array, *args, **options) -> jax.Array
 
 
 # ``nn.Dense``, also where ``jax_numpy_dtype_promotion`` is "strict".
-Dense = functools.partial(nn.Dense, promote_dtype=_promote)
+Dense = functools.partial(nn.Dense, promote_dtype=promote_dtype)
 
 # Its result is not rounded to half precision: operands of ``dtype``, but sums of at least float32.
 WideDense = functools.partial(nn.Dense, promote_dtype=_promote_but_bias, dot_general=_accumulated)

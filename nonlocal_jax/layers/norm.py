@@ -13,8 +13,8 @@ from nonlocal_jax.ops._numerics import float32_or_more, over_devices, promoted_d
 
 # A constructor, called as ``norm(name=..., dtype=...)``, and in blocks also with ``param_dtype``
 # and ``scale_init``: ``BatchNorm``, ``nn.GroupNorm``, ``nn.LayerNorm`` or another norm of Flax, or
-# a ``functools.partial`` of one. A frozen batch norm is
-# ``functools.partial(BatchNorm, use_running_average=True)``.
+# a ``functools.partial`` or ``Constructor`` of one. A frozen batch norm is
+# ``Constructor(BatchNorm, use_running_average=True)``.
 NormFn = Callable[..., nn.Module]
 
 

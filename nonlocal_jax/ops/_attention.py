@@ -43,6 +43,7 @@ def best_attention(platform: str, theta: jax.Array, phi: jax.Array, g: jax.Array
     =========  =====================================================================================
     "chunked"  A size is symbolic (``jax.export``).
     "dense"    The N x M matrices of all batch items have up to 2**21 entries.
+    "chunked"  Inside a ``jax.shard_map`` with ``check_vma=True``. The kernels do not support it.
     "flash"    TPU; bfloat16 or float32; up to 1024 channels.
     "cudnn"    NVIDIA GPU, Ampere or newer; bfloat16; numbers of channels that are multiples of 8,
                up to 256 (before Hopper, up to 128).
@@ -65,6 +66,8 @@ def best_attention(platform: str, theta: jax.Array, phi: jax.Array, g: jax.Array
         return "chunked"
     if math.prod(theta.shape[:-1]) * phi.shape[-2] <= _DENSE_LIMIT:
         return "dense"
+    if any(jax.typeof(x).manual_axis_type.varying for x in (theta, phi, g)):
+        return "chunked"  # kernels do not declare over which mesh axes their outputs vary
     if platform == "tpu" and kernels.fits_flash(theta, phi, g):
         return "flash"
     in_bfloat16 = all(x.dtype == jnp.bfloat16 for x in (theta, phi, g))

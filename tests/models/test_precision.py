@@ -10,6 +10,8 @@ import pytest
 
 import nonlocal_jax as nlj
 from configs import segmentation
+from nonlocal_jax.backbones.resnet import Bottleneck
+from nonlocal_jax.heads import FCNHead
 from nonlocal_jax.topology import topology_devices
 from tests.helpers import TINY, random_variables
 
@@ -115,3 +117,14 @@ def test_loss_and_gradient_in_bfloat16_are_close_to_float32():
     np.testing.assert_allclose(found[0], expected[0], rtol=0.02)
     one, other = (jax.flatten_util.ravel_pytree(gradient)[0] for _, gradient in (found, expected))
     assert jnp.linalg.norm(one - other) < 0.5 * jnp.linalg.norm(other)
+
+
+@pytest.mark.parametrize("input_dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+@pytest.mark.parametrize("module", [FCNHead, Bottleneck])
+def test_inputs_of_any_type_are_converted(module, dtype, input_dtype):
+    """The output of the residual block has the type of the computation."""
+    part = module(**{"num_classes": 3, "channels": 4} if module is FCNHead else {"width": 2})
+    x = jax.ShapeDtypeStruct((1, 8, 8, 8), input_dtype)
+    y, _ = jax.eval_shape(part.clone(dtype=dtype).init_with_output, jax.random.key(0), x)
+    assert y.dtype == (jnp.float32 if module is FCNHead else dtype or jnp.float32)
