@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from nonlocal_jax.blocks import GlobalContextBlock
+from nonlocal_jax.errors import InputError
 
 
 def setup_block(block, shape=(2, 4, 3, 8)):
@@ -83,3 +84,15 @@ def test_conv_mask_bias_shifts_nothing(x64):
     y = GlobalContextBlock().apply(variables, x)
     variables["params"]["conv_mask"]["bias"] += 3.0
     np.testing.assert_allclose(GlobalContextBlock().apply(variables, x), y, rtol=1e-12)
+
+
+@pytest.mark.parametrize("ratio", [16, 0, -1, float("nan")])
+def test_a_ratio_widens_nothing(ratio):
+    """16 is the ratio of other libraries, and would make W1 16 times as wide as x."""
+    with pytest.raises(InputError, match=r"ratio is .*up to 1, such as 1/16, or None"):
+        GlobalContextBlock(ratio=ratio).init(jax.random.key(0), jnp.zeros((1, 4, 4, 8)))
+
+
+def test_fusion_is_a_tuple():
+    with pytest.raises(InputError, match=r"fusion is 'add'; use \('add',\)"):
+        GlobalContextBlock(fusion="add").init(jax.random.key(0), jnp.zeros((1, 4, 4, 8)))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax import export
 
 from nonlocal_jax import ops
 from nonlocal_jax.blocks import (
@@ -213,3 +214,69 @@ def test_records_have_channels_and_half_precision_is_recorded_in_float32():
             "key": ((2, 2, 2, channels), jnp.float32),
             "key_mask": ((2, 2, 2), bool),
         }
+
+
+@EACH_BLOCK
+@pytest.mark.parametrize("sub_sample", [False, "before", "after"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_export_with_symbolic_sizes(block, options, sub_sample, masked, x64):
+    """Batch, height and width are symbols. One program serves all sizes, also odd ones."""
+    if block is not GlobalContextBlock:
+        options = {**options, "sub_sample": sub_sample}
+    elif sub_sample:
+        pytest.skip("a global context block has no keys")
+    module = block(**options)
+    shape = export.symbolic_shape("b, h, w, 8", constraints=["h >= 2", "w >= 2"])
+    given = [jax.ShapeDtypeStruct(shape, jnp.float64)]
+    if masked:
+        given.append(jax.ShapeDtypeStruct(shape[:-1], bool))
+    variables = initialize(module, random(IMAGE))
+
+    def run(variables, x, mask=None):
+        return train(module, variables, x, mask)
+
+    program = export.export(jax.jit(run))(variables, *given)
+    for size in ((2, 5, 4, 8), (1, 2, 7, 8)):
+        x = random(size)
+        arguments = (x, x[..., 0] > -1) if masked else (x,)
+        actual, expected = program.call(variables, *arguments), run(variables, *arguments)
+        chex.assert_trees_all_close(actual, expected, rtol=1e-9)
+
+
+def quadratic(block, x):
+    variables = initialize(block, x)
+    return lambda x: jnp.sum(jnp.sin(block.apply(variables, x)))
+
+
+DERIVATIVES = {
+    "reverse": lambda f, x, t: jax.grad(f)(x),
+    "forward": lambda f, x, t: jax.jvp(f, (x,), (t,))[1],
+    "reverse of reverse": lambda f, x, t: jax.grad(lambda x: jnp.vdot(jax.grad(f)(x), t))(x),
+    "forward of reverse": lambda f, x, t: jax.jvp(jax.grad(f), (x,), (t,))[1],
+}
+REVERSE = {"reverse", "reverse of reverse"}
+SUPPORTED = {
+    ("embedded_gaussian", "dense"): set(DERIVATIVES),
+    ("embedded_gaussian", "chunked"): REVERSE | {"forward of reverse"},
+    ("embedded_gaussian", "ring"): REVERSE | {"forward of reverse"},
+    ("dot_product", "dense"): set(DERIVATIVES),
+    ("dot_product", "reassociated"): set(DERIVATIVES),
+    ("concatenation", "dense"): set(DERIVATIVES),
+    ("concatenation", "sorted"): REVERSE,
+}
+
+
+@pytest.mark.parametrize(("mode", "implementation"), SUPPORTED)
+@pytest.mark.parametrize("derivative", DERIVATIVES)
+def test_derivatives(x64, mode, implementation, derivative):
+    """The table of ``NonLocalBlock``."""
+    x, t = random((1, 3, 4, 8)), random((1, 3, 4, 8), 1)
+    compute = DERIVATIVES[derivative]
+    block = NonLocalBlock(mode=mode, implementation=implementation)
+    if derivative not in SUPPORTED[mode, implementation]:
+        with pytest.raises(TypeError, match="forward-mode"):
+            compute(quadratic(block, x), x, t)
+        return
+    actual = compute(quadratic(block, x), x, t)
+    expected = compute(quadratic(block.clone(implementation="dense"), x), x, t)
+    np.testing.assert_allclose(actual, expected, rtol=1e-8, atol=1e-8 * np.max(np.abs(expected)))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 from nonlocal_jax.layers import BatchNorm, apply_norm
 
@@ -100,3 +101,67 @@ def test_every_norm_is_applied_in_the_same_way(norm, train):
 
     y, _ = jax.eval_shape(applied, jax.random.key(0))
     assert y.shape == x.shape
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("transformation", ["vmap", "shard_map"])
+def test_statistics_over_devices(transformation, masked, x64):
+    """The batch in parts, over a named axis of vmap or over two axes of a mesh."""
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((8, 3, 5)))
+    mask = jnp.asarray(np.random.default_rng(1).random((8, 3)) < 0.5).at[:2].set(False)
+    mask = jnp.broadcast_to(mask[..., None], x.shape) if masked else None
+    variables = jax.tree.map(
+        lambda a: jnp.full(a.shape, 0.5),
+        jax.eval_shape(lambda: BatchNorm().init(jax.random.key(0), jnp.ones((1, 5)), False)),
+    )
+
+    def run(axis_name, variables, x, mask):
+        bn = BatchNorm(axis_name=axis_name)
+        return bn.apply(variables, x, False, mask, mutable=["batch_stats"])
+
+    if transformation == "vmap":
+        parts = jax.tree.map(lambda a: a.reshape(4, 2, *a.shape[1:]), (x, mask))
+        each = jax.vmap(functools.partial(run, "part"), in_axes=(None, 0, 0), axis_name="part")
+        y, updates = each(variables, *parts)
+        y, updates = y.reshape(x.shape), jax.tree.map(lambda a: a[0], updates)
+    else:
+        axes = ("data", "context")
+        split, whole = jax.P(axes), jax.P()
+        auto = (AxisType.Auto,) * 2
+        mesh = jax.make_mesh((2, 2), axes, auto, devices=jax.devices()[:4])
+        y, updates = jax.shard_map(
+            functools.partial(run, axes),
+            mesh=mesh,
+            in_specs=(whole, split, split),
+            out_specs=(split, whole),
+        )(variables, x, mask)
+    expected, expected_updates = run(None, variables, x, mask)
+    np.testing.assert_allclose(y, expected, rtol=1e-10)
+    for name, array in expected_updates["batch_stats"].items():
+        np.testing.assert_allclose(updates["batch_stats"][name], array, rtol=1e-10)
+
+
+def test_init_ignores_axis_name():
+    BatchNorm(axis_name="anything").init(jax.random.key(0), jnp.ones((2, 3)), False)
+
+
+@pytest.mark.parametrize("half", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("running", [False, True])
+def test_half_precision_parameters_and_gradients(half, running):
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((6, 3)), half)
+    bn = BatchNorm(param_dtype=half)
+    variables = bn.init(jax.random.key(0), x, False)
+    assert {a.dtype for a in jax.tree.leaves(variables["params"])} == {jnp.dtype(half)}
+    assert {a.dtype for a in jax.tree.leaves(variables["batch_stats"])} == {jnp.dtype("float32")}
+
+    @jax.jit
+    @functools.partial(jax.grad, argnums=(0, 1))
+    def gradients(params, x):
+        given = {**variables, "params": params}
+        y, _ = bn.apply(given, x, running, mutable=["batch_stats"])
+        assert y.dtype == half
+        return jnp.sum(jnp.sin(y.astype(jnp.float32)))
+
+    for leaf in jax.tree.leaves(gradients(variables["params"], x)):
+        assert leaf.dtype == half
+        assert np.all(np.isfinite(leaf))
