@@ -57,6 +57,19 @@ def count_positions(x: jax.Array, mask: jax.Array | None, axis_name: str | None)
     return jnp.maximum(over_devices(number, axis_name), 1)
 
 
+def check_floating(**arrays: jax.Array) -> None:
+    """Requires floating-point arrays.
+
+    Raises:
+      InputError: An array has another type. The message names it.
+    """
+    for name, x in arrays.items():
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise InputError(
+                f"{name} has dtype {x.dtype}; convert it to a floating type, such as float32"
+            )
+
+
 def check_mask(mask: jax.Array | None, positions: tuple[int, ...], name: str = "mask") -> None:
     """Requires a boolean mask of shape ``positions``, or None.
 
