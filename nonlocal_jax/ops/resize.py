@@ -3,25 +3,26 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.export import is_symbolic_dim
 
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.ops._numerics import at_least_float32
+from nonlocal_jax.ops._numerics import at_least_float32, check_floating
 
 
-def bilinear_weights(size: int, new_size: int, align_corners: bool) -> np.ndarray:
-    """The interpolation matrix ``[new_size, size]`` of one axis, float64."""
-    out = np.arange(new_size)
+def bilinear_weights(size: int, new_size: int, align_corners: bool) -> np.ndarray | jax.Array:
+    """The interpolation matrix ``[new_size, size]`` of one axis.
+
+    It is constant, in float64, unless a size is symbolic.
+    """
+    xp = jnp if is_symbolic_dim(size) or is_symbolic_dim(new_size) else np
+    # The position of row i is source / scale. Integers are exact in both cases.
+    row, column = xp.arange(new_size)[:, None], xp.arange(size)[None]
     if align_corners:
-        source = out * ((size - 1) / (new_size - 1) if new_size > 1 else 0.0)
+        source, scale = row * (size - 1), xp.maximum(new_size - 1, 1)
     else:
-        source = np.maximum((out + 0.5) * (size / new_size) - 0.5, 0.0)
-    low = np.minimum(np.floor(source).astype(int), size - 1)
-    high = np.minimum(low + 1, size - 1)
-    fraction = source - low
-    weights = np.zeros((new_size, size))
-    weights[out, low] += 1 - fraction
-    weights[out, high] += fraction
-    return weights
+        source, scale = (2 * row + 1) * size - new_size, 2 * new_size
+    source = xp.clip(source, 0, (size - 1) * scale)
+    return xp.maximum(scale - xp.abs(source - column * scale), 0) / scale
 
 
 def resize(x: jax.Array, size: tuple[int, int], *, align_corners: bool = False) -> jax.Array:
@@ -33,22 +34,24 @@ def resize(x: jax.Array, size: tuple[int, int], *, align_corners: bool = False) 
         max((i + 0.5) H / H' - 0.5, 0)    align_corners=False
         i (H - 1) / (H' - 1)              align_corners=True
 
-    Columns use the same formula. The resize is computed as two products with small constant
-    matrices, so the gradient is a matrix product too.
+    Columns use the same formula. The resize is computed as two products with small matrices,
+    so the gradient is a matrix product too.
 
     Args:
-      x: Feature map ``[..., H, W, C]``.
-      size: The new (H', W').
+      x: Floating-point feature map ``[..., H, W, C]``.
+      size: The new (H', W'). They and the size of ``x`` may be symbolic dimensions of
+        ``jax.export``.
       align_corners: Selects the formula of the position.
 
     Returns:
       ``[..., H', W', C]`` in the type of ``x``, computed in at least float32.
 
     Raises:
-      InputError: The input has fewer than three dimensions, or ``size`` is not two positive
-        integers.
+      InputError: The input has fewer than three dimensions or is not floating-point, or ``size``
+        is not two positive integers.
     """
-    if x.ndim < 3 or len(size) != 2 or min(size) < 1:
+    check_floating(x=x)
+    if x.ndim < 3 or len(size) != 2 or any(not is_symbolic_dim(n) and n < 1 for n in size):
         raise InputError(
             f"x has shape {x.shape} and size is {size}; use x [..., H, W, C] and a size of two "
             "positive integers"

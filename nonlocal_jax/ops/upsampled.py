@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.ops._numerics import at_least_float32
+from nonlocal_jax.ops._numerics import at_least_float32, check_floating
 from nonlocal_jax.ops.resize import bilinear_weights, resize
 
 _COLUMNS = 128  # the most columns in a block: the number of lanes of a TPU
@@ -47,6 +47,7 @@ def _block_sums(
         labels[:, :, None] == jnp.arange(logits.shape[2], dtype=labels.dtype)[None, None, :, None]
     )
     losses = jax.nn.logsumexp(logits, axis=2) - jnp.sum(logits, axis=2, where=picked)
+    losses = jnp.where(jnp.any(picked, axis=2), losses, jnp.nan)
     counted = labels != ignore_index
     correct = jax.lax.argmax(logits, 2, labels.dtype) == labels
     return jnp.sum(losses, -1, where=counted), jnp.sum(correct, -1, where=counted)
@@ -108,8 +109,11 @@ def upsampled_cross_entropy(
     else 0. ``resize`` is ``nonlocal_jax.ops.resize``. At most 128 columns of the resized logits are
     in memory at a time, forward and backward. All numbers are computed in at least float32.
 
+    A label that is neither a class nor ``ignore_index`` makes the loss NaN. The gradient does not
+    depend on its pixel.
+
     Args:
-      logits: Logits ``[B, h, w, classes]`` before the resize.
+      logits: Floating-point logits ``[B, h, w, classes]`` before the resize.
       labels: Integers ``[B, H, W]``.
       ignore_index: Pixels with this label count in neither sum.
       align_corners: See ``resize``.
@@ -119,8 +123,12 @@ def upsampled_cross_entropy(
       differentiation.
 
     Raises:
-      InputError: The shapes do not match.
+      InputError: The shapes do not match, the logits are not floating-point, or the labels are not
+        integers.
     """
+    check_floating(logits=logits)
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise InputError(f"labels has dtype {labels.dtype}; use integers")
     if logits.ndim != 4 or labels.ndim != 3 or logits.shape[0] != labels.shape[0]:
         raise InputError(
             f"logits has shape {logits.shape} and labels has shape {labels.shape}; "

@@ -90,7 +90,7 @@ def loss_fn(
     Args:
       outputs: Logits of the decode head and of the auxiliary head at the size of the feature map,
         ``[B, h, w, classes]``.
-      labels: Integers ``[B, H, W]``: classes, or 255. The values are not checked.
+      labels: Integers ``[B, H, W]``: classes, or 255. Other values make the loss NaN.
       config: The options: ``auxiliary_weight``; ``avg_non_ignore``, whether N excludes ignored
         pixels; ``align_corners``, see ``ops.resize``.
 

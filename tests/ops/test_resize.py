@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 
 from nonlocal_jax import ops
 from nonlocal_jax.errors import InputError
@@ -82,3 +83,43 @@ def test_gradient_is_the_transpose(x64):
 def test_bad_size_is_quoted(size):
     with pytest.raises(InputError, match="size of two positive integers"):
         ops.resize(jnp.zeros((4, 4, 1)), size)
+
+
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.uint8, bool])
+def test_input_must_be_floating_point(dtype):
+    with pytest.raises(InputError, match=f"x has dtype {jnp.dtype(dtype)}; convert it to a float"):
+        ops.resize(jnp.zeros((4, 4, 1), dtype), (8, 8))
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("network_stride", [(8, 8), (1, 3)])
+def test_one_export_for_all_sizes_and_platforms(network_stride, align_corners):
+    """As in a network: logits of a smaller size are resized to the size of the image."""
+
+    def resize(image):
+        x = image[:, :: network_stride[0], :: network_stride[1]]
+        return ops.resize(x, image.shape[1:3], align_corners=align_corners)
+
+    shape = export.symbolic_shape("b, h, w, 2")
+    exported = export.export(jax.jit(resize), platforms=("cpu", "tpu"))(
+        jax.ShapeDtypeStruct(shape, jnp.float32)
+    )
+    rng = np.random.default_rng(0)
+    for size in ((8, 8), (33, 17), (1, 1), (512, 769)):
+        image = jnp.asarray(rng.standard_normal((1, *size, 2)), jnp.float32)
+        np.testing.assert_allclose(exported.call(image), resize(image), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_input_and_output_size_may_be_different_symbols(align_corners, x64):
+    def resize(x, like):
+        return ops.resize(x, like.shape, align_corners=align_corners)
+
+    scope = export.SymbolicScope()
+    shapes = [export.symbolic_shape(names, scope=scope) for names in ("h, w, 1", "p, q")]
+    exported = export.export(jax.jit(resize), platforms=("cpu", "tpu"))(
+        *(jax.ShapeDtypeStruct(shape, jnp.float64) for shape in shapes)
+    )
+    for size, expected in ((p[0], p[2]) for p in PYTORCH if p[1] == align_corners):
+        actual = exported.call(jnp.asarray(SOURCE)[..., None], jnp.zeros(size))
+        np.testing.assert_allclose(actual[..., 0], expected, rtol=1e-12, atol=1e-14)

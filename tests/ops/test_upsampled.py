@@ -67,11 +67,12 @@ def test_gradient_scales_with_the_cotangent(x64):
     np.testing.assert_allclose(tripled, 3 * gradient, rtol=1e-12, atol=1e-15)
 
 
-def test_half_precision_is_resized_in_float32():
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_is_resized_in_float32(dtype):
     logits, labels = draw(2, 1, (4, 32), (32, 256), 4)
-    half = logits.astype(jnp.bfloat16)
+    half = logits.astype(dtype)
     (loss, _), gradient = jax.value_and_grad(blocks, has_aux=True)(half, labels, False)
-    assert (loss.dtype, gradient.dtype) == (jnp.float32, jnp.bfloat16)
+    assert (loss.dtype, gradient.dtype) == (jnp.float32, dtype)
     np.testing.assert_allclose(loss, blocks(half.astype(jnp.float32), labels, False)[0], rtol=1e-6)
 
 
@@ -87,6 +88,39 @@ def test_wrong_shapes_are_quoted():
         with pytest.raises(InputError, match=r"use logits \[B, h, w, classes\]") as error:
             blocks(jnp.zeros(logits), jnp.zeros(labels, int), False)
         assert f"logits has shape {logits} and labels has shape {labels}" in str(error.value)
+
+
+@pytest.mark.parametrize("wrong", [5, 254, -1])
+def test_a_label_that_is_no_class_makes_the_loss_nan(wrong, x64):
+    logits, labels = draw(4, 2, (4, 40), (16, 300), 5)
+    labels = labels.astype(jnp.int16)
+    unknown = labels.at[1, 3, 200].set(wrong)
+    (loss, _), gradient = jax.value_and_grad(blocks, has_aux=True)(logits, unknown, False)
+    assert np.isnan(loss)
+    assert np.isnan(blocks(logits, unknown, False)[0])
+    without = jax.grad(lambda x: blocks(x, labels.at[1, 3, 200].set(255), False)[0])(logits)
+    np.testing.assert_allclose(gradient, without, rtol=0, atol=1e-15)
+
+
+def test_any_label_may_be_the_ignored_one():
+    logits, labels = draw(5, 1, (3, 4), (6, 9), 4)
+    for ignored in (0, -100, 7):
+        marked = jnp.where(labels == 255, ignored, labels.astype(jnp.int32))
+        loss, correct = ops.upsampled_cross_entropy(logits, marked, ignore_index=ignored)
+        expected = blocks(logits, jnp.where(marked == ignored, 255, marked), False)
+        assert (loss, correct) == expected
+        assert np.isfinite(loss)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, bool])
+def test_labels_must_be_integers(dtype):
+    with pytest.raises(InputError, match=f"labels has dtype {jnp.dtype(dtype)}; use integers"):
+        blocks(jnp.zeros((1, 2, 2, 3)), jnp.zeros((1, 4, 4), dtype), False)
+
+
+def test_logits_must_be_floating_point():
+    with pytest.raises(InputError, match="logits has dtype int32; convert it to a floating type"):
+        blocks(jnp.zeros((1, 2, 2, 3), jnp.int32), jnp.zeros((1, 4, 4), int), False)
 
 
 @pytest.mark.parametrize("spec", [P(("data", "height")), P("data", "height")])
