@@ -61,7 +61,7 @@ class Bottleneck(nn.Module):
         y = conv(channels, 1, name="conv3")(y)
         y = normalize(norm(name="bn3", scale_init=nn.initializers.zeros), y)
         if self.block is not None:
-            y = self.block(name="block")(y, train)
+            y = self.block(name="block")(y, train=train)
 
         if self.stride != 1 or x.shape[-1] != channels:
             x = conv(channels, 1, self.stride, name="downsample_conv")(x)
@@ -95,7 +95,7 @@ class ResNet(nn.Module):
       width: Channels of the stem and of the 3x3 convolutions of stage 1. It doubles in each stage.
       stem: Kind of the stem, "v1c" or "v1".
       block: Constructor of the block that ``block_at`` inserts, or None. It is called as
-        ``block(name=...)(x, train)``. Networks are equal if their constructors are equal, see
+        ``block(name=...)(x, train=train)``. Networks are equal if their constructors are equal, see
         ``layers.Constructor``. The same holds for ``norm``.
       block_at: The residual blocks where the block is inserted, as "layer{stage}.{index}" with
         stages from 1 and indices from 0.
@@ -159,7 +159,7 @@ class ResNet(nn.Module):
                     name=name,
                 )(x, train)
                 if block is not None and not inside:
-                    x = block(name=f"{name}_block")(x, train)
+                    x = block(name=f"{name}_block")(x, train=train)
             outputs.append(x)
         return outputs
 

@@ -31,7 +31,7 @@ class FCNHead(nn.Module):
       num_convs: Number of convolutions before the concatenation.
       kernel_size: Kernel size of the convolutions.
       concat_input: Whether to concatenate x with y and to apply conv_cat.
-      block: Constructor of the block, or None. It is called as ``block(name=...)(x, train)``.
+      block: Constructor of the block, or None. It is called as ``block(name=...)(x, train=train)``.
       dropout: Probability that training drops a channel.
       norm: Constructor of the norms, see ``layers.apply_norm``. The block has its own.
       dtype: Type of the computation. None promotes the input with the float32 parameters.
@@ -63,7 +63,7 @@ class FCNHead(nn.Module):
         for i in range(self.num_convs):
             y = conv_norm(name=f"convs_{i}")(y, train)
             if i == 0 and self.block is not None:
-                y = self.block(name="block")(y, train)
+                y = self.block(name="block")(y, train=train)
         if self.concat_input:
             both = jnp.concatenate(promote_dtype(x, y, dtype=self.dtype), -1)
             y = conv_norm(name="conv_cat")(both, train)

@@ -29,9 +29,9 @@ def rebuilt(kind, module):
 
 
 def in_remat(model):
-    """Recomputes the backbone, the heads and their blocks for the gradient."""
+    """Recomputes the backbone and the decode head for the gradient."""
     remat = functools.partial(nn.remat, static_argnums=(2,))
-    head = rebuilt(remat(FCNHead), model.decode_head.copy(block=remat(NonLocalBlock)))
+    head = rebuilt(remat(FCNHead), model.decode_head)
     return model.copy(backbone=rebuilt(remat(ResNet), model.backbone), decode_head=head)
 
 
