@@ -134,10 +134,6 @@ def max_pool_space(x: jax.Array) -> jax.Array:
     """Max-pools by two along space, not along time. As in PyTorch, an odd last row is dropped."""
     window = (1, 2, 2) if x.ndim == 5 else (2,) * (x.ndim - 2)
     x = _gather(x, jax.typeof(x).sharding.spec)
-    # Without this, symbolic sizes become (n - 2) // 2 + 1 instead of n // 2, and JAX does not know
-    # that the number of positions is not negative.
-    even = (n // size * size for n, size in zip(x.shape[1:-1], window, strict=True))
-    x = x[:, *map(slice, even)]
     return nn.max_pool(x, window, strides=window)
 
 

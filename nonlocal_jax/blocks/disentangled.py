@@ -44,8 +44,8 @@ class DisentangledNonLocalBlock(NonLocalBlock):
 
     Only the modes "gaussian" and "embedded_gaussian" are supported. Only "embedded_gaussian" with
     ``use_scale=True`` divides by sqrt(C'). "gaussian" uses x_i and x_j in place of theta_i and
-    phi_j. The sown ``query`` and ``key`` are whitened. They give the attention matrix A of the
-    pairwise term.
+    phi_j. The sown ``query`` and ``key`` are theta'_i / (sqrt(C') temperature) and phi'_j. They
+    give the attention matrix A of the pairwise term.
 
     With ``dtype`` in half precision, theta and phi are whitened in float32 and then rounded once.
 

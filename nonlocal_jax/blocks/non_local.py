@@ -87,6 +87,20 @@ class NonLocalBlock(nn.Module):
     ``shard_map``. With ``check_vma=False``, take them outside: JAX sums them wrongly inside. The
     kernels "flash" and "cudnn" need ``check_vma=False``, and "auto" chooses them only there.
 
+    Derivatives: "auto" has those of the implementation that it chooses::
+
+        implementation        reverse  forward  reverse of reverse  forward of reverse
+        dense, reassociated   yes      yes      yes                 yes
+        chunked, ring         yes      no       yes                 yes
+        flash, cudnn          yes      no       yes                 no
+        sorted                yes      no       yes                 no
+
+    "reverse" is ``jax.grad`` or ``jax.vjp``, and "forward" is ``jax.jvp``. "auto" for many
+    positions, where it may choose a kernel, has the derivatives of "flash" on every platform.
+
+    ``jax.export``: Batch and sizes may be symbolic. ``sub_sample`` needs the constraint that height
+    and width are at least 2: ``symbolic_shape("b, h, w, 64", constraints=["h >= 2", "w >= 2"])``.
+
     Visualization: With ``mutable=["intermediates"]``, the block sows ``query`` ``[B, *S, K]`` and
     ``key`` ``[B, *S', K]`` in float32 or float64. With a mask it also sows ``key_mask``
     ``[B, *S']``. As usual for ``sow``, each is a tuple with one array. With ``sub_sample``, S' has

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from inspect import Parameter
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+import jax
+
 from nonlocal_jax.errors import InputError
 
 # A type, what else is required of the value, and the test.
@@ -19,6 +21,7 @@ _WORDS = {
     bool: "True or False",
     str: "a string",
     type(None): "None",
+    jax.Array: "a scalar array",
 }
 
 
