@@ -109,7 +109,8 @@ def _backward(arguments: tuple, dy: jax.Array) -> tuple[jax.Array, jax.Array, ja
     active, ones, _ = _active_sums(a, b, g)
     da = _score_gradient(active, ones, dy)
     active, ones, dg = _active_sums(b, a, dy)
-    return da, _score_gradient(active, ones, g), dg
+    db = _score_gradient(active, ones, g)
+    return da.astype(a.dtype), db.astype(b.dtype), dg.astype(g.dtype)
 
 
 sorted_concatenation.defvjp(_forward, _backward)

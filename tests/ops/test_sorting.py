@@ -142,8 +142,11 @@ def test_a_partly_manual_mesh(kind, x64):
         return jnp.sum(jnp.sin(3 * split(*given)))
 
     with jax.set_mesh(mesh):
-        assert_close(jax.jit(split)(*given), dense(*given))
-        assert_close(jax.jit(jax.grad(split_loss, ALL))(*given), jax.grad(dense_loss, ALL)(*given))
+        placed = [jax.device_put(x, NamedSharding(mesh, P("data"))) for x in given]
+        y = jax.jit(split)(*placed)
+        gradients = jax.jit(jax.grad(split_loss, ALL))(*placed)
+    assert_close(y, dense(*given))
+    assert_close(gradients, jax.grad(dense_loss, ALL)(*given))
 
 
 @pytest.mark.parametrize("axes", ["data", ("data", "model")])
