@@ -1,6 +1,7 @@
 """The disentangled non-local block."""
 
 import functools
+import math
 from typing import Literal, get_args
 
 import flax.linen as nn
@@ -61,8 +62,9 @@ class DisentangledNonLocalBlock(NonLocalBlock):
     does not start as the identity, because u is not zero.
 
     Attributes:
-      temperature: Divisor of the whitened logits. 0.05 multiplies them by 20. A number is rounded
-        to float32, as in mmsegmentation. A scalar array is used as it is, and it can be learned.
+      temperature: Divisor of the whitened logits. 0.05 multiplies them by 20. A number, and with
+        it sqrt(C'), is rounded to float32, as in mmsegmentation. A scalar array is used as it is,
+        and it can be learned.
       output: "projection" (W and norm) or "factor" (gamma). "factor" ignores ``norm``.
     """
 
@@ -129,5 +131,5 @@ class DisentangledNonLocalBlock(NonLocalBlock):
     def _scale(self, theta: jax.Array) -> float | jax.Array:
         if isinstance(self.temperature, jax.Array):
             return super()._scale(theta) / self.temperature.astype(float32_or_more(theta))
-        # As in mmsegmentation, a number is rounded to float32.
-        return super()._scale(theta) / float(np.float32(self.temperature))
+        divisors = 1 / super()._scale(theta), self.temperature
+        return 1 / math.prod(float(np.float32(divisor)) for divisor in divisors)

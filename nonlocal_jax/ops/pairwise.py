@@ -285,6 +285,7 @@ def concatenation(
         - "sorted" sorts the scores and computes prefix sums, in O((N + M)(log M + D)) operations
           and O((N + M) D) memory. It supports only reverse-mode differentiation.
         - "auto" chooses "dense" for matrices of up to 2**18 entries per batch item, else "sorted".
+          It also chooses "sorted" if a size is symbolic (``jax.export``).
 
     Returns:
       ``[..., N, D]`` in the type of ``g``, computed in at least float32.
@@ -310,8 +311,8 @@ def concatenation(
     phi_score, g = _gather((phi_score, g), axis_name, axis=-2)
     if implementation == "auto":
         known = with_sizes_known(theta_score, phi_score)
-        is_large = known and theta_score.shape[-2] * phi_score.shape[-2] > _SORT_LIMIT
-        implementation = "sorted" if is_large else "dense"
+        is_small = known and theta_score.shape[-2] * phi_score.shape[-2] <= _SORT_LIMIT
+        implementation = "dense" if is_small else "sorted"
     compute = _implementation("concatenation", implementation)
     scores = theta_score[..., 0], phi_score[..., 0]
     wide = float32_or_more(*scores, g)
