@@ -13,20 +13,6 @@ _EXTRAS = {
     "train": "train",
     "visualize": "visualize",
 }
-# What the extras install, by the names that Python imports.
-_OPTIONAL = {
-    "PIL",
-    "absl",
-    "cv2",
-    "etils",
-    "grain",
-    "matplotlib",
-    "optax",
-    "orbax",
-    "safetensors",
-    "tensorflow_datasets",
-    "tqdm",
-}
 
 
 def import_on_use(namespace: dict[str, Any], modules: Mapping[str, str]) -> None:
@@ -34,7 +20,7 @@ def import_on_use(namespace: dict[str, Any], modules: Mapping[str, str]) -> None
 
     If a name needs a package of an extra that is not installed, ``__getattr__`` raises an
     ``AttributeError`` that says what to install. ``__all__`` then lacks this name, so that
-    ``import *`` imports the other names.
+    ``import *`` imports the other names. Reading ``__all__`` imports every module.
 
     Args:
       namespace: ``globals()`` of the package. ``__all__`` lists the public names.
@@ -54,13 +40,15 @@ def import_on_use(namespace: dict[str, Any], modules: Mapping[str, str]) -> None
             module = importlib.import_module(path)
         except ModuleNotFoundError as error:
             part, missing = path.split(".")[1], str(error.name).partition(".")[0]
-            if part not in _EXTRAS or missing not in _OPTIONAL or sys.modules.get(missing):
+            is_installed = missing in sys.modules and sys.modules[missing] is not None
+            if part not in _EXTRAS or is_installed:
                 raise
             message = (
                 f"{package}.{name} needs {missing}, which is not installed; "
                 f"run pip install 'nonlocal_jax[{_EXTRAS[part]}]'"
             )
-            # ``from package import name`` would drop the message of an AttributeError.
+            # ``from package import name`` drops the message of an AttributeError. CPython then
+            # calls this function from ``_handle_fromlist``.
             if sys._getframe(1).f_code.co_name == "_handle_fromlist":
                 raise ModuleNotFoundError(message, name=missing) from error
             raise AttributeError(message, name=name, obj=sys.modules[package]) from error

@@ -11,7 +11,6 @@ import zipfile
 import pytest
 from packaging.requirements import Requirement
 
-from nonlocal_jax import _lazy
 from tests.test_imports import declared
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -106,13 +105,6 @@ def test_all_other_parts_but_three_import_the_base_dependencies_only():
         "_progress.py": {"tqdm"},
         "evaluation": {"grain"},
     }
-
-
-def test_the_packages_of_the_extras_are_known_by_their_import_names():
-    used = set().union(*map(_imported, LIBRARY.rglob("*.py"))) - BASE
-    # JAX requires ml-dtypes, and an error of its own names scikit-learn.
-    used -= {"ml-dtypes", "scikit-learn"}
-    assert used == {DISTRIBUTIONS.get(name, name) for name in _lazy._OPTIONAL}
 
 
 def _imported(path):

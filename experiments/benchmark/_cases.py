@@ -54,7 +54,7 @@ BLOCKS = {
     "disentangled_block": "disentangled_nonlocal",
     "global_context_block": "global_context",
 }
-# The values are the backbone and the head in the names of ``configs.segmentation``.
+# The values are the backbone and the head in the names of ``nonlocal_jax.configs.segmentation``.
 NETWORKS = {
     f"{backbone}_{head}": (f"{backbone}-d8", {"gc": "gcnet"}.get(head, head))
     for backbone in ("r50", "r101")

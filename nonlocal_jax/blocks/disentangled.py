@@ -13,7 +13,7 @@ from nonlocal_jax.blocks._positions import relate
 from nonlocal_jax.blocks.non_local import NonLocalBlock, SoftmaxImplementation, SoftmaxMode
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.layers import initializers
-from nonlocal_jax.layers.dense import WideDense
+from nonlocal_jax.layers.dense import Float32Dense
 from nonlocal_jax.ops._numerics import float32_or_more
 
 MODES = get_args(SoftmaxMode)
@@ -62,9 +62,9 @@ class DisentangledNonLocalBlock(NonLocalBlock):
     does not start as the identity, because u is not zero.
 
     Attributes:
-      temperature: Divisor of the whitened logits. 0.05 multiplies them by 20. A number, and with
-        it sqrt(C'), is rounded to float32, as in mmsegmentation. A scalar array is used as it is,
-        and it can be learned.
+      temperature: Divisor of the whitened logits, a positive number, or a scalar array such as a
+        learned parameter. 0.05 multiplies the logits by 20. If it is a number, it and sqrt(C') are
+        rounded to float32, as in mmsegmentation. The sign of an array is not checked.
       output: "projection" (W and norm) or "factor" (gamma). "factor" ignores ``norm``.
     """
 
@@ -94,7 +94,7 @@ class DisentangledNonLocalBlock(NonLocalBlock):
             options = {"use_bias": False, "kernel_init": self.kernel_init, "name": name}
             return self._dense(x.shape[-1], **options)(x)
         # Whitening cancels digits, so theta and phi are rounded only after it.
-        return super()._embed(name, x, layer=WideDense)
+        return super()._embed(name, x, layer=Float32Dense)
 
     def _relate(
         self,
@@ -131,5 +131,5 @@ class DisentangledNonLocalBlock(NonLocalBlock):
     def _scale(self, theta: jax.Array) -> float | jax.Array:
         if isinstance(self.temperature, jax.Array):
             return super()._scale(theta) / self.temperature.astype(float32_or_more(theta))
-        divisors = 1 / super()._scale(theta), self.temperature
+        divisors = self._divisor(theta), self.temperature
         return 1 / math.prod(float(np.float32(divisor)) for divisor in divisors)

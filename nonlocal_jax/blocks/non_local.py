@@ -91,9 +91,8 @@ class NonLocalBlock(nn.Module):
 
         implementation        reverse  forward  reverse of reverse  forward of reverse
         dense, reassociated   yes      yes      yes                 yes
-        chunked, ring         yes      no       yes                 yes
+        chunked, ring, sorted yes      no       yes                 yes
         flash, cudnn          yes      no       yes                 no
-        sorted                yes      no       yes                 no
 
     "reverse" is ``jax.grad`` or ``jax.vjp``, and "forward" is ``jax.jvp``. "auto" for many
     positions, where it may choose a kernel, has the derivatives of "flash" on every platform.
@@ -119,7 +118,7 @@ class NonLocalBlock(nn.Module):
         sown = {name: array for name, (array,) in state["intermediates"].items()}
         batch, channels = x.shape[0], sown["query"].shape[-1]
         query, key = (sown[name].reshape(batch, -1, channels) for name in ("query", "key"))
-        key_mask = sown["key_mask"].reshape(batch, -1)  # None without a mask
+        key_mask = sown["key_mask"].reshape(batch, -1)  # only if the block got a mask
         attention = ops.attention_weights(query, key, mask=key_mask)
 
     Attributes:
@@ -280,8 +279,11 @@ class NonLocalBlock(nn.Module):
         return apply_norm(norm(**types, scale_init=zeros, name="norm"), y, train=train, mask=mask)
 
     def _scale(self, theta: jax.Array) -> float:
+        return 1 / self._divisor(theta)
+
+    def _divisor(self, theta: jax.Array) -> float:
         scaled = self.use_scale and self.mode == "embedded_gaussian"
-        return theta.shape[-1] ** -0.5 if scaled else 1.0
+        return theta.shape[-1] ** 0.5 if scaled else 1.0
 
     def _record(self, query: jax.Array, key: jax.Array) -> None:
         """Sows the arrays that determine the pairwise function."""

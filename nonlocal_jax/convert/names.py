@@ -147,7 +147,7 @@ def block_leaves(block: nn.Module, channels: int) -> tuple[Leaf, ...]:
       InputError: There is no naming scheme for this block, or its attributes are wrong.
     """
     table = block_rows(block)
-    if hasattr(block, "implementation"):  # some require a device
+    if hasattr(block, "implementation"):  # some refuse the number of channels
         block = block.clone(implementation="auto")
     clip = jax.ShapeDtypeStruct((1, 2, 2, 2, channels), jnp.float32)  # suits all attributes
     return tuple(_leaf(path, shape, table) for path, shape in _shapes(block, clip).items())

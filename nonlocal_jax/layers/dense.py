@@ -10,7 +10,7 @@ from nonlocal_jax.ops._numerics import float32_or_more
 
 
 def promote_dtype(*arrays: jax.Array | None, dtype: jax.typing.DTypeLike | None) -> list:
-    """That of Flax, also where ``jax_numpy_dtype_promotion`` is "strict"."""
+    """Flax's function of this name, which also works if ``jax_numpy_dtype_promotion`` is "strict"."""
     with jax.numpy_dtype_promotion("standard"):
         return dtypes.promote_dtype(*arrays, dtype=dtype)
 
@@ -25,8 +25,10 @@ def _accumulated(x: jax.Array, kernel: jax.Array, *args, **options) -> jax.Array
     return jax.lax.dot_general(x, kernel, *args, preferred_element_type=wide, **options)
 
 
-# ``nn.Dense``, also where ``jax_numpy_dtype_promotion`` is "strict".
+# ``nn.Dense``, which also works if ``jax_numpy_dtype_promotion`` is "strict".
 Dense = functools.partial(nn.Dense, promote_dtype=promote_dtype)
 
-# Its result is not rounded to half precision: operands of ``dtype``, but sums of at least float32.
-WideDense = functools.partial(nn.Dense, promote_dtype=_promote_but_bias, dot_general=_accumulated)
+# Takes operands of ``dtype``, and returns at least float32.
+Float32Dense = functools.partial(
+    nn.Dense, promote_dtype=_promote_but_bias, dot_general=_accumulated
+)

@@ -4,7 +4,6 @@ To add a network, write a function that returns a Flax module, and add it to ``N
 keyword arguments are the options. Their annotations determine which values are allowed.
 """
 
-import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -52,7 +51,7 @@ def _choose(option: str, name: Any, table: Mapping[str, Any]) -> Any:
 def segmentation(
     *,
     num_classes: Positive,
-    block: Literal["nonlocal", "disentangled_nonlocal", "global_context", "none"] = "nonlocal",
+    block: str = "nonlocal",
     block_in_head: bool = True,
     block_at: Sequence[str] = (),
     block_position: BlockPosition = "after_conv3",
@@ -62,7 +61,7 @@ def segmentation(
     contract_dilation: bool = True,
     width: Positive = 64,
     stem: Stem = "v1c",
-    norm: Literal["batch_norm", "frozen_batch_norm"] = "batch_norm",
+    norm: str = "batch_norm",
     head_channels: Positive = 512,
     head_kernel_size: Odd = 3,
     auxiliary_channels: Positive = 256,
@@ -156,21 +155,12 @@ def _block(
     """Returns the constructor of a block with its options set, or None for "none"."""
     if name == "none":
         return None
-    block = BLOCKS[name]
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
     options = {k.removeprefix("block_"): v for k, v in options.items()}
-    if _default(block, "norm") is BatchNorm:  # a global context block keeps its layer norm
-        options["norm"] = norm
-    return Constructor(block, **compute, **options)
-
-
-def _default(block: type[nn.Module], attribute: str) -> Any:
-    """Returns the default value of a block's attribute, or None if the block does not have it."""
-    for field in dataclasses.fields(block):
-        if field.name == attribute:
-            factory = field.default_factory
-            return field.default if factory is dataclasses.MISSING else factory()
-    return None
+    block = Constructor(BLOCKS[name], **compute, **options)
+    has_batch_norm = getattr(block(parent=None), "norm", None) is BatchNorm
+    # A global context block keeps its layer norm.
+    return Constructor(block, norm=norm) if has_batch_norm else block
 
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {"segmentation": segmentation}
@@ -201,8 +191,10 @@ def model_options(config: Mapping[str, Any]) -> dict[str, inspect.Parameter]:
         block = _choose("block", name, {"none": None, **BLOCKS})
         fields = {} if block is None else inspect.signature(block).parameters
         # Set by the network, by the user's own program, and by Flax.
-        ours = ("norm", "dtype", "precision", "param_dtype", "kernel_init", "axis_name")
-        ours += ("parent", "name")
+        ours = (
+            *("norm", "dtype", "precision", "param_dtype", "kernel_init"),
+            *("axis_name", "parent", "name"),
+        )
         options |= {f"block_{name}": field for name, field in fields.items() if name not in ours}
     return options
 

@@ -50,8 +50,7 @@ def best_attention(platform: str, theta: jax.Array, phi: jax.Array, g: jax.Array
     "chunked"  All other cases.
     =========  =====================================================================================
 
-    If this process has not used an NVIDIA GPU, the program may be compiled for any. The choice then
-    assumes Hopper or newer.
+    Until this process has initialized an NVIDIA GPU, the choice assumes Hopper or newer.
 
     Args:
       platform: One of "cpu", "tpu" and "cuda".
@@ -111,7 +110,8 @@ def _with_second_derivative(
 
     JAX cannot differentiate the gradient of a kernel. It also differentiates the branches of
     ``jax.lax.platform_dependent`` for all platforms. So both calls that contain kernels have rules
-    of their own: ``forward``, which also returns what the gradient needs, and ``backward``.
+    of their own: ``forward``, which also returns what the gradient needs, and ``backward``. A
+    custom_vjp returns only arrays, so the pullback is split into its arrays and the rest.
     """
 
     @jax.custom_vjp
@@ -170,7 +170,10 @@ def _pull_back(rest, arrays, dy):
 
 
 def _refuse(implementation, devices, plain, *arguments):
-    """Stands for a kernel on other platforms: refuses to be compiled."""
+    """The branch of a kernel for all other platforms. It raises an error when it is compiled.
+
+    ``plain`` gives its result the shape and the derivatives of the kernel.
+    """
     message = (
         f"implementation is {implementation!r}, a kernel for {devices}, but the program is "
         "compiled for another platform; use implementation='auto'"

@@ -46,8 +46,8 @@ def _tile(positions: int, channels: int, dtype: jnp.dtype) -> int:
 def flash(theta, phi, g, mask, scale, precision):
     """JAX's Pallas flash attention for TPU, for any number of positions.
 
-    All its products have the precision of the arguments' type: the compiler of such kernels has no
-    other choice than one pass of bfloat16 and float32.
+    Its products have the precision of the type of the arguments. The compiler of Pallas kernels
+    supports only one bfloat16 pass or full float32.
     """
     del precision
     *leading, n, c = theta.shape

@@ -145,8 +145,8 @@ def softmax_attention(
           chooses "ring" if keys and values would have more than 2**25 entries on each device after
           gathering.
 
-        All except "dense" support only reverse-mode differentiation, also of second derivatives.
-        Second derivatives of "flash" and "cudnn" are computed as those of "chunked".
+        Only "dense" supports forward-mode first derivatives. All others support reverse mode.
+        Second derivatives of "flash" and "cudnn" are computed by "chunked", in reverse mode.
 
     Returns:
       ``[..., N, D]`` in the type of ``g``. Logits and softmax are computed in at least float32. On
@@ -283,7 +283,7 @@ def concatenation(
 
         - "dense" materializes the N x M matrix.
         - "sorted" sorts the scores and computes prefix sums, in O((N + M)(log M + D)) operations
-          and O((N + M) D) memory. It supports only reverse-mode differentiation.
+          and O((N + M) D) memory. First derivatives must be in reverse mode.
         - "auto" chooses "dense" for matrices of up to 2**18 entries per batch item, else "sorted".
           It also chooses "sorted" if a size is symbolic (``jax.export``).
 

@@ -87,7 +87,7 @@ def test_conv_mask_bias_shifts_nothing(x64):
 
 
 @pytest.mark.parametrize("ratio", [16, 0, -1, float("nan")])
-def test_a_ratio_widens_nothing(ratio):
+def test_ratios_above_one_are_refused(ratio):
     """16 is the ratio of other libraries, and would make W1 16 times as wide as x."""
     with pytest.raises(InputError, match=r"ratio is .*up to 1, such as 1/16, or None"):
         GlobalContextBlock(ratio=ratio).init(jax.random.key(0), jnp.zeros((1, 4, 4, 8)))

@@ -266,7 +266,7 @@ SUPPORTED = {
     ("dot_product", "dense"): set(DERIVATIVES),
     ("dot_product", "reassociated"): set(DERIVATIVES),
     ("concatenation", "dense"): set(DERIVATIVES),
-    ("concatenation", "sorted"): REVERSE,
+    ("concatenation", "sorted"): REVERSE | {"forward of reverse"},
 }
 
 

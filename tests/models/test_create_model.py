@@ -276,7 +276,7 @@ def test_the_demo_network_sees_at_most_31_pixels_without_a_block():
         ),
         ({"block_in_head": False}, "block is 'nonlocal', but is not used: .* use block='none'"),
         ({"dtype": "float16"}, "dtype is 'float16'; use 'float32' or 'bfloat16' or 'default'"),
-        ({"norm": "group_norm"}, "norm is 'group_norm'; use 'batch_norm' or 'frozen_batch_norm'"),
+        ({"norm": "group_norm"}, "norm is 'group_norm'; use one of batch_norm, frozen_batch_norm"),
         ({"network": "detector"}, "network is 'detector'; use one of segmentation"),
         ({"stem": "v2"}, "stem is 'v2'; use 'v1' or 'v1c'"),
         ({"width": "64"}, "width is '64'; use an integer of at least 1"),
