@@ -1,4 +1,4 @@
-"""Flax Linen blocks ``block(x, train=False, mask=None)`` on feature maps of sequences, images and clips."""
+"""Flax Linen blocks ``block(x, train=False, mask=None)`` for sequences, images and clips."""
 
 from nonlocal_jax.blocks.disentangled import DisentangledNonLocalBlock
 from nonlocal_jax.blocks.global_context import GlobalContextBlock

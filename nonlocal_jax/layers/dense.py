@@ -10,7 +10,7 @@ from nonlocal_jax.ops._numerics import float32_or_more
 
 
 def promote_dtype(*arrays: jax.Array | None, dtype: jax.typing.DTypeLike | None) -> list:
-    """Flax's function of this name, which also works if ``jax_numpy_dtype_promotion`` is "strict"."""
+    """Flax's function of this name, which also supports ``jax_numpy_dtype_promotion="strict"``."""
     with jax.numpy_dtype_promotion("standard"):
         return dtypes.promote_dtype(*arrays, dtype=dtype)
 
