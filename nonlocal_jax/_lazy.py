@@ -55,4 +55,4 @@ def import_on_use(namespace: dict[str, Any], modules: Mapping[str, str]) -> None
         return getattr(module, name) if name in modules else module
 
     namespace["__getattr__"] = get
-    namespace["__dir__"] = lambda: sorted({*namespace, *public})
+    namespace["__dir__"] = lambda: sorted({n for n in namespace if n.startswith("_")} | {*public})

@@ -92,9 +92,9 @@ def on_positions(
 
 
 def read_feature_map(
-    x: jax.Array, axes: str, mask: jax.Array | None
+    x: jax.Array, axes: str, mask: jax.Array | None, train: bool
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Checks a block's input and sets its padding to zero.
+    """Checks a block's arguments and sets the padding of its input to zero.
 
     Without the zeros, NaN in the padding would give NaN gradients of the weights.
 
@@ -103,6 +103,7 @@ def read_feature_map(
       axes: One of "spacetime", "space" and "time". "space" requires two or three axes S, "time"
         three.
       mask: Mask ``[B, *S]``, False where x is padding.
+      train: Second argument of the block, where a mask may be passed by mistake.
 
     Returns:
       The feature map and its mask. With Explicit mesh axes the mask is sharded like ``x``.
@@ -112,6 +113,10 @@ def read_feature_map(
     """
     check_floating(x=x)
     check_mask(mask, x.shape[:-1])
+    if jnp.ndim(train) > 0:
+        raise InputError(
+            f"train has shape {jnp.shape(train)}; use True or False, and pass a mask as mask=mask"
+        )
     if axes not in AXES:
         raise InputError(f"axes is {axes!r}; use one of {', '.join(AXES)}")
     if not 3 <= x.ndim <= 5:

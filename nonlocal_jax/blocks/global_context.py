@@ -13,7 +13,7 @@ from nonlocal_jax.blocks._positions import Axes, on_positions, read_feature_map
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.layers import Constructor, initializers
 from nonlocal_jax.layers.dense import Dense
-from nonlocal_jax.layers.norm import NormFn, apply_norm
+from nonlocal_jax.layers.norm import NormFn, apply_norm, check_norm
 from nonlocal_jax.ops._numerics import promoted_dtype
 
 # PyTorch's LayerNorm: epsilon is 1e-5 (Flax: 1e-6), and the variance is computed in two passes.
@@ -134,7 +134,8 @@ class GlobalContextBlock(nn.Module):
                 "a number above 0 and up to 1, such as 1/16, or None"
             )
 
-        x, mask = read_feature_map(x, self.axes, mask)
+        check_norm(self.norm)
+        x, mask = read_feature_map(x, self.axes, mask, train)
         fuse = functools.partial(self._fuse, train=train)
         return on_positions(fuse, x, axes=self.axes, mask=mask)
 

@@ -20,7 +20,7 @@ from nonlocal_jax.blocks._positions import (
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.layers import initializers
 from nonlocal_jax.layers.dense import Dense
-from nonlocal_jax.layers.norm import BatchNorm, NormFn, apply_norm, over_axis
+from nonlocal_jax.layers.norm import BatchNorm, NormFn, apply_norm, check_norm, over_axis
 from nonlocal_jax.ops._numerics import at_least_float32
 
 SoftmaxMode = Literal["gaussian", "embedded_gaussian"]
@@ -176,7 +176,7 @@ class NonLocalBlock(nn.Module):
           InputError: A type, a shape or an attribute is wrong.
         """
         self._check(x)
-        queries, mask = read_feature_map(x, self.axes, mask)
+        queries, mask = read_feature_map(x, self.axes, mask, train)
         keys = max_pool_space(queries) if self.sub_sample == "before" else queries
         key_mask = mask
         if mask is not None:
@@ -194,8 +194,9 @@ class NonLocalBlock(nn.Module):
     def _check(self, x: jax.Array) -> None:
         if self.mode not in MODES:
             raise InputError(f"mode is {self.mode!r}; use one of {', '.join(MODES)}")
-        if self.reduction < 1:
-            raise InputError(f"reduction is {self.reduction}; use 1 or more")
+        if not isinstance(self.reduction, int) or self.reduction < 1:
+            raise InputError(f"reduction is {self.reduction}; use an integer of 1 or more")
+        check_norm(self.norm)
         if self.sub_sample not in SUB_SAMPLES:
             choices = ", ".join(map(repr, SUB_SAMPLES))
             raise InputError(f"sub_sample is {self.sub_sample!r}; use one of {choices}")
@@ -205,6 +206,11 @@ class NonLocalBlock(nn.Module):
                 "along space; use sub_sample=False"
             )
         space = x.shape[2 if x.ndim == 5 else 1 : -1]
+        if self.sub_sample and any(n in (0, 1) for n in space):
+            raise InputError(
+                f"x has shape {x.shape}, and sub_sample is {self.sub_sample!r}, but pooling by two "
+                "leaves no key; use a larger feature map or sub_sample=False"
+            )
         if self.sub_sample and self.axis_name is not None and any(n % 2 for n in space):
             raise InputError(
                 f"x has shape {x.shape}, axis_name is {self.axis_name!r}, and sub_sample is "

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nonlocal_jax import ops
 from nonlocal_jax.layers.dense import promote_dtype
@@ -40,7 +41,7 @@ class Conv(nn.Module):
         """Maps ``[B, *S, C]`` to ``[B, *S', features]``. S' is S / stride, rounded up."""
         check_floating(x=x)
         size = self.kernel_size
-        size = (size, size) if isinstance(size, int) else tuple(size)
+        size = (size, size) if np.ndim(size) == 0 else tuple(size)
         shape = (*size, x.shape[-1], self.features)
         kernel = self.param("kernel", kaiming_fan_out, shape, jnp.float32)
         x, kernel = promote_dtype(x, kernel, dtype=self.dtype)

@@ -137,6 +137,19 @@ def apply_norm(
         return module(x, **options)
 
 
+def check_norm(norm: NormFn | None) -> None:
+    """Requires a constructor or None.
+
+    Raises:
+      InputError: It is something else, such as a module.
+    """
+    if norm is not None and (isinstance(norm, nn.Module) or not callable(norm)):
+        raise InputError(
+            f"norm is {norm!r}; use a constructor, such as nonlocal_jax.blocks.BatchNorm, a "
+            "functools.partial of one, or None"
+        )
+
+
 def over_axis(norm: NormFn, axis_name: str | None) -> NormFn:
     """Sets ``axis_name`` of a norm with statistics over positions, unless it sets its own."""
     if axis_name is None:

@@ -75,6 +75,17 @@ def check_floating(**arrays: jax.Array) -> None:
             )
 
 
+def check_scalar(**numbers: jax.typing.ArrayLike) -> None:
+    """Requires numbers or scalar arrays.
+
+    Raises:
+      InputError: An argument has a shape. The message names it.
+    """
+    for name, number in numbers.items():
+        if jnp.ndim(number) > 0:
+            raise InputError(f"{name} has shape {jnp.shape(number)}; use a scalar")
+
+
 def check_mask(mask: jax.Array | None, positions: tuple[int, ...], name: str = "mask") -> None:
     """Requires a boolean mask of shape ``positions``, or None.
 
@@ -93,6 +104,8 @@ def check_mask(mask: jax.Array | None, positions: tuple[int, ...], name: str = "
 
 def check_positions(theta: jax.Array, phi: jax.Array, g: jax.Array) -> None:
     """Requires queries ``[..., N, C]``, keys ``[..., M, C]`` and values ``[..., M, D]``.
+
+    Without values, pass the keys as ``g``.
 
     Raises:
       InputError: A type is not floating, or the shapes do not match.

@@ -46,10 +46,12 @@ def context_pool(
       ``[..., 1, C]`` in the type of ``x``, computed in at least float32.
 
     Raises:
-      InputError: A type is not floating, or the score or the mask does not have one entry per
-        position.
+      InputError: A type is not floating, there is no position, or the score or the mask does not
+        have one entry per position.
     """
     check_floating(x=x, **({} if score is None else {"score": score}))
+    if x.ndim < 2 or x.shape[-2] == 0:
+        raise InputError(f"x has shape {x.shape}; use [..., N, C] with at least one position")
     check_mask(mask, x.shape[:-1])
     wide = at_least_float32(zero_padding(mask, x))
     if score is None:
@@ -89,9 +91,12 @@ def channel_whiten(
       ``[..., N, C]``, at least float32.
 
     Raises:
-      InputError: The type is not floating, or the mask does not have one entry per position.
+      InputError: The type is not floating, x has less than two axes, or the mask does not have one
+        entry per position.
     """
     check_floating(x=x)
+    if x.ndim < 2:
+        raise InputError(f"x has shape {x.shape}; use [..., N, C]")
     check_mask(mask, x.shape[:-1])
     x = at_least_float32(zero_padding(mask, x))
     total = over_devices(jnp.sum(x, axis=-2, keepdims=True), axis_name)

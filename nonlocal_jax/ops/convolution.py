@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.ops._numerics import check_floating
@@ -161,15 +162,13 @@ def conv(
     """
     check_floating(x=x, kernel=kernel)
     axes = kernel.ndim - 2
-    strides, dilations = (
-        (n,) * axes if isinstance(n, int) else tuple(n) for n in (stride, dilation)
-    )
+    strides, dilations = ((n,) * axes if np.ndim(n) == 0 else tuple(n) for n in (stride, dilation))
     if not (
         x.ndim >= kernel.ndim >= 3
         and x.shape[-1] == kernel.shape[-2]
         and all(size % 2 for size in kernel.shape[:-2])
         and len(strides) == len(dilations) == axes
-        and min(strides + dilations) >= 1
+        and all(isinstance(n, int | np.integer) and n >= 1 for n in strides + dilations)
     ):
         raise InputError(
             f"x has shape {x.shape}, kernel has shape {kernel.shape}, stride is {stride}, dilation "

@@ -1,9 +1,10 @@
 """The disentangled operation, composed of softmax attention and reductions over all positions."""
 
 import jax
+import jax.numpy as jnp
 
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.ops._numerics import check_mask, check_positions
+from nonlocal_jax.ops._numerics import check_mask, check_positions, check_scalar
 from nonlocal_jax.ops.context import channel_whiten, context_pool
 from nonlocal_jax.ops.pairwise import softmax_attention
 
@@ -74,6 +75,11 @@ def disentangled(
             "a mask; pass both masks"
         )
     check_mask(query_mask, theta.shape[:-1], "query_mask")
+    check_scalar(scale=scale, factor=factor)
+    if unary.shape != phi.shape[:-1]:
+        raise InputError(
+            f"unary has shape {unary.shape}, but needs one entry per key; use {phi.shape[:-1]}"
+        )
     theta = channel_whiten(theta, mask=query_mask, axis_name=axis_name)
     phi = channel_whiten(phi, mask=mask, axis_name=axis_name)
     if isinstance(scale, jax.Array):  # applied before the rounding
@@ -87,6 +93,4 @@ def disentangled(
         implementation=implementation,
         **shared,
     )
-    if isinstance(factor, jax.Array):
-        factor = factor.astype(g.dtype)
-    return factor * pairwise + context_pool(g, unary, **shared)
+    return jnp.asarray(factor, g.dtype) * pairwise + context_pool(g, unary, **shared)

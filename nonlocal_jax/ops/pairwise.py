@@ -32,6 +32,7 @@ from nonlocal_jax.ops._numerics import (
     check_floating,
     check_mask,
     check_positions,
+    check_scalar,
     count_positions,
     float32_or_more,
     over_devices,
@@ -160,8 +161,7 @@ def softmax_attention(
     """
     check_positions(theta, phi, g)
     check_mask(mask, phi.shape[:-1])
-    if jnp.ndim(scale) > 0:
-        raise InputError(f"scale has shape {jnp.shape(scale)}; use a scalar")
+    check_scalar(scale=scale)
     if implementation != "auto":
         _implementation("softmax_attention", implementation)
     if isinstance(scale, jax.Array):  # a learned scale; the implementations take a number

@@ -1,5 +1,7 @@
 """Bilinear resizing, equal to PyTorch."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +27,10 @@ def bilinear_weights(size: int, new_size: int, align_corners: bool) -> np.ndarra
     return xp.maximum(scale - xp.abs(source - column * scale), 0) / scale
 
 
+def _fits(n: Any) -> bool:
+    return is_symbolic_dim(n) or (isinstance(n, int | np.integer) and n >= 1)
+
+
 def resize(x: jax.Array, size: tuple[int, int], *, align_corners: bool = False) -> jax.Array:
     """Resizes ``[..., H, W, C]`` to ``[..., *size, C]`` by bilinear interpolation.
 
@@ -47,14 +53,14 @@ def resize(x: jax.Array, size: tuple[int, int], *, align_corners: bool = False) 
       ``[..., H', W', C]`` in the type of ``x``, computed in at least float32.
 
     Raises:
-      InputError: The input has fewer than three dimensions or is not floating-point, or ``size``
-        is not two positive integers.
+      InputError: The input has fewer than three dimensions, has no position or is not
+        floating-point, or ``size`` is not two positive integers.
     """
     check_floating(x=x)
-    if x.ndim < 3 or len(size) != 2 or any(not is_symbolic_dim(n) and n < 1 for n in size):
+    if x.ndim < 3 or 0 in x.shape[-3:-1] or np.shape(size) != (2,) or not all(map(_fits, size)):
         raise InputError(
-            f"x has shape {x.shape} and size is {size}; use x [..., H, W, C] and a size of two "
-            "positive integers"
+            f"x has shape {x.shape} and size is {size}; use x [..., H, W, C] with at least one "
+            "position, and a size of two positive integers"
         )
     if x.shape[-3:-1] == tuple(size):
         return x

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from nonlocal_jax.ops._numerics import (
-    check_floating,
     check_mask,
+    check_positions,
     float32_or_more,
     promoted_dtype,
     with_sizes_known,
@@ -71,9 +71,10 @@ def attention_weights(
       ``[..., N, M]``, at least float32. Each row sums to one.
 
     Raises:
-      InputError: A type is not floating, or the mask does not have one entry per key.
+      InputError: A type is not floating, the shapes do not match, or the mask does not have one
+        entry per key.
     """
-    check_floating(theta=theta, phi=phi)
+    check_positions(theta, phi, phi)
     check_mask(mask, phi.shape[:-1])
     return jax.nn.softmax(_logits(theta, phi, mask, scale), axis=-1)
 

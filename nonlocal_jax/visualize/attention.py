@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -77,11 +78,11 @@ def attention_map(
             "use one sequence [1, L, C], image [1, H, W, C] or clip [1, T, H, W, C]"
         )
     size = inputs.shape[1:-1]
-    if len(position) != len(size) or not all(
-        0 <= p < s for p, s in zip(position, size, strict=True)
-    ):
+    numbers = np.asarray(position)
+    is_inside = numbers.dtype.kind in "iu" and numbers.shape == (len(size),)
+    if not is_inside or (numbers < 0).any() or (numbers >= size).any():
         raise InputError(
-            f"position {tuple(position)} is outside the input; use {_ORDERS[len(size)]} from "
+            f"position {position} is outside the input; use {_ORDERS[len(size)]} from "
             f"{(0,) * len(size)} to {tuple(s - 1 for s in size)}"
         )
     record = _record(model, variables, inputs, mask, block, call)
@@ -143,14 +144,25 @@ def _record(
             f"the call of {type(model).__name__} has no argument mask; use mask=None, or a model "
             "that passes a mask to its blocks"
         )
-    options = tuple((name, value) for name, value in _INFERENCE.items() if name in accepted)
+    # By position where possible, because ``nn.remat`` and ``nn.jit`` refuse static keywords.
+    positional = [
+        p.name
+        for p in itertools.takewhile(lambda p: p.name in _INFERENCE, [*accepted.values()][2:])
+        if p.kind is p.POSITIONAL_OR_KEYWORD
+    ]
+    arguments = tuple(_INFERENCE[name] for name in positional)
+    options = tuple(
+        (name, value)
+        for name, value in _INFERENCE.items()
+        if name in accepted and name not in positional
+    )
     try:
         hash(model)
         run = _records
     except TypeError:  # jit cannot find the compiled function of such a model again
         run = _records.__wrapped__
     arrays = {"mask": mask} if mask is not None else {}
-    records = run(variables, inputs, arrays, model=model, options=options)
+    records = run(variables, inputs, arrays, model=model, arguments=arguments, options=options)
 
     if not records:
         raise InputError(
@@ -187,13 +199,14 @@ def _calls(sown: Sequence[jax.Array], ndim: int) -> list[np.ndarray]:
     return [x for stack in stacks for x in stack]
 
 
-@functools.partial(jax.jit, static_argnames=("model", "options"))
+@functools.partial(jax.jit, static_argnames=("model", "arguments", "options"))
 def _records(
     variables: Mapping[str, Any],
     inputs: jax.Array,
     arrays: Mapping[str, jax.Array],
     *,
     model: nn.Module,
+    arguments: tuple[bool, ...],
     options: tuple[tuple[str, bool], ...],
 ) -> dict[str, _Record]:
     """Returns what the non-local blocks of the model record, by path."""
@@ -209,7 +222,9 @@ def _records(
     # The second name keeps ``nn.jit`` from using a trace without relations.
     mutable = ["intermediates", "relations"]
     with nn.intercept_methods(sow_relation):
-        _, state = model.apply(variables, inputs, **arrays, **dict(options), mutable=mutable)
+        _, state = model.apply(
+            variables, inputs, *arguments, **arrays, **dict(options), mutable=mutable
+        )
     sown = flatten_dict(dict(state.get("intermediates", {})))
     return {
         "/".join(path): _Record(

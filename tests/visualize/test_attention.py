@@ -321,3 +321,12 @@ def test_a_feature_map_of_other_axes_is_refused():
     variables = Frames().init(jax.random.key(0), x)
     with pytest.raises(InputError, match=r"of shape \(3, 4, 5, 3\), whose axes are not those of"):
         attention_map(Frames(), variables, x, (0, 0, 0))
+
+
+@pytest.mark.parametrize("lift", [nn.remat, nn.jit])
+def test_the_model_may_be_a_lifted_block(lift):
+    x = jax.random.normal(jax.random.key(0), (1, 3, 4, 8))
+    block = lift(NonLocalBlock, static_argnums=(2,))()
+    variables = block.init(jax.random.key(1), x, False)
+    expected = attention_map(NonLocalBlock(), variables, x, (1, 2))
+    np.testing.assert_allclose(attention_map(block, variables, x, (1, 2)), expected, rtol=1e-6)
