@@ -15,9 +15,10 @@ from nonlocal_jax.ops import _kernels as kernels
 from nonlocal_jax.ops import softmax
 from nonlocal_jax.ops._numerics import with_sizes_known
 
-# "auto" uses "dense" for up to this many entries of all attention matrices together, which take
-# 8 MiB in float32. On a CPU, "chunked" is faster beyond.
-_DENSE_LIMIT = 2**21
+# "auto" uses "dense" for up to this many entries of all attention matrices together, per channel of
+# the queries and at all. On a CPU, "chunked" is faster beyond. In float32, 2**22 take 16 MiB.
+_DENSE_LIMIT_PER_CHANNEL = 2**15
+_DENSE_LIMIT = 2**22
 
 IMPLEMENTATIONS: dict[str, Callable[..., jax.Array]] = {
     "dense": softmax.dense,
@@ -42,7 +43,7 @@ def best_attention(platform: str, theta: jax.Array, phi: jax.Array, g: jax.Array
     Choice     Condition
     =========  =====================================================================================
     "chunked"  A size is symbolic (``jax.export``).
-    "dense"    The N x M matrices of all batch items have up to 2**21 entries.
+    "dense"    The N x M matrices of all batch items have up to min(2**15 C, 2**22) entries.
     "chunked"  Inside a ``jax.shard_map`` with ``check_vma=True``. The kernels do not support it.
     "flash"    TPU; bfloat16 or float32; up to 1024 channels.
     "cudnn"    NVIDIA GPU, Ampere or newer; bfloat16; numbers of channels that are multiples of 8,
@@ -63,7 +64,8 @@ def best_attention(platform: str, theta: jax.Array, phi: jax.Array, g: jax.Array
     """
     if not with_sizes_known(theta, phi, g):
         return "chunked"
-    if math.prod(theta.shape[:-1]) * phi.shape[-2] <= _DENSE_LIMIT:
+    limit = min(_DENSE_LIMIT_PER_CHANNEL * theta.shape[-1], _DENSE_LIMIT)
+    if math.prod(theta.shape[:-1]) * phi.shape[-2] <= limit:
         return "dense"
     if any(jax.typeof(x).manual_axis_type.varying for x in (theta, phi, g)):
         return "chunked"  # kernels do not declare over which mesh axes their outputs vary

@@ -101,9 +101,11 @@ def test_flash_gives_zeros_if_all_keys_are_padding():
 @pytest.mark.parametrize(
     ("platform", "n", "widths", "dtype", "expected"),
     [
-        ("cpu", 1448, (256, 256), "float32", "dense"),
-        ("cpu", 1449, (256, 256), "float32", "chunked"),
-        ("tpu", 1448, (256, 256), "bfloat16", "dense"),
+        ("cpu", 1448, (64, 64), "float32", "dense"),
+        ("cpu", 1449, (64, 64), "float32", "chunked"),
+        ("cpu", 2048, (256, 256), "float32", "dense"),
+        ("cpu", 2049, (256, 256), "float32", "chunked"),
+        ("tpu", 2048, (256, 256), "bfloat16", "dense"),
         ("tpu", 9409, (512, 256), "bfloat16", "flash"),
         ("tpu", 9409, (256, 256), "float64", "chunked"),
         ("tpu", 9409, (256, 256), "float16", "chunked"),

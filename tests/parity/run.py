@@ -45,9 +45,9 @@ RATIOS = (0.75, 1.0, 1.25)
 
 # What is printed, and its bound.
 BOUNDS = {
-    "logits": 1e-6,
-    "slide": 1e-6,
-    "ms+flip": 1e-6,
+    "logits": 1e-11,
+    "slide": 1e-11,
+    "ms+flip": 1e-11,
     "classes": 0,
     "losses": 1e-8,
     "gradients": 1.0,
