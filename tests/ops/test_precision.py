@@ -92,7 +92,7 @@ def test_products_inside_the_tpu_kernel(dtype, expected):
 
 
 @pytest.mark.usefixtures("libtpu")
-@pytest.mark.parametrize("implementation", ["dense", "chunked"])
+@pytest.mark.parametrize("implementation", ["dense", "chunked", "ring"])
 def test_the_tpu_compiler_keeps_the_precision(implementation):
     """A product of less precision would round its operands to bfloat16."""
     one_chip = jax.sharding.SingleDeviceSharding(topology_devices("v5e:2x2")[0])

@@ -4,7 +4,7 @@
 
 Each module of PyTorch gets random weights, ``nonlocal_jax.convert`` turns its state dict into the
 variables of a block, and the branches (output minus input) are compared. Fails if they differ by
-more than 1e-9 of their largest value, or if the state dict is not the same after the way back.
+more than 1e-12 of their largest value, or if the state dict is not the same after the way back.
 """
 
 import sys
@@ -21,7 +21,7 @@ from mmseg.models.decode_heads.dnl_head import DisentangledNonLocal2d
 from nonlocal_jax import blocks, convert
 from nonlocal_jax.blocks.non_local import MODES
 
-BOUND = 1e-9
+BOUND = 1e-12
 CHANNELS, SIZE = 32, (4, 6, 8)
 
 # Block, module of PyTorch, number of axes.
