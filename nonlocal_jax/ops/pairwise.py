@@ -42,8 +42,8 @@ from nonlocal_jax.ops._numerics import (
 )
 from nonlocal_jax.ops._sorting import sorted_concatenation
 
-# The limit of "dense" for the concatenation. "sorted" is faster from about 512 positions on.
-_SORT_LIMIT = 2**18
+# The limit of "dense" for the concatenation. "sorted" is faster from about 300 positions on.
+_SORT_LIMIT = 2**16
 
 # "auto" gathers keys and values on each device if they have up to this many entries, over all batch
 # items of the device. Else it uses "ring". In float32, this many entries take 128 MiB.
@@ -284,7 +284,7 @@ def concatenation(
         - "dense" materializes the N x M matrix.
         - "sorted" sorts the scores and computes prefix sums, in O((N + M)(log M + D)) operations
           and O((N + M) D) memory. First derivatives must be in reverse mode.
-        - "auto" chooses "dense" for matrices of up to 2**18 entries per batch item, else "sorted".
+        - "auto" chooses "dense" for matrices of up to 2**16 entries per batch item, else "sorted".
           It also chooses "sorted" if a size is symbolic (``jax.export``).
 
     Returns:

@@ -267,7 +267,7 @@ def test_scale_divides_by_the_root_of_the_channels(x64):
             r"axes is 'hw'; use one of spacetime, space, time",
         ),
         (NonLocalBlock(mode="sum"), (1, 4, 4, 8), r"mode is 'sum'; use one of gaussian"),
-        (NonLocalBlock(reduction=0), (1, 4, 4, 8), r"reduction is 0; use 1 or more"),
+        (NonLocalBlock(reduction=0), (1, 4, 4, 8), r"reduction is 0; use an integer of 1 or more"),
         (NonLocalBlock(sub_sample="x"), (1, 4, 4, 8), r"sub_sample is 'x'; use one of False, True"),
         (NonLocalBlock(axes="time", sub_sample=True), (1, 2, 4, 4, 8), r"use sub_sample=False"),
         (
