@@ -20,7 +20,7 @@ _TARGET = "block"
 def load_block(path: PathLike, block: nn.Module, prefix: str = "") -> dict[str, Any]:
     """Loads the variables of one block from a checkpoint of PyTorch.
 
-    The checkpoint is a ``.pth`` or ``.safetensors`` file with the state dict of the block alone, or
+    The checkpoint is a ``.pth`` or ``.safetensors`` file with the state dict of only the block, or
     of a network that contains it. ``load`` describes the files, and ``block_from_torch`` the names.
 
     Args:
