@@ -1,14 +1,17 @@
 """What tests in several places share."""
 
+import functools
 import json
 import os
 import sys
 
+import flax.linen as nn
 import jax
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from nonlocal_jax.convert import names
+from nonlocal_jax.layers import BatchNorm
 from nonlocal_jax.sharding import Shardings, make_mesh
 from nonlocal_jax.train import loop
 
@@ -23,6 +26,15 @@ TINY = {
     "head_kernel_size": 1,
     "auxiliary_channels": 4,
 }
+
+# Norms with statistics over positions, over positions and channels, and over channels.
+NORMS = (
+    BatchNorm,
+    nn.BatchNorm,
+    functools.partial(nn.GroupNorm, num_groups=2),
+    nn.InstanceNorm,
+    nn.LayerNorm,
+)
 
 # What is done to an image beside its size, and nothing at all.
 AUGMENTATION = {

@@ -158,7 +158,7 @@ class GlobalContextBlock(nn.Module):
         transform = functools.partial(
             _ChannelTransform,
             dense=dense,
-            norm=self.norm and functools.partial(self.norm, **types),
+            norm=None if self.norm is None else functools.partial(self.norm, **types),
             ratio=self.ratio,
             kernel_init=self.kernel_init,
         )

@@ -8,7 +8,6 @@ padded keys are masked.
 import contextlib
 import functools
 import math
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -134,11 +133,14 @@ def _assume_hopper():
         "check_compute_capability": lambda capability: True,
         "is_cuda_compute_capability_equal": lambda capability: False,
     }
-    with contextlib.ExitStack() as stack:
-        if _capability() is None:
-            for name, answer in answers.items():
-                stack.enter_context(mock.patch.object(fused_attention_stablehlo, name, answer))
+    functions = vars(fused_attention_stablehlo)
+    original = {name: functions[name] for name in answers}
+    if _capability() is None:
+        functions.update(answers)
+    try:
         yield
+    finally:
+        functions.update(original)
 
 
 def cudnn(theta, phi, g, mask, scale, precision):

@@ -17,6 +17,7 @@ from nonlocal_jax.blocks import (
 )
 from nonlocal_jax.blocks.non_local import MODES
 from nonlocal_jax.errors import InputError
+from tests.helpers import NORMS
 
 IMAGE, CLIP, SEQUENCE = (4, 8, 6, 8), (2, 4, 4, 3, 8), (4, 12, 8)
 # The second axis of x holds the rows of an image or the frames of a clip.
@@ -167,13 +168,7 @@ def test_without_axis_name_a_block_relates_its_own_part(x64):
 
 @pytest.mark.parametrize(
     "norm",
-    [
-        BatchNorm,
-        nn.BatchNorm,
-        functools.partial(nn.GroupNorm, num_groups=2),
-        nn.InstanceNorm,
-        nn.LayerNorm,
-    ],
+    NORMS,
 )
 def test_norms_get_the_axis_of_the_block(norm, x64):
     """Norms whose statistics are over positions; a layer norm is not split."""

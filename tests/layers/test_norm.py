@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import AxisType
 
 from nonlocal_jax.layers import BatchNorm, apply_norm
+from tests.helpers import NORMS
 
 
 def test_train_and_eval(x64):
@@ -79,15 +80,7 @@ def test_a_frozen_norm_uses_and_keeps_its_statistics(norm):
 
 @pytest.mark.parametrize(
     "norm",
-    [
-        BatchNorm,
-        nn.BatchNorm,
-        *FROZEN,
-        functools.partial(nn.GroupNorm, num_groups=2),
-        nn.InstanceNorm,
-        nn.LayerNorm,
-        nn.RMSNorm,
-    ],
+    [*NORMS, *FROZEN, nn.RMSNorm],
 )
 @pytest.mark.parametrize("train", [False, True])
 def test_every_norm_is_applied_in_the_same_way(norm, train):
