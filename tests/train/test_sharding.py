@@ -72,16 +72,17 @@ def test_eight_devices_train_as_one_does(x64):
 
 
 @pytest.mark.parametrize(
-    ("name", "height"), [("demo_nonlocal", 33), ("demo_dnl", 32), ("demo_gc", 32)]
+    ("name", "height", "contexts"),
+    [("demo_nonlocal", 33, (2, 8)), ("demo_dnl", 32, (4,)), ("demo_gc", 32, (8,))],
 )
-def test_devices_that_share_images_train_as_one_does(x64, name, height):
-    """One step to 1e-10, with images split over 1, 2, 4 and 8 devices."""
+def test_devices_that_share_images_train_as_one_does(x64, name, height, contexts):
+    """One step to 1e-10, with images split over 2, 4 and 8 devices."""
     # Dilated convolutions need rows from beyond the next device.
     stages = {"stage_sizes": (1, 1), "strides": (1, 1), "dilations": (1, 4)}
     experiment, batches = _experiment(name, height, head_kernel_size=3, dropout=0.1, **stages)
     variables = _start(experiment)
     one, _ = _run(experiment, one_device(), variables, batches[:1], np.float64)
-    for context in (1, 2, 4, 8):
+    for context in contexts:
         shardings = Shardings(make_mesh(context=context))
         other, _ = _run(experiment, shardings, variables, batches[:1], np.float64)
         for a, b in zip(one, other, strict=True):
