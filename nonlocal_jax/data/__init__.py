@@ -10,7 +10,6 @@ from nonlocal_jax.data.source import IGNORE_INDEX, Example, Source, fingerprint
 if TYPE_CHECKING:
     from nonlocal_jax.data.augment import prepare_example
     from nonlocal_jax.data.datasets import DATASETS, Dataset, get_dataset, load_source
-    from nonlocal_jax.data.digits_flag import DigitsFlag
     from nonlocal_jax.data.images import (
         keep_ratio_size,
         list_images,
@@ -24,7 +23,6 @@ __all__ = [
     "DATASETS",
     "IGNORE_INDEX",
     "Dataset",
-    "DigitsFlag",
     "Example",
     "Source",
     "check_example",
@@ -49,7 +47,6 @@ import_on_use(
     {
         "DATASETS": "datasets",
         "Dataset": "datasets",
-        "DigitsFlag": "digits_flag",
         "get_dataset": "datasets",
         "keep_ratio_size": "images",
         "list_images": "images",

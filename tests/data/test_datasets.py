@@ -14,7 +14,14 @@ from nonlocal_jax import data
 from nonlocal_jax.data import datasets
 from nonlocal_jax.errors import InputError
 
-NUM_CLASSES = {"cityscapes": 19, "ade20k": 150, "voc12aug": 21, "digits_flag": 3}
+NUM_CLASSES = {
+    "cityscapes": 19,
+    "ade20k": 150,
+    "voc12aug": 21,
+    "pascal_context59": 59,
+    "pascal_context60": 60,
+    "digits_flag": 3,
+}
 
 
 def test_the_registry_is_complete():
@@ -68,9 +75,10 @@ def test_an_unknown_name_gives_the_most_similar_one():
         data.get_dataset("xyz")
 
 
-def test_a_dataset_without_a_reader_is_refused():
-    with pytest.raises(InputError, match=r"no reader for cityscapes yet; use digits_flag"):
-        data.load_source("cityscapes", "train")
+def test_a_dataset_that_is_not_prepared_is_refused(tmp_path):
+    message = f"not prepared in {tmp_path}; run `.*prepare cityscapes .*--data-dir={tmp_path}`"
+    with pytest.raises(InputError, match=message):
+        data.load_source("cityscapes", "train", tmp_path)
 
 
 def test_unknown_datasets_and_splits_are_refused():
@@ -122,7 +130,7 @@ def test_an_index_beyond_the_end_is_an_index_error(data_dir):
 BUILD = """
 import sys
 from nonlocal_jax import data
-from nonlocal_jax.data import digits_flag
+from nonlocal_jax.data.datasets import digits_flag
 digits_flag.NUM_EXAMPLES = {"train": 32, "val": 8}
 data.load_source("digits_flag", "train", sys.argv[1])[0]
 assert "tensorflow" not in sys.modules
@@ -135,7 +143,7 @@ def test_two_processes_build_at_once_and_get_the_same_examples(data_dir, tmp_pat
     assert [process.communicate()[0] for process in processes] == [b"", b""]
     assert [process.returncode for process in processes] == [0, 0]
     # Only the result, and no temporary directories.
-    assert [path.name for path in (tmp_path / "digits_flag").iterdir()] == ["2.0.0"]
+    assert [path.name for path in (tmp_path / "digits_flag").iterdir()] == ["2.1.0"]
     for split, number in (("train", 32), ("val", 8)):
         built, complete = (
             {e["id"]: e for e in data.load_source("digits_flag", split, directory)}
