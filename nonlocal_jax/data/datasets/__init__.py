@@ -12,30 +12,16 @@ import shlex
 
 from etils import epath
 
-from nonlocal_jax._files import PathLike, as_path
+from nonlocal_jax._files import PathLike
 from nonlocal_jax.data.datasets import _manifest
 from nonlocal_jax.data.datasets._dataset import DATASETS, Color, Dataset
+from nonlocal_jax.data.datasets._location import VERSION, default_data_dir, find_directory
 from nonlocal_jax.data.source import Source
 from nonlocal_jax.errors import InputError
 
 __all__ = ["DATASETS", "Color", "Dataset", "default_data_dir", "get_dataset", "load_source"]
 
 SPLITS = ("train", "val")
-# The next version of a dataset is prepared again, and older files are not read.
-_VERSIONS = {"digits_flag": "2.1.0"}
-_FIRST_VERSION = "1.0.0"
-
-
-def default_data_dir() -> epath.Path:
-    """Returns ``$NONLOCAL_JAX_DATA`` if it is set, else ``~/.cache/nonlocal_jax``."""
-    path = os.environ.get("NONLOCAL_JAX_DATA") or "~/.cache/nonlocal_jax"
-    return epath.Path(path).expanduser()
-
-
-def dataset_directory(name: str, data_dir: PathLike | None) -> epath.Path:
-    """Returns the directory of a prepared dataset: ``DATA_DIR/NAME/VERSION``."""
-    root = as_path(data_dir or default_data_dir())
-    return root / name / _VERSIONS.get(name, _FIRST_VERSION)
 
 
 def get_dataset(name: str, data_dir: PathLike | None = None) -> Dataset:
@@ -50,13 +36,13 @@ def get_dataset(name: str, data_dir: PathLike | None = None) -> Dataset:
     """
     if name in DATASETS:
         return DATASETS[name]
-    directory = dataset_directory(name, data_dir)
+    directory = find_directory(name, data_dir)
     if not directory.exists():
         names = [*DATASETS, *_prepared(directory.parent.parent)]
         near = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(names)}"
         raise InputError(f"unknown dataset {name!r} in {directory.parent.parent}; {hint}")
-    _check(name, directory)
+    check_files(name, directory)
     return Dataset.from_json(json.loads((directory / "metadata.json").read_text()))
 
 
@@ -67,7 +53,8 @@ def load_source(name: str, split: str, data_dir: PathLike | None = None) -> Sour
       name: Name of the dataset.
       split: Name of the split: "train" or "val".
       data_dir: Directory of all prepared datasets. Default: ``$NONLOCAL_JAX_DATA`` if it is set,
-        else ``~/.cache/nonlocal_jax``.
+        else ``~/.cache/nonlocal_jax``. A directory in a bucket, such as "gs://bucket/data", is
+        copied to each host once.
 
     Returns:
       The source. It can be pickled. Its attribute ``dataset`` is the ``Dataset``.
@@ -79,7 +66,7 @@ def load_source(name: str, split: str, data_dir: PathLike | None = None) -> Sour
     dataset = get_dataset(name, data_dir)
     if split not in SPLITS:
         raise InputError(f"{name} has no split {split!r}; use {' or '.join(SPLITS)}")
-    directory = dataset_directory(name, data_dir)
+    directory = find_directory(name, data_dir)
     if name == "digits_flag":
         from nonlocal_jax.data.datasets import digits_flag  # TFDS is slow to import
 
@@ -89,7 +76,7 @@ def load_source(name: str, split: str, data_dir: PathLike | None = None) -> Sour
             f"{name} is not prepared in {directory.parent.parent}; run "
             f"`{_command(name, directory)}`, or use another --data_dir"
         )
-    _check(name, directory)
+    check_files(name, directory)
     from nonlocal_jax.data.datasets._records import RecordSource  # TFDS is slow to import
 
     return RecordSource(dataset, split, directory, _repair(name, directory))
@@ -97,7 +84,7 @@ def load_source(name: str, split: str, data_dir: PathLike | None = None) -> Sour
 
 def _prepared(data_dir: epath.Path) -> list[str]:
     """Returns the names of the prepared folders."""
-    directories = data_dir.glob(f"*/{_FIRST_VERSION}")
+    directories = data_dir.glob(f"*/{VERSION}")
     return sorted({directory.parent.name for directory in directories} - DATASETS.keys())
 
 
@@ -112,8 +99,12 @@ def _repair(name: str, directory: epath.Path) -> str:
     return f"delete this directory and run {again} to prepare the data again"
 
 
-def _check(name: str, directory: epath.Path) -> None:
-    """Requires the files of the manifest."""
+def check_files(name: str, directory: epath.Path) -> None:
+    """Requires that the files of a prepared dataset are those of its manifest.
+
+    Raises:
+      InputError: A file is missing, or it has another size.
+    """
     if reason := _manifest.damage(directory):
         raise InputError(
             f"the data in {directory} is damaged: {reason}; {_repair(name, directory)}"

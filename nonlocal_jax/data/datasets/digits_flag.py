@@ -22,6 +22,7 @@ import numpy as np
 from etils import epath
 
 from nonlocal_jax.data.datasets._dataset import DATASETS
+from nonlocal_jax.data.datasets._once import created_once
 from nonlocal_jax.data.images import encode_png
 from nonlocal_jax.errors import InputError
 
@@ -182,15 +183,15 @@ def build_once(directory: epath.Path) -> None:
     """
     if directory.exists():
         return
-    from nonlocal_jax.data.datasets import _build  # TFDS is slow to import
+    from nonlocal_jax.data.datasets._build import build  # TFDS is slow to import
 
-    with _build.created_once(directory) as target:
+    with created_once(directory) as target:
         if target is not None:
             material = load_material()
             splits = {
                 split: _examples(split, *split_material(*material, split)) for split in NUM_EXAMPLES
             }
-            _build.build(DATASETS["digits_flag"], splits, target)
+            build(DATASETS["digits_flag"], splits, target)
 
 
 def _examples(split: str, digits: np.ndarray, photos: list[np.ndarray]) -> Iterator[dict[str, Any]]:
