@@ -1,62 +1,21 @@
 """Writes prepared datasets: array_record files, the metadata of TFDS, and a manifest."""
 
-import contextlib
-import io
-import os
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 
 from nonlocal_jax.data.datasets import _manifest
 from nonlocal_jax.data.datasets._dataset import Dataset
 from nonlocal_jax.data.source import IGNORE_INDEX
 
-
-class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """TFDS builder of any dataset of images and label maps."""
-
-    url_infos: ClassVar[dict] = {}  # nothing is downloaded, so there are no checksums
-
-    def __init__(
-        self,
-        dataset: Dataset,
-        version: str,
-        splits: Mapping[str, Iterable[Mapping[str, Any]]],
-        data_dir: str,
-    ):
-        self.name = dataset.name
-        self.VERSION = tfds.core.Version(version)
-        self._dataset = dataset
-        self._splits = splits
-        super().__init__(data_dir=data_dir, file_format="array_record")
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
-            builder=self,
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Image(shape=(None, None, 3)),
-                    "label": tfds.features.Image(shape=(None, None, 1)),
-                    "id": tfds.features.Text(),
-                    "height": np.int32,
-                    "width": np.int32,
-                }
-            ),
-            metadata=tfds.core.MetadataDict(self._dataset.to_json(), ignore_index=IGNORE_INDEX),
-        )
-
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterable]:
-        del dl_manager
-        return {
-            split: ((example["id"], example) for example in examples)
-            for split, examples in self._splits.items()
-        }
-
-    def _generate_examples(self) -> None:
-        """The generators of the splits are made above."""
+# Random access needs one example in each group. Compressed images cannot be compressed further.
+_OPTIONS = "group_size:1,uncompressed"
+# Bytes of the examples after which a new file begins.
+SHARD_SIZE = 256 << 20
 
 
 def build(
@@ -66,19 +25,75 @@ def build(
 ) -> None:
     """Writes a prepared dataset.
 
+    The files are written here and not by a TFDS builder, because it shuffles the examples with
+    TensorFlow if they have more than a gigabyte.
+
     Args:
       dataset: The dataset.
       splits: The examples of each split: "image" and "label" (encoded bytes), "id" (unique in the
-        split), "height" and "width". TFDS would need TensorFlow to encode arrays.
+        split), "height" and "width".
       directory: ``DATA_DIR/NAME/VERSION``. It must not exist.
     """
-    tfds.disable_progress_bar()
+    directory.mkdir(parents=True)
+    features = tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(shape=(None, None, 3)),
+            "label": tfds.features.Image(shape=(None, None, 1)),
+            "id": tfds.features.Text(),
+            "height": np.int32,
+            "width": np.int32,
+        }
+    )
     name, version = directory.parts[-2:]
-    assert name == dataset.name
-    builder = _Builder(dataset, version, splits, os.fspath(directory.parent.parent))
-    config = tfds.download.DownloadConfig(try_download_gcs=False)
-    # TFDS reports a download even if nothing is downloaded.
-    with contextlib.redirect_stdout(io.StringIO()):
-        builder.download_and_prepare(download_config=config)
-    examples = {split: info.num_examples for split, info in builder.info.splits.items()}
-    _manifest.write(directory, examples)
+    info = tfds.core.DatasetInfo(
+        builder=tfds.core.dataset_info.DatasetIdentity(
+            name, tfds.core.Version(version), str(directory), __name__
+        ),
+        features=features,
+        metadata=tfds.core.MetadataDict(dataset.to_json(), ignore_index=IGNORE_INDEX),
+    )
+    info.set_file_format("array_record")
+    written = [
+        _write_split(name, split, map(features.serialize_example, examples), directory)
+        for split, examples in splits.items()
+    ]
+    info.set_splits(tfds.core.splits.SplitDict(written))
+    info.write_to_directory(directory)
+    _manifest.write(directory, {split.name: split.num_examples for split in written})
+
+
+def _write_split(
+    name: str, split: str, records: Iterable[bytes], directory: epath.Path
+) -> tfds.core.SplitInfo:
+    """Writes the shards of a split."""
+    lengths, sizes = [], []
+    writer = None
+    for record in records:
+        if writer is None or sizes[-1] >= SHARD_SIZE:
+            _close(writer)
+            writer = ArrayRecordWriter(str(directory / f"{split}-{len(sizes)}"), _OPTIONS)
+            lengths.append(0)
+            sizes.append(0)
+        _call(writer.write, record)
+        lengths[-1] += 1
+        sizes[-1] += len(record)
+    _close(writer)
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=directory, dataset_name=name, split=split, filetype_suffix="array_record"
+    )
+    # Only now is the number of shards, which is part of their names, known.
+    for index, path in enumerate(template.sharded_filepaths(len(lengths))):
+        (directory / f"{split}-{index}").rename(path)
+    return tfds.core.SplitInfo(split, lengths, sum(sizes), template)
+
+
+def _close(writer: ArrayRecordWriter | None) -> None:
+    if writer is not None:
+        _call(writer.close)
+
+
+def _call(function: Any, *arguments: Any) -> None:
+    try:
+        function(*arguments)
+    except RuntimeError as error:  # the disk is full, for example
+        raise OSError(str(error)) from error

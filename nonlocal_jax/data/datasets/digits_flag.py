@@ -195,14 +195,18 @@ def build_once(directory: epath.Path) -> None:
 
 
 def _examples(split: str, digits: np.ndarray, photos: list[np.ndarray]) -> Iterator[dict[str, Any]]:
-    for index in range(NUM_EXAMPLES[split]):
+    from tensorflow_datasets.core.hashing import Hasher
+
+    keys = {f"{split}_{index:04d}": index for index in range(NUM_EXAMPLES[split])}
+    # The order in which TFDS shuffles examples. Runs can be resumed only with this order.
+    for key in sorted(keys, key=Hasher(split).hash_key):
         # Every example has its own generator, so it does not depend on the others.
-        rng = np.random.default_rng((_SEED, list(NUM_EXAMPLES).index(split), index))
+        rng = np.random.default_rng((_SEED, list(NUM_EXAMPLES).index(split), keys[key]))
         image, label = draw_example(rng, digits, photos)
         yield {
             "image": encode_png(image),
             "label": encode_png(label),
-            "id": f"{split}_{index:04d}",
+            "id": key,
             "height": SIZE,
             "width": SIZE,
         }
