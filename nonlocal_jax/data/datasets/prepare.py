@@ -1,12 +1,13 @@
 """Prepares a dataset from its raw download, or from a folder of images and masks."""
 
+import contextlib
 import functools
 import itertools
 import pathlib
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from etils import epath
 
@@ -105,13 +106,7 @@ def prepare_dataset(
                 new = True
                 layout = folder.find(root, name) if kind == FOLDER else _READERS[kind](root)
                 dataset = _check(layout, name, root, directory, partial=partial)
-                number = sum(map(len, layout.splits.values()))
-                records = progress(_records(layout), number, "writing")
-                # TFDS reads one split after the other.
-                splits = {
-                    split: itertools.islice(records, len(layout.splits[split])) for split in SPLITS
-                }
-                build(dataset, splits, target)
+                _write(dataset, layout, target)
     check_files(name, directory)
     return Prepared(get_dataset(name, data_dir), directory, _manifest.examples(directory), new)
 
@@ -187,5 +182,10 @@ def _check_space(directory: epath.Path, size: int) -> None:
         )
 
 
-def _records(layout: Layout) -> Iterator[dict[str, Any]]:
-    return parallel_map(record, (pair for split in SPLITS for pair in layout.splits[split]))
+def _write(dataset: Dataset, layout: Layout, directory: epath.Path) -> None:
+    pairs = [pair for split in SPLITS for pair in layout.splits[split]]
+    with contextlib.closing(parallel_map(record, pairs)) as records:
+        shown = progress(records, len(pairs), "writing")
+        # One split is written after the other.
+        splits = {split: itertools.islice(shown, len(layout.splits[split])) for split in SPLITS}
+        build(dataset, splits, directory)
