@@ -27,7 +27,7 @@ def created_once(directory: epath.Path) -> Iterator[epath.Path | None]:
       InputError: The directory cannot be written.
     """
     parent = directory.parent
-    created = [path for path in (parent, parent.parent) if not path.exists()]
+    created = [path for path in (parent, *parent.parents) if not path.exists()]
     try:
         parent.mkdir(parents=True, exist_ok=True)
         with _lock(parent / f".{directory.name}.lock"):

@@ -112,11 +112,11 @@ def _read_classes(
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         problems.append(f"classes.csv cannot be read ({error}); save it as CSV in UTF-8")
         return None, value_table({value: value for value in range(255)})
-    columns = {key for row in rows for key in row}
-    if "name" not in columns or not columns <= {"value", "name", "color"}:
+    columns = dict.fromkeys(key for row in rows for key in row)
+    if "name" not in columns or not columns.keys() <= {"value", "name", "color"}:
         problems.append(
             f"classes.csv has the columns {', '.join(map(str, columns)) or 'none'}; use name, and "
-            "optionally value and color"
+            "optionally value and color, separated by commas"
         )
         return None, value_table({value: value for value in range(255)})
     names: list[str] = []
