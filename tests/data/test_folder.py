@@ -7,6 +7,7 @@ import pytest
 from nonlocal_jax import data
 from nonlocal_jax.errors import InputError
 from tests.data import archives
+from tests.experiments.test_readme import blocks
 
 
 def prepare(tmp_path, source):
@@ -201,3 +202,19 @@ def test_subdirectories_are_part_of_the_ids(tmp_path):
         path.rename(path.parent / "a" / path.name)
     archives.write_lines(source / "train.txt", ["a/train_0", "train_1"])
     assert ids(tmp_path, source)["train"] == {"a/train_0", "train_1"}
+
+
+def test_the_script_of_the_documentation_replaces_colors(tmp_path, monkeypatch):
+    source = archives.folder(tmp_path / "source", classes=None, values=(0, 1, 2))
+    expected = {}
+    for path in (source / "masks").iterdir():
+        expected[path.stem] = np.array(PIL.Image.open(path))
+        colors = np.array([(0, 0, 0), (128, 0, 0), (0, 128, 0)], np.uint8)
+        archives.write(path, colors[expected[path.stem]])
+    assert "is a PNG of the type RGB" in refused(tmp_path, source)
+    monkeypatch.chdir(source)
+    (script,) = blocks("docs/datasets.md", "python")
+    exec(script, {})
+    prepare(tmp_path, source)
+    for key, label in labels(tmp_path).items():
+        np.testing.assert_array_equal(label, expected[key])

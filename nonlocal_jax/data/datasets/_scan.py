@@ -28,7 +28,7 @@ class Facts(NamedTuple):
     Attributes:
       problems: What is wrong with them, one line each.
       values: The values of the label file.
-      size: Number of bytes of the image.
+      size: Number of bytes of both files.
     """
 
     problems: list[str]
@@ -37,19 +37,21 @@ class Facts(NamedTuple):
 
 
 def scan(pair: Pair, layout: Layout) -> Facts:
-    """Reads both files of an example whole, and checks all but the count of the classes."""
+    """Reads both files of an example whole, and checks them."""
     problems = []
     image_size = label_size = None
     values: frozenset[int] = frozenset()
     size = 0
     try:
         data = _read(pair.image)
-        size = len(data)
+        size += len(data)
         image_size = _check_image(data, upright=layout.upright)
     except _FileError as error:
         problems.append(f"{pair.image.name} {error}")
     try:
-        label = _read_label(pair.label)
+        data = _read(pair.label)
+        size += len(data)
+        label = _decode_label(data, pair.label)
         label_size = label.shape
         values = frozenset(np.flatnonzero(np.bincount(label.ravel(), minlength=256)).tolist())
         wrong = [value for value in sorted(values) if pair.table[value] == INVALID]
@@ -73,7 +75,7 @@ def record(pair: Pair) -> dict[str, Any]:
       InputError: A file has changed since it was checked.
     """
     try:
-        label = pair.table[_read_label(pair.label)]
+        label = pair.table[_decode_label(_read(pair.label), pair.label)]
         image = _read(pair.image)
     except _FileError as error:
         raise InputError(f"{pair.id!r} has changed while it was read: {error}") from error
@@ -133,9 +135,8 @@ def _damaged(data: bytes, reason: object) -> _FileError:
     return _FileError(f"is damaged ({reason}, {len(data):,} bytes); replace the file")
 
 
-def _read_label(file: File) -> np.ndarray:
+def _decode_label(data: bytes, file: File) -> np.ndarray:
     """Returns the values of a label file, uint8 ``[H, W]``."""
-    data = _read(file)
     return _decode_mat(data) if file.name.endswith(".mat") else _decode_mask(data)
 
 

@@ -173,12 +173,12 @@ def _duplicates(layout: Layout) -> Iterator[str]:
 
 
 def _check_space(directory: epath.Path, size: int) -> None:
-    """Requires enough disk space. TFDS writes the examples twice to shuffle them."""
+    """Requires enough disk space."""
     free = shutil.disk_usage(directory.parent).free
-    if free < 2 * size:
+    if free < size:
         raise InputError(
-            f"{directory.parent} has {free / 1e9:.1f} GB of free space, but {2 * size / 1e9:.1f} "
-            "GB are needed while the data is written; use another --data-dir"
+            f"{directory.parent} has {free / 1e9:.1f} GB of free space, but {size / 1e9:.1f} GB "
+            "are needed; use another --data-dir"
         )
 
 
