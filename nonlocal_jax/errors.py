@@ -2,8 +2,6 @@
 
 from collections.abc import Collection
 
-_MAX_LINES = 6
-
 
 class InputError(ValueError):
     """An argument, a config, a file or data is invalid.
@@ -18,9 +16,9 @@ def first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-def listing(items: Collection[str]) -> str:
-    """Formats the first few items, one per line, to append to a message."""
+def listing(items: Collection[str], max_lines: int = 6) -> str:
+    """Formats the first items, one per line, to append to a message."""
     lines = list(items)
-    if len(lines) > _MAX_LINES:
-        lines[_MAX_LINES - 1 :] = [f"and {len(lines) - _MAX_LINES + 1} more"]
+    if len(lines) > max_lines:
+        lines[max_lines - 1 :] = [f"and {len(lines) - max_lines + 1:,} more"]
     return "".join(f"\n  {line}" for line in lines)

@@ -10,7 +10,7 @@ from nonlocal_jax.data.source import IGNORE_INDEX, Example, Source, fingerprint
 if TYPE_CHECKING:
     from nonlocal_jax.data.augment import prepare_example
     from nonlocal_jax.data.datasets import DATASETS, Dataset, get_dataset, load_source
-    from nonlocal_jax.data.digits_flag import DigitsFlag
+    from nonlocal_jax.data.datasets.prepare import prepare_dataset
     from nonlocal_jax.data.images import (
         keep_ratio_size,
         list_images,
@@ -24,7 +24,6 @@ __all__ = [
     "DATASETS",
     "IGNORE_INDEX",
     "Dataset",
-    "DigitsFlag",
     "Example",
     "Source",
     "check_example",
@@ -36,6 +35,7 @@ __all__ = [
     "list_images",
     "load_source",
     "normalize",
+    "prepare_dataset",
     "prepare_example",
     "read_image",
     "resize_image",
@@ -49,11 +49,11 @@ import_on_use(
     {
         "DATASETS": "datasets",
         "Dataset": "datasets",
-        "DigitsFlag": "digits_flag",
         "get_dataset": "datasets",
         "keep_ratio_size": "images",
         "list_images": "images",
         "load_source": "datasets",
+        "prepare_dataset": "datasets.prepare",
         "prepare_example": "augment",
         "read_image": "images",
         "resize_image": "images",

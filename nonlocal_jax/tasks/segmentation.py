@@ -123,7 +123,8 @@ def _prepare(
 def _open_source(config: ConfigDict, split: str, data_dir: Any = None) -> Any:
     from nonlocal_jax import data
 
-    data.get_dataset(config.data.name).check_num_classes(config.model.num_classes)
+    dataset = data.get_dataset(config.data.name, data_dir)
+    dataset.check_num_classes(config.model.num_classes)
     return data.load_source(config.data.name, split, data_dir)
 
 

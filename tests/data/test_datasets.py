@@ -8,13 +8,23 @@ import sys
 
 import numpy as np
 import pytest
+from etils import epath
 
 from configs import segmentation
 from nonlocal_jax import data
 from nonlocal_jax.data import datasets
+from nonlocal_jax.data.datasets import digits_flag
 from nonlocal_jax.errors import InputError
+from tests.data import archives
 
-NUM_CLASSES = {"cityscapes": 19, "ade20k": 150, "voc12aug": 21, "digits_flag": 3}
+NUM_CLASSES = {
+    "cityscapes": 19,
+    "ade20k": 150,
+    "voc12aug": 21,
+    "pascal_context59": 59,
+    "pascal_context60": 60,
+    "digits_flag": 3,
+}
 
 
 def test_the_registry_is_complete():
@@ -68,9 +78,10 @@ def test_an_unknown_name_gives_the_most_similar_one():
         data.get_dataset("xyz")
 
 
-def test_a_dataset_without_a_reader_is_refused():
-    with pytest.raises(InputError, match=r"no reader for cityscapes yet; use digits_flag"):
-        data.load_source("cityscapes", "train")
+def test_a_dataset_that_is_not_prepared_is_refused(tmp_path):
+    message = f"not prepared in {tmp_path}; run `.*prepare cityscapes .*--data-dir={tmp_path}`"
+    with pytest.raises(InputError, match=message):
+        data.load_source("cityscapes", "train", tmp_path)
 
 
 def test_unknown_datasets_and_splits_are_refused():
@@ -122,7 +133,7 @@ def test_an_index_beyond_the_end_is_an_index_error(data_dir):
 BUILD = """
 import sys
 from nonlocal_jax import data
-from nonlocal_jax.data import digits_flag
+from nonlocal_jax.data.datasets import digits_flag
 digits_flag.NUM_EXAMPLES = {"train": 32, "val": 8}
 data.load_source("digits_flag", "train", sys.argv[1])[0]
 assert "tensorflow" not in sys.modules
@@ -135,7 +146,7 @@ def test_two_processes_build_at_once_and_get_the_same_examples(data_dir, tmp_pat
     assert [process.communicate()[0] for process in processes] == [b"", b""]
     assert [process.returncode for process in processes] == [0, 0]
     # Only the result, and no temporary directories.
-    assert [path.name for path in (tmp_path / "digits_flag").iterdir()] == ["2.0.0"]
+    assert [path.name for path in (tmp_path / "digits_flag").iterdir()] == ["2.1.0"]
     for split, number in (("train", 32), ("val", 8)):
         built, complete = (
             {e["id"]: e for e in data.load_source("digits_flag", split, directory)}
@@ -145,3 +156,69 @@ def test_two_processes_build_at_once_and_get_the_same_examples(data_dir, tmp_pat
         for name, example in built.items():
             np.testing.assert_array_equal(example["image"], complete[name]["image"])
             np.testing.assert_array_equal(example["label"], complete[name]["label"])
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """Lets gs://bucket be a directory. Returns it, and the list of the files that were read."""
+    monkeypatch.setenv("NONLOCAL_JAX_DATA", str(tmp_path / "host"))
+    read = []
+
+    def open_file(original, path, mode):
+        path = os.fspath(path)
+        if path.startswith("gs://bucket"):
+            read.append(path)
+            path = path.replace("gs://bucket", str(tmp_path / "bucket"))
+        return original(path, mode)
+
+    with epath.testing.mock_epath(open=open_file):
+        yield tmp_path / "bucket", read
+
+
+def test_a_dataset_in_a_bucket_is_copied_once(tmp_path, bucket, monkeypatch):
+    directory, read = bucket
+    source = archives.folder(tmp_path / "source")
+    data.prepare_dataset("folder", source, directory / "data", name="leaves")
+    opened = [data.load_source("leaves", "train", "gs://bucket/data/") for _ in range(2)]
+    copied = [path for path in read if "array_record" in path]
+    assert len(copied) == len(set(copied)) == 2
+    (copy,) = (tmp_path / "host/copies").iterdir()
+    assert copy.name.startswith("gs-bucket-data-")
+    assert [path.name for path in (copy / "leaves").iterdir()] == ["1.0.0"]
+    expected = data.load_source("leaves", "train", directory / "data")
+    assert [e["id"] for e in opened[1]] == [e["id"] for e in expected]
+    assert data.get_dataset("leaves", "gs://bucket/data") == opened[0].dataset
+    # The embedded dataset is built on every host.
+    monkeypatch.setattr(digits_flag, "NUM_EXAMPLES", {"train": 2, "val": 1})
+    assert len(data.load_source("digits_flag", "train", "gs://bucket/data")) == 2
+    # Another dataset under the same name is another copy.
+    shutil.rmtree(directory)
+    archives.folder(source, {"train": 6, "val": 2})
+    data.prepare_dataset("folder", source, directory / "data", name="leaves")
+    assert len(data.load_source("leaves", "train", "gs://bucket/data")) == 6
+
+
+def test_a_damaged_bucket_is_refused(tmp_path, bucket):
+    directory, _ = bucket
+    with pytest.raises(InputError, match="ade20k is not in gs://bucket/data: there is no "):
+        data.load_source("ade20k", "train", "gs://bucket/data")
+    source = archives.ade20k(tmp_path / "source")
+    prepared = data.prepare_dataset("ade20k", source, directory / "data", partial=True)
+    os.truncate(next(prepared.directory.glob("*val*")), 1000)
+    with pytest.raises(InputError, match=r"damaged: .*val.* has 1,000 bytes .*upload it again"):
+        data.load_source("ade20k", "train", "gs://bucket/data")
+    next(prepared.directory.glob("*val*")).unlink()
+    with pytest.raises(InputError, match="cannot be read: FileNotFoundError"):
+        data.load_source("ade20k", "train", "gs://bucket/data")
+    (prepared.directory / "manifest.json").write_text("{}")
+    with pytest.raises(InputError, match=r"manifest\.json is damaged"):
+        data.load_source("ade20k", "train", "gs://bucket/data")
+    assert not (tmp_path / "host").exists()
+
+
+def test_a_bucket_needs_the_package_that_reads_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(InputError, match=r"gs://bucket cannot be read: .*gcsfs"):
+        data.load_source("ade20k", "train", "gs://bucket")
+    with pytest.raises(InputError, match="object stores are not supported"):
+        data.prepare_dataset("ade20k", ".", "gs://bucket")

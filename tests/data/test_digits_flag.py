@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from nonlocal_jax import data
-from nonlocal_jax.data import digits_flag
+from nonlocal_jax.data.datasets import digits_flag
 from nonlocal_jax.errors import InputError
 
 SPLITS = ("train", "val")

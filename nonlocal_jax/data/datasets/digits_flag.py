@@ -15,15 +15,15 @@ of a photograph.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import ClassVar
+from typing import Any
 
 import cv2
 import numpy as np
-import tensorflow_datasets as tfds
+from etils import epath
 
-from nonlocal_jax.data.datasets import DATASETS
+from nonlocal_jax.data.datasets._dataset import DATASETS
+from nonlocal_jax.data.datasets._once import created_once
 from nonlocal_jax.data.images import encode_png
-from nonlocal_jax.data.source import IGNORE_INDEX
 from nonlocal_jax.errors import InputError
 
 NUM_EXAMPLES = {"train": 2048, "val": 256}
@@ -173,55 +173,40 @@ def _square(corner: np.ndarray, size: int) -> tuple[slice, slice]:
     return slice(corner[0], corner[0] + size), slice(corner[1], corner[1] + size)
 
 
-class DigitsFlag(tfds.core.GeneratorBasedBuilder):
-    """TFDS builder of ``digits_flag``. It takes seconds and always generates the same examples."""
+def build_once(directory: epath.Path) -> None:
+    """Builds the dataset in ``DATA_DIR/digits_flag/VERSION`` if it is not there.
 
-    VERSION = tfds.core.Version("2.0.0")
-    url_infos: ClassVar[dict] = {}  # nothing is downloaded, so there are no checksums
+    It takes seconds and always generates the same examples.
 
-    def _info(self) -> tfds.core.DatasetInfo:
-        dataset = DATASETS["digits_flag"]
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description=__doc__,
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Image(shape=(SIZE, SIZE, 3), encoding_format="png"),
-                    "label": tfds.features.Image(shape=(SIZE, SIZE, 1), encoding_format="png"),
-                    "id": tfds.features.Text(),
-                    "height": np.int32,
-                    "width": np.int32,
-                }
-            ),
-            metadata=tfds.core.MetadataDict(
-                classes=dataset.classes, palette=dataset.palette, ignore_index=IGNORE_INDEX
-            ),
-        )
+    Raises:
+      InputError: scikit-learn is not installed, or the directory is not writable.
+    """
+    if directory.exists():
+        return
+    from nonlocal_jax.data.datasets._build import build  # TFDS is slow to import
 
-    def _split_generators(self, dl_manager) -> dict[str, Iterator]:
-        del dl_manager
-        material = load_material()
-        return {
-            split: self._generate_examples(split, *split_material(*material, split))
-            for split in NUM_EXAMPLES
+    with created_once(directory) as target:
+        if target is not None:
+            material = load_material()
+            splits = {
+                split: _examples(split, *split_material(*material, split)) for split in NUM_EXAMPLES
+            }
+            build(DATASETS["digits_flag"], splits, target)
+
+
+def _examples(split: str, digits: np.ndarray, photos: list[np.ndarray]) -> Iterator[dict[str, Any]]:
+    from tensorflow_datasets.core.hashing import Hasher
+
+    keys = {f"{split}_{index:04d}": index for index in range(NUM_EXAMPLES[split])}
+    # The order in which TFDS shuffles examples. Runs can be resumed only with this order.
+    for key in sorted(keys, key=Hasher(split).hash_key):
+        # Every example has its own generator, so it does not depend on the others.
+        rng = np.random.default_rng((_SEED, list(NUM_EXAMPLES).index(split), keys[key]))
+        image, label = draw_example(rng, digits, photos)
+        yield {
+            "image": encode_png(image),
+            "label": encode_png(label),
+            "id": key,
+            "height": SIZE,
+            "width": SIZE,
         }
-
-    def _generate_examples(
-        self, split: str, digits: np.ndarray, photos: list[np.ndarray]
-    ) -> Iterator[tuple[str, dict]]:
-        for index in range(NUM_EXAMPLES[split]):
-            # Every example has its own generator, so it does not depend on the others.
-            rng = np.random.default_rng((_SEED, list(NUM_EXAMPLES).index(split), index))
-            image, label = draw_example(rng, digits, photos)
-            key = f"{split}_{index:04d}"
-            yield (
-                key,
-                {
-                    # Encoded, because TFDS would need TensorFlow to encode an array.
-                    "image": encode_png(image),
-                    "label": encode_png(label),
-                    "id": key,
-                    "height": SIZE,
-                    "width": SIZE,
-                },
-            )

@@ -1,0 +1,47 @@
+"""Prepares a dataset for training and evaluation, from its raw download or from your own images.
+
+    python -m experiments.prepare cityscapes --source=DIR --data-dir=DIR
+    python -m experiments.prepare folder --name=NAME --source=DIR --data-dir=DIR
+
+The datasets are cityscapes, ade20k, voc12aug, pascal_context59 and pascal_context60.
+docs/datasets.md says what to download, and how a folder of your own images is laid out.
+
+Every file is decoded and checked before anything is written. All problems are listed at once. If
+the command is interrupted, run it again.
+"""
+
+from absl import flags
+
+from experiments import cli
+from nonlocal_jax import data
+from nonlocal_jax.errors import InputError
+
+_SOURCE = flags.DEFINE_string(
+    "source", None, "Directory of the download, or of your images and masks.", required=True
+)
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Directory of the prepared datasets.")
+_NAME = flags.DEFINE_string("name", None, "Name of the new dataset, only for a folder.")
+_PARTIAL = flags.DEFINE_bool("partial", False, "Whether to accept a part of the dataset.")
+
+
+def main(arguments: list[str]) -> None:
+    if len(arguments) != 2:
+        raise InputError("give the name of one dataset, or folder, as in: prepare cityscapes")
+    prepared = data.prepare_dataset(
+        arguments[1], _SOURCE.value, _DATA_DIR.value, name=_NAME.value, partial=_PARTIAL.value
+    )
+    dataset = prepared.dataset
+    counts = ", ".join(f"{number:,} {split}" for split, number in prepared.examples.items())
+    if prepared.new:
+        print(f"prepared {dataset.name} in {prepared.directory}")
+    else:
+        print(
+            f"{dataset.name} is already prepared in {prepared.directory}; "
+            "delete this directory to prepare it again"
+        )
+    print(f"examples: {counts}")
+    print(f"classes:  {len(dataset.classes)} ({', '.join(dataset.classes)})")
+
+
+if __name__ == "__main__":
+    cli.run(main, positional=True)

@@ -1,0 +1,111 @@
+"""The datasets: their classes, and the sources of their examples.
+
+A prepared dataset is the directory ``DATA_DIR/NAME/VERSION``. It contains array_record files, the
+metadata of TFDS with the classes and their colors, and a manifest. ``experiments.prepare`` writes
+it. ``digits_flag`` is built when it is first opened.
+"""
+
+import difflib
+import json
+import os
+import shlex
+
+from etils import epath
+
+from nonlocal_jax._files import PathLike
+from nonlocal_jax.data.datasets import _manifest
+from nonlocal_jax.data.datasets._dataset import DATASETS, Color, Dataset
+from nonlocal_jax.data.datasets._location import VERSION, default_data_dir, find_directory
+from nonlocal_jax.data.source import Source
+from nonlocal_jax.errors import InputError
+
+__all__ = ["DATASETS", "Color", "Dataset", "default_data_dir", "get_dataset", "load_source"]
+
+SPLITS = ("train", "val")
+
+
+def get_dataset(name: str, data_dir: PathLike | None = None) -> Dataset:
+    """Returns the dataset of this name, one of ``DATASETS`` or one that was prepared.
+
+    Args:
+      name: Name of the dataset.
+      data_dir: Directory of all prepared datasets, see ``load_source``.
+
+    Raises:
+      InputError: There is no such dataset. The message gives the most similar name.
+    """
+    if name in DATASETS:
+        return DATASETS[name]
+    directory = find_directory(name, data_dir)
+    if not directory.exists():
+        names = [*DATASETS, *_prepared(directory.parent.parent)]
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(names)}"
+        raise InputError(f"unknown dataset {name!r} in {directory.parent.parent}; {hint}")
+    check_files(name, directory)
+    return Dataset.from_json(json.loads((directory / "metadata.json").read_text()))
+
+
+def load_source(name: str, split: str, data_dir: PathLike | None = None) -> Source:
+    """Opens a split of a prepared dataset. ``digits_flag`` is built when it is first opened.
+
+    Args:
+      name: Name of the dataset.
+      split: Name of the split: "train" or "val".
+      data_dir: Directory of all prepared datasets. Default: ``$NONLOCAL_JAX_DATA`` if it is set,
+        else ``~/.cache/nonlocal_jax``. A directory in a bucket, such as "gs://bucket/data", is
+        copied to each host once.
+
+    Returns:
+      The source. It can be pickled. Its attribute ``dataset`` is the ``Dataset``.
+
+    Raises:
+      InputError: The dataset or the split is unknown, the dataset is not prepared or is damaged, or
+        the directory is not writable.
+    """
+    dataset = get_dataset(name, data_dir)
+    if split not in SPLITS:
+        raise InputError(f"{name} has no split {split!r}; use {' or '.join(SPLITS)}")
+    directory = find_directory(name, data_dir)
+    if name == "digits_flag":
+        from nonlocal_jax.data.datasets import digits_flag  # TFDS is slow to import
+
+        digits_flag.build_once(directory)
+    elif not directory.exists():
+        raise InputError(
+            f"{name} is not prepared in {directory.parent.parent}; run "
+            f"`{_command(name, directory)}`, or use another --data_dir"
+        )
+    check_files(name, directory)
+    from nonlocal_jax.data.datasets._records import RecordSource  # TFDS is slow to import
+
+    return RecordSource(dataset, split, directory, _repair(name, directory))
+
+
+def _prepared(data_dir: epath.Path) -> list[str]:
+    """Returns the names of the prepared folders."""
+    directories = data_dir.glob(f"*/{VERSION}")
+    return sorted({directory.parent.name for directory in directories} - DATASETS.keys())
+
+
+def _command(name: str, directory: epath.Path) -> str:
+    kind = name if name in DATASETS else f"folder --name={name}"
+    data_dir = shlex.quote(os.fspath(directory.parent.parent))
+    return f"python -m experiments.prepare {kind} --source=DIR --data-dir={data_dir}"
+
+
+def _repair(name: str, directory: epath.Path) -> str:
+    again = "the command again" if name == "digits_flag" else f"`{_command(name, directory)}`"
+    return f"delete this directory and run {again} to prepare the data again"
+
+
+def check_files(name: str, directory: epath.Path) -> None:
+    """Requires that the files of a prepared dataset are those of its manifest.
+
+    Raises:
+      InputError: A file is missing, or it has another size.
+    """
+    if reason := _manifest.damage(directory):
+        raise InputError(
+            f"the data in {directory} is damaged: {reason}; {_repair(name, directory)}"
+        )

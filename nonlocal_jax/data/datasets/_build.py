@@ -1,0 +1,99 @@
+"""Writes prepared datasets: array_record files, the metadata of TFDS, and a manifest."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordWriter
+from etils import epath
+
+from nonlocal_jax.data.datasets import _manifest
+from nonlocal_jax.data.datasets._dataset import Dataset
+from nonlocal_jax.data.source import IGNORE_INDEX
+
+# Random access needs one example in each group. Compressed images cannot be compressed further.
+_OPTIONS = "group_size:1,uncompressed"
+# Bytes of the examples after which a new file begins.
+SHARD_SIZE = 256 << 20
+
+
+def build(
+    dataset: Dataset,
+    splits: Mapping[str, Iterable[Mapping[str, Any]]],
+    directory: epath.Path,
+) -> None:
+    """Writes a prepared dataset.
+
+    The files are written here and not by a TFDS builder, because it shuffles the examples with
+    TensorFlow if they have more than a gigabyte.
+
+    Args:
+      dataset: The dataset.
+      splits: The examples of each split: "image" and "label" (encoded bytes), "id" (unique in the
+        split), "height" and "width".
+      directory: ``DATA_DIR/NAME/VERSION``. It must not exist.
+    """
+    directory.mkdir(parents=True)
+    features = tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(shape=(None, None, 3)),
+            "label": tfds.features.Image(shape=(None, None, 1)),
+            "id": tfds.features.Text(),
+            "height": np.int32,
+            "width": np.int32,
+        }
+    )
+    name, version = directory.parts[-2:]
+    info = tfds.core.DatasetInfo(
+        builder=tfds.core.dataset_info.DatasetIdentity(
+            name, tfds.core.Version(version), str(directory), __name__
+        ),
+        features=features,
+        metadata=tfds.core.MetadataDict(dataset.to_json(), ignore_index=IGNORE_INDEX),
+    )
+    info.set_file_format("array_record")
+    written = [
+        _write_split(name, split, map(features.serialize_example, examples), directory)
+        for split, examples in splits.items()
+    ]
+    info.set_splits(tfds.core.splits.SplitDict(written))
+    info.write_to_directory(directory)
+    _manifest.write(directory, {split.name: split.num_examples for split in written})
+
+
+def _write_split(
+    name: str, split: str, records: Iterable[bytes], directory: epath.Path
+) -> tfds.core.SplitInfo:
+    """Writes the shards of a split."""
+    lengths, sizes = [], []
+    writer = None
+    for record in records:
+        if writer is None or sizes[-1] >= SHARD_SIZE:
+            _close(writer)
+            writer = ArrayRecordWriter(str(directory / f"{split}-{len(sizes)}"), _OPTIONS)
+            lengths.append(0)
+            sizes.append(0)
+        _call(writer.write, record)
+        lengths[-1] += 1
+        sizes[-1] += len(record)
+    _close(writer)
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=directory, dataset_name=name, split=split, filetype_suffix="array_record"
+    )
+    # Only now is the number of shards, which is part of their names, known.
+    for index, path in enumerate(template.sharded_filepaths(len(lengths))):
+        (directory / f"{split}-{index}").rename(path)
+    return tfds.core.SplitInfo(split, lengths, sum(sizes), template)
+
+
+def _close(writer: ArrayRecordWriter | None) -> None:
+    if writer is not None:
+        _call(writer.close)
+
+
+def _call(function: Any, *arguments: Any) -> None:
+    try:
+        function(*arguments)
+    except RuntimeError as error:  # the disk is full, for example
+        raise OSError(str(error)) from error

@@ -1,0 +1,77 @@
+"""The classes of a dataset, and the table of the known datasets."""
+
+import csv
+import dataclasses
+import importlib.resources
+from collections.abc import Mapping
+from typing import Any
+
+from nonlocal_jax.errors import InputError
+
+Color = tuple[int, int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """The classes of a dataset.
+
+    Attributes:
+      name: Name of the dataset, as in ``config.data.name``.
+      classes: Names of the classes. A label is an index into them.
+      palette: Colors of the classes, RGB from 0 to 255.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    palette: tuple[Color, ...]
+
+    def check_num_classes(self, num_classes: int) -> None:
+        """Requires a model with as many classes as the dataset.
+
+        Raises:
+          InputError: The numbers differ.
+        """
+        if num_classes != len(self.classes):
+            number = len(self.classes)
+            raise InputError(
+                f"the model predicts {num_classes} classes, but {self.name} has {number}; "
+                f"use model.num_classes={number} or another data.name"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the fields as plain values for JSON."""
+        return {
+            "name": self.name,
+            "classes": list(self.classes),
+            "palette": [list(color) for color in self.palette],
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Dataset":
+        """Returns the dataset that ``to_json`` describes. Other keys are ignored."""
+        return cls(
+            name=values["name"],
+            classes=tuple(values["classes"]),
+            palette=tuple((r, g, b) for r, g, b in values["palette"]),
+        )
+
+
+def _read_classes(name: str) -> tuple[tuple[str, ...], tuple[Color, ...]]:
+    """Reads the classes and the palette from ``class_tables/NAME.csv``."""
+    table = importlib.resources.files(__package__) / "class_tables" / f"{name}.csv"
+    rows = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
+    classes = tuple(row["name"] for row in rows)
+    return classes, tuple((int(row["r"]), int(row["g"]), int(row["b"])) for row in rows)
+
+
+DATASETS: dict[str, Dataset] = {
+    name: Dataset(name, *_read_classes(name))
+    for name in (
+        "cityscapes",
+        "ade20k",
+        "voc12aug",
+        "pascal_context59",
+        "pascal_context60",
+        "digits_flag",
+    )
+}

@@ -1,0 +1,183 @@
+"""The files of a download, and the examples that they form."""
+
+import dataclasses
+import os
+import pathlib
+import zipfile
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from nonlocal_jax.data.datasets._dataset import Dataset
+from nonlocal_jax.data.source import IGNORE_INDEX
+
+SPLITS = ("train", "val")
+# In a table of values: the value must not occur.
+INVALID = -1
+
+
+class File(NamedTuple):
+    """A file of a directory or of a zip archive.
+
+    Attributes:
+      name: How messages call the file: its path relative to the source directory.
+      path: Path of the file, or its name in the archive.
+      archive: The archive.
+    """
+
+    name: str
+    path: pathlib.Path | str
+    archive: zipfile.ZipFile | None = None
+
+    def read(self) -> bytes:
+        """Returns the content. Raises OSError or zipfile.BadZipFile."""
+        if self.archive is not None:
+            return self.archive.read(str(self.path))
+        return pathlib.Path(self.path).read_bytes()
+
+
+class Pair(NamedTuple):
+    """An example: the files of its image and of its label map.
+
+    Attributes:
+      id: Identifier, unique in the dataset.
+      image: PNG or JPEG file.
+      label: PNG file, or .mat file of the Semantic Boundaries Dataset.
+      table: Maps the values of the label file to classes: int16 ``[256]``, see ``value_table``.
+    """
+
+    id: str
+    image: File
+    label: File
+    table: np.ndarray
+
+
+@dataclasses.dataclass
+class Layout:
+    """The examples of a download.
+
+    Attributes:
+      splits: The examples of each split.
+      problems: What is wrong with the download, one line each.
+      dataset: The classes. None if they must be found in the labels.
+      values: What to do if a label contains other values.
+      upright: Whether images with an EXIF orientation are refused.
+    """
+
+    splits: dict[str, list[Pair]]
+    problems: list[str]
+    dataset: Dataset | None
+    values: str = "replace the file"
+    upright: bool = False
+
+
+def value_table(classes: Mapping[int, int], ignored: Iterable[int] = (IGNORE_INDEX,)) -> np.ndarray:
+    """Returns the class of each value, 255 for ignored values, -1 for all others."""
+    table = np.full(256, INVALID, np.int16)
+    table[list(ignored)] = IGNORE_INDEX
+    for value, index in classes.items():
+        table[value] = index
+    return table
+
+
+def find_root(source: pathlib.Path, content: str, *candidates: str) -> pathlib.Path:
+    """Returns the first of ``source / candidate`` and ``source`` that contains ``content``.
+
+    If there is none, returns the first candidate, so that messages name it.
+    """
+    roots = [*(source / name for name in candidates), source]
+    return next((root for root in roots if (root / content).exists()), roots[0])
+
+
+def list_files(
+    source: pathlib.Path, directory: pathlib.Path, problems: list[str], archive: str | None = None
+) -> list[File]:
+    """Returns the files in a directory and below, sorted by name, without hidden files.
+
+    If the directory does not exist, its files are those in the zip ``source / archive``.
+    """
+    name = directory.relative_to(source).as_posix()
+    if directory.is_dir():
+        tree = os.walk(
+            directory, followlinks=True, onerror=lambda error: problems.append(str(error))
+        )
+        paths = sorted(pathlib.Path(parent, name) for parent, _, names in tree for name in names)
+        files = [File(path.relative_to(source).as_posix(), path) for path in paths]
+    elif archive is not None and (source / archive).is_file():
+        try:
+            opened = zipfile.ZipFile(source / archive)
+        except (OSError, zipfile.BadZipFile) as error:
+            problems.append(f"{archive} is not a complete zip file ({error}); download it again")
+            return []
+        members = [m for m in opened.namelist() if m.startswith(f"{name}/") and m[-1] != "/"]
+        files = [File(f"{archive}/{member}", member, opened) for member in sorted(members)]
+    else:
+        wanted = f"{name}/" + (f" and no {archive}" if archive else "")
+        problems.append(f"there is no {wanted}; see docs/datasets.md for the layout")
+        return []
+    return [file for file in files if not pathlib.PurePath(file.path).name.startswith(".")]
+
+
+def read_list(source: pathlib.Path, path: pathlib.Path, problems: list[str]) -> list[str]:
+    """Returns the lines of a split list, without empty ones and without duplicates."""
+    name = path.relative_to(source).as_posix()
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except FileNotFoundError:
+        problems.append(f"there is no {name}; see docs/datasets.md for the layout")
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        problems.append(f"{name} cannot be read ({error}); use a text file with an id in each line")
+        return []
+    ids: dict[str, None] = {}
+    for line in filter(None, lines):
+        if line in ids:
+            problems.append(f"{name} contains {line!r} twice; remove one")
+        ids[line] = None
+    if not ids:
+        problems.append(f"{name} is empty; list at least one image")
+    return list(ids)
+
+
+def pair(
+    images: Mapping[str, File],
+    labels: Mapping[str, File],
+    names: tuple[str, str],
+    table: np.ndarray,
+    problems: list[str],
+) -> list[Pair]:
+    """Pairs images and label maps with the same id.
+
+    Args:
+      images: The image of each id.
+      labels: The label map of each id.
+      names: Name of a missing image, and of a missing label map, with ``{}`` for the id.
+      table: See ``Pair``.
+      problems: Files without a partner are appended to this list.
+    """
+    for key in sorted(images.keys() - labels.keys()):
+        problems.append(f"{images[key].name} has no label map {names[1].format(key)}; add it")
+    for key in sorted(labels.keys() - images.keys()):
+        problems.append(f"{labels[key].name} has no image {names[0].format(key)}; add it")
+    both = sorted(images.keys() & labels.keys())
+    return [Pair(key, images[key], labels[key], table) for key in both]
+
+
+def pair_listed(
+    source: pathlib.Path,
+    ids: Iterable[str],
+    image: str,
+    label: str,
+    table: np.ndarray,
+    problems: list[str],
+) -> list[Pair]:
+    """Pairs the files of listed ids. ``image`` and ``label`` are paths with ``{}`` for the id."""
+    pairs = []
+    for key in ids:
+        files = [File(name, source / name) for name in (image.format(key), label.format(key))]
+        missing = [file.name for file in files if not pathlib.Path(file.path).is_file()]
+        problems += [f"{name} is missing, but a list contains {key!r}; add it" for name in missing]
+        if not missing:
+            pairs.append(Pair(key, *files, table))
+    return pairs

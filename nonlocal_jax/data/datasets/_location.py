@@ -1,0 +1,107 @@
+"""Where prepared datasets are: on this host, or in a bucket that is copied to it."""
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Iterator
+
+from etils import epath
+
+from nonlocal_jax._files import PathLike, as_path
+from nonlocal_jax._progress import progress
+from nonlocal_jax.data.datasets import _manifest
+from nonlocal_jax.data.datasets._once import created_once
+from nonlocal_jax.data.datasets._parallel import parallel_map
+from nonlocal_jax.errors import InputError, first_line
+
+# The next version of a dataset is prepared again, and older files are not read.
+_VERSIONS = {"digits_flag": "2.1.0"}
+VERSION = "1.0.0"
+_CHUNK = 1 << 24
+
+
+def default_data_dir() -> epath.Path:
+    """Returns ``$NONLOCAL_JAX_DATA`` if it is set, else ``~/.cache/nonlocal_jax``."""
+    path = os.environ.get("NONLOCAL_JAX_DATA") or "~/.cache/nonlocal_jax"
+    return epath.Path(path).expanduser()
+
+
+def local_directory(name: str, data_dir: PathLike | None) -> epath.Path:
+    """Returns the directory of a prepared dataset on this host: ``DATA_DIR/NAME/VERSION``.
+
+    Raises:
+      InputError: ``data_dir`` is a URL.
+    """
+    root = as_path(data_dir or default_data_dir()).expanduser()
+    return root / name / _VERSIONS.get(name, VERSION)
+
+
+def find_directory(name: str, data_dir: PathLike | None) -> epath.Path:
+    """Returns the directory of a prepared dataset on this host. It need not exist.
+
+    If ``data_dir`` is a URL, the dataset is copied from there. The copy is in the default directory
+    of prepared datasets, under the URL and a hash of it and of the manifest. It is made once for
+    all processes of a host. ``digits_flag`` is not copied, because each host can build it.
+
+    Raises:
+      InputError: The bucket cannot be read, or it does not contain the dataset.
+    """
+    if data_dir is None or "://" not in os.fspath(data_dir):
+        return local_directory(name, data_dir)
+    if name == "digits_flag":
+        return local_directory(name, None)
+    url = os.fspath(data_dir).rstrip("/")
+    remote = epath.Path(url) / name / VERSION
+    with _readable(url):
+        try:
+            manifest = (remote / _manifest.FILE).read_bytes()
+        except FileNotFoundError as error:
+            raise InputError(
+                f"{name} is not in {url}: there is no {remote / _manifest.FILE}; prepare it in a "
+                "local directory and upload this directory"
+            ) from error
+    key = hashlib.sha256(url.encode() + manifest).hexdigest()[:12]
+    slug = re.sub(r"[^A-Za-z0-9.]+", "-", url)
+    directory = local_directory(name, default_data_dir() / "copies" / f"{slug}-{key}")
+    if not directory.exists():
+        with created_once(directory) as target:
+            if target is not None:
+                target.mkdir(parents=True)
+                _copy(remote, manifest, target)
+    return directory
+
+
+def _copy(remote: epath.Path, manifest: bytes, target: epath.Path) -> None:
+    def copy(name: str) -> None:
+        with _readable(remote):
+            source = (remote / name).open("rb")
+        with source, (target / name).open("wb") as file:
+            shutil.copyfileobj(source, file, _CHUNK)
+
+    names = _manifest.read_sizes(manifest)
+    for _ in progress(parallel_map(copy, names), len(names), f"copying {remote}", unit="file"):
+        pass
+    (target / _manifest.FILE).write_bytes(manifest)
+    if reason := _manifest.damage(target):
+        raise InputError(f"{remote} is damaged: {reason}; upload it again")
+
+
+@contextlib.contextmanager
+def _readable(url: object) -> Iterator[None]:
+    """Raises an InputError if an object store cannot be read."""
+    try:
+        yield
+    except InputError:
+        raise
+    except ImportError as error:
+        raise InputError(
+            f"{url} cannot be read: {first_line(error)}; install the package that reads it, such "
+            "as gcsfs for gs://, or copy the directory to a local disk"
+        ) from error
+    except Exception as error:  # each object store has its own errors
+        raise InputError(
+            f"{url} cannot be read: {type(error).__name__}: {first_line(error)}; check the URL and "
+            "the permissions"
+        ) from error

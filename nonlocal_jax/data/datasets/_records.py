@@ -1,0 +1,73 @@
+"""Prepared datasets as sources."""
+
+from typing import Any
+
+import tensorflow_datasets as tfds
+from etils import epath
+
+from nonlocal_jax.data.datasets._dataset import Dataset
+from nonlocal_jax.data.images import decode_image, decode_label
+from nonlocal_jax.data.source import Example
+from nonlocal_jax.errors import InputError
+
+# What TFDS and array_record raise if a file is missing, truncated or corrupt.
+_DAMAGE = (OSError, RuntimeError, KeyError, TypeError, ValueError)
+
+
+class RecordSource:
+    """Random access to the examples of a split of a prepared dataset.
+
+    The images are decoded here, because TFDS applies the EXIF orientation. A source can be pickled.
+    Its copy opens the files again.
+
+    Attributes:
+      name: Name of the dataset and of the split, such as "digits_flag/train".
+      dataset: The dataset.
+    """
+
+    def __init__(self, dataset: Dataset, split: str, directory: epath.Path, repair: str):
+        """Opens a split.
+
+        Args:
+          dataset: The dataset.
+          split: Name of the split.
+          directory: ``DATA_DIR/NAME/VERSION``.
+          repair: What the user must do if a file is damaged.
+
+        Raises:
+          InputError: The files are damaged.
+        """
+        self.name = f"{dataset.name}/{split}"
+        self.dataset = dataset
+        self._arguments = (dataset, split, directory, repair)
+        try:
+            skip = tfds.decode.SkipDecoding()
+            self._records: Any = tfds.builder_from_directory(directory).as_data_source(
+                split, decoders={"image": skip, "label": skip}
+            )
+        except _DAMAGE as error:
+            raise self._damaged(error) from error
+
+    def __reduce__(self) -> tuple:
+        return RecordSource, self._arguments
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Example:
+        index = range(len(self))[index]
+        try:
+            record = self._records[index]
+        except _DAMAGE as error:
+            raise self._damaged(error) from error
+        name = record["id"].decode()
+        return {
+            "image": decode_image(record["image"], f"the image of {name!r}"),
+            "label": decode_label(record["label"], f"the label of {name!r}"),
+            "id": name,
+        }
+
+    def _damaged(self, error: Exception) -> InputError:
+        _, _, directory, repair = self._arguments
+        reason = f"{type(error).__name__}: {error}"
+        return InputError(f"the data in {directory} is damaged: {reason}; {repair}")
