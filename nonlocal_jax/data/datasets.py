@@ -8,7 +8,8 @@ import dataclasses
 import difflib
 import importlib.resources
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from etils import epath
 
@@ -48,8 +49,19 @@ class Dataset:
             number = len(self.classes)
             raise InputError(
                 f"the model predicts {num_classes} classes, but {self.name} has {number}; "
-                f"use model.num_classes={number} or another data.name"
+                f"use --config.model.num_classes={number} or another --config.data.name"
             )
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns ``{"name", "classes", "palette"}`` as plain values for JSON."""
+        palette = [[int(value) for value in color] for color in self.palette]
+        return {"name": self.name, "classes": list(self.classes), "palette": palette}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Dataset":
+        """Returns the dataset with the values of ``to_json``."""
+        palette = tuple(map(tuple, values["palette"]))
+        return cls(values["name"], tuple(values["classes"]), palette)
 
 
 def _read_classes(name: str) -> tuple[tuple[str, ...], tuple[Color, ...]]:
@@ -63,7 +75,9 @@ def _read_classes(name: str) -> tuple[tuple[str, ...], tuple[Color, ...]]:
 def _open_digits_flag(split: str, data_dir: epath.Path) -> Source:
     from nonlocal_jax.data import DigitsFlag, _tfds  # TFDS is slow to import
 
-    return _tfds.open_split(DigitsFlag, split, data_dir)
+    source = _tfds.open_split(DigitsFlag, split, data_dir)
+    source.dataset = DATASETS["digits_flag"]
+    return source
 
 
 DATASETS: dict[str, Dataset] = {
