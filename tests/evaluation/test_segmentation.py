@@ -45,7 +45,7 @@ def test_one_confusion_matrix_counts_images_of_several_sizes(config):
     np.testing.assert_allclose(summary["iou"], [0, 48 / 60, np.nan])
     assert summary["miou"] == pytest.approx(0.4)
 
-    table, values = report(summary, config)
+    table, values = report(summary)
     assert table.splitlines()[2].split() == ["|", "background", "|", "0.00", "|", "0.00", "|"]
     assert json.loads(json.dumps(values, allow_nan=False)) == {
         "dataset": "digits_flag",
