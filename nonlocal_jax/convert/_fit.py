@@ -93,7 +93,10 @@ def _complete(config: Mapping[str, Any]) -> dict[str, Any]:
     if options["network"] not in NETWORKS:  # of a newer version
         return options
     defaults = {name: option.default for name, option in model_options(options).items()}
-    return {k: v for k, v in defaults.items() if v is not inspect.Parameter.empty} | options
+    options = {k: v for k, v in defaults.items() if v is not inspect.Parameter.empty} | options
+    if options.get("block_sub_sample") is True:
+        options["block_sub_sample"] = "after"  # means the same
+    return options
 
 
 def flatten(
