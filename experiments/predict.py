@@ -88,7 +88,8 @@ def _dataset(checkpoint: str, config: ConfigDict) -> data.Dataset:
             dataset = data.get_dataset(config.data.name)
         except InputError as error:
             raise InputError(
-                f"{checkpoint} does not contain the names of its classes, and there is an {error}"
+                f"{checkpoint} does not contain the names of its classes, so --config.data.name "
+                f"must be a known dataset: {error}"
             ) from error
     dataset.check_num_classes(config.model.num_classes)
     return dataset
