@@ -97,8 +97,8 @@ def _with_underscores(argument: str) -> str:
 
 
 def _parse(argv: list[str]) -> list[str]:
-    argv = [_with_underscores(argument) for argument in argv]
     try:
+        argv = [_with_underscores(a) for a in flags.FLAGS.read_flags_from_files(argv)]
         arguments = flags.FLAGS(argv)
         if "config" in flags.FLAGS and flags.FLAGS.config is not None:
             # If the file is missing, ml_collections raises only here.

@@ -6,18 +6,23 @@
 
 PATH is the work directory of a training run, a saved step in it, a .safetensors file or a .pth
 file. --reinit-head initializes the classifiers, for data with other classes. PyTorch is not needed.
+
+A .safetensors file contains the names and the colors of the classes: those of PATH, or for a
+PyTorch file, those of the dataset --config.data.name.
 """
 
 import hashlib
 import pathlib
 import re
 import sys
+from typing import Any
 
 import jax
 from absl import flags
+from ml_collections import ConfigDict
 
 from experiments import cli
-from nonlocal_jax import convert
+from nonlocal_jax import convert, data
 from nonlocal_jax.errors import InputError
 
 _CONFIG = cli.define_config()
@@ -48,16 +53,30 @@ def _warn_of_wrong_hash(path: pathlib.Path) -> None:
         )
 
 
+def _dataset(source: str, config: ConfigDict) -> dict[str, Any] | None:
+    """Returns the classes for the output: those of the source, or for a file, of the config."""
+    dataset = convert.read_dataset(source)
+    known = data.DATASETS.get(config.data.name)
+    if dataset is None and known is not None and pathlib.Path(source).is_file():
+        fits = len(known.classes) == config.model.num_classes
+        dataset = known.to_json() if fits else None
+    return dataset
+
+
 def main(_: list[str]) -> None:
-    model_config = _CONFIG.value.model
+    config = _CONFIG.value
+    model_config = config.model
     output = pathlib.Path(_OUTPUT.value)
     suffix = ".pth" if _REVERSE.value else ".safetensors"
     if output.suffix != suffix:
         raise InputError(f"--output is {output}; use a path that ends in {suffix}")
     _warn_of_wrong_hash(pathlib.Path(_SOURCE.value))
+    dataset = None if _REINIT_HEAD.value else _dataset(_SOURCE.value, config)
     variables = convert.load(_SOURCE.value, model_config, reinit_head=_REINIT_HEAD.value)
-    write = convert.export_torch if _REVERSE.value else convert.save
-    write(output, variables, model_config)
+    if _REVERSE.value:
+        convert.export_torch(output, variables, model_config)
+    else:
+        convert.save(output, variables, model_config, dataset=dataset)
     params = sum(x.size for x in jax.tree.leaves(variables["params"]))
     arrays = len(jax.tree.leaves(variables))
     print(f"wrote {output}: {arrays} arrays, {params:,} parameters")

@@ -11,6 +11,9 @@ command writes to DIR:
                          is the index of its class, from 0, in the order of the dataset's classes.
     street_overlay.png   The image blended with the colors of the classes, with a legend.
 
+The names and the colors of the classes are those that the checkpoint contains. No data is needed.
+Only if it contains none, as PyTorch files do, they are those of the dataset --config.data.name.
+
 The protocol is the published protocol of the experiment. With --multi_scale, the probabilities are
 averaged over its scales and flips. If an image cannot be read, the others are still segmented. The
 errors are listed at the end, and the exit status is 2.
@@ -22,6 +25,7 @@ from collections.abc import Iterator
 import grain
 import numpy as np
 from absl import flags
+from ml_collections import ConfigDict
 
 from experiments import cli
 from nonlocal_jax import convert, data, evaluation, visualize
@@ -49,8 +53,7 @@ def main(arguments: list[str]) -> None:
     if not arguments[1:]:
         raise InputError("there are no images; add at least one image or directory of images")
     files = list(dict.fromkeys(data.list_images(arguments[1:])))
-    dataset = data.get_dataset(config.data.name)
-    dataset.check_num_classes(config.model.num_classes)
+    dataset = _dataset(_CHECKPOINT.value, config)
     directory = make_directory(_OUTPUT.value)
     _check_outputs(files, directory)
     predictor = evaluation.Predictor(config, multi_scale=_MULTI_SCALE.value)
@@ -73,6 +76,23 @@ def main(arguments: list[str]) -> None:
             f"cannot read {len(errors)} of {len(files)} images:{listed}\n"
             "replace these files, or leave them out"
         )
+
+
+def _dataset(checkpoint: str, config: ConfigDict) -> data.Dataset:
+    """Returns the classes and colors of a checkpoint, or of the config's dataset if it has none."""
+    saved = convert.read_dataset(checkpoint)
+    if saved is not None:
+        dataset = data.Dataset.from_json(saved)
+    else:
+        try:
+            dataset = data.get_dataset(config.data.name)
+        except InputError as error:
+            raise InputError(
+                f"{checkpoint} does not contain the names of its classes, so --config.data.name "
+                f"must be a known dataset: {error}"
+            ) from error
+    dataset.check_num_classes(config.model.num_classes)
+    return dataset
 
 
 def _outputs(path: pathlib.Path, directory: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:

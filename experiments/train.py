@@ -2,6 +2,9 @@
 
     python -m experiments.train --workdir=DIR --config=configs/segmentation.py:demo_nonlocal
 
+To train on data with other classes from the checkpoint of an experiment, add --init=PATH and
+--reinit-head, which initializes the classifiers. A run that is resumed does not read PATH.
+
 The command writes checkpoints/STEP, config.json, metrics.jsonl and curves.png to DIR. After SIGTERM
 it saves the state and exits with status 0. After Ctrl-C it saves the state and exits with status
 130.
@@ -25,6 +28,11 @@ _INIT = flags.DEFINE_string(
     None,
     "Checkpoint to start from: work directory, saved step, .safetensors file or .pth file.",
 )
+_REINIT_HEAD = flags.DEFINE_boolean(
+    "reinit_head",
+    False,
+    "Whether to initialize the classifiers instead of reading them from --init.",
+)
 
 
 def main(_: list[str]) -> None:
@@ -39,6 +47,7 @@ def main(_: list[str]) -> None:
         training,
         evaluate=task.evaluator(config, validation),
         init=_INIT.value,
+        reinit_head=_REINIT_HEAD.value,
     )
     step = int(result.state.step)
     if result.signal is not None:

@@ -94,7 +94,7 @@ for block in (
 jax.eval_shape(nlj.ops.softmax_attention, *[jnp.ones((1, 8, 4))] * 3)
 print(json.dumps(nlj.__all__))
 """
-    missing = {"convert", "evaluation", "train"}
+    missing = {"evaluation", "train"}
     assert set(json.loads(run(code))) == set(nlj.__all__) - missing
 
 
@@ -123,7 +123,8 @@ def check(path, missing, extra):
     exec(f"from {parent} import *", names := {})
     assert len(names) > 1 and name not in names
 
-check("convert", r"\\w+", "convert")
+check("convert.load", r"\\w+", "convert")
+check("convert.load_block", r"\\w+", "convert")
 check("data.read_image", "cv2", "data")
 check("data.get_dataset", "etils", "data")
 check("data.train_batches", "grain", "data")
@@ -174,7 +175,7 @@ def test_the_extra_all():
     assert set(declared("all")) == {name for part in parts for name in declared(part)}
 
 
-@pytest.mark.parametrize("package", [nlj, nlj.data, nlj.train, nlj.visualize])
+@pytest.mark.parametrize("package", [nlj, nlj.convert, nlj.data, nlj.train, nlj.visualize])
 def test_public_names_are_listed_and_exist(package):
     assert set(package.__all__) <= set(dir(package))
     for name in package.__all__:

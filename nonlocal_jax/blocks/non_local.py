@@ -153,7 +153,7 @@ class NonLocalBlock(nn.Module):
     dtype: jax.typing.DTypeLike | None = None
     param_dtype: jax.typing.DTypeLike = jnp.float32
     precision: jax.lax.PrecisionLike = None
-    kernel_init: nn.initializers.Initializer = nn.initializers.normal(0.01)
+    kernel_init: nn.initializers.Initializer = initializers.small_normal
     axis_name: str | None = None
     implementation: Implementation = "auto"
 

@@ -11,11 +11,12 @@ contains the published mIoU in percent on the validation set (Cityscapes, ADE20K
 (``demo_*``) trains in minutes on a laptop.
 """
 
+import copy
 import csv
 import pathlib
 from typing import NamedTuple
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from nonlocal_jax.configs.common import IMAGENET_MEAN, IMAGENET_STD, base_config, unknown_name
 
@@ -51,7 +52,8 @@ _NONLOCAL_OPTIONS = {
     "block_mode": "embedded_gaussian",
     "block_reduction": 2,
     "block_use_scale": True,
-    "block_sub_sample": False,
+    # False, "after" (or True) or "before". The type lets the command line set either of them.
+    "block_sub_sample": FieldReference(False, field_type=object),
     "block_implementation": "auto",
 }
 _BLOCK_OPTIONS = {
@@ -168,7 +170,7 @@ def _segmentation(
         "network": "segmentation",
         "num_classes": num_classes,
         "block": block,
-        **_BLOCK_OPTIONS[block],
+        **copy.deepcopy(_BLOCK_OPTIONS[block]),  # configs must not share references
         "block_in_head": True,
         "block_at": (),
         "block_position": "after_conv3",

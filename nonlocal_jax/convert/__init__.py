@@ -3,17 +3,23 @@
 PyTorch is not needed.
 """
 
-from nonlocal_jax.convert.blocks import block_from_torch, block_to_torch, load_block
-from nonlocal_jax.convert.checkpoints import (
-    export_torch,
-    from_torch,
-    load,
-    read_model_config,
-    save,
-    to_torch,
-)
+from typing import TYPE_CHECKING
+
+from nonlocal_jax._lazy import import_on_use
 from nonlocal_jax.convert.names import SOURCES
 from nonlocal_jax.convert.source import Source
+
+if TYPE_CHECKING:
+    from nonlocal_jax.convert.blocks import block_from_torch, block_to_torch, load_block
+    from nonlocal_jax.convert.checkpoints import (
+        export_torch,
+        from_torch,
+        load,
+        read_dataset,
+        read_model_config,
+        save,
+        to_torch,
+    )
 
 __all__ = [
     "SOURCES",
@@ -24,7 +30,25 @@ __all__ = [
     "from_torch",
     "load",
     "load_block",
+    "read_dataset",
     "read_model_config",
     "save",
     "to_torch",
 ]
+
+# The description of a naming scheme needs only the base dependencies.
+import_on_use(
+    globals(),
+    {
+        "block_from_torch": "blocks",
+        "block_to_torch": "blocks",
+        "export_torch": "checkpoints",
+        "from_torch": "checkpoints",
+        "load": "checkpoints",
+        "load_block": "blocks",
+        "read_dataset": "checkpoints",
+        "read_model_config": "checkpoints",
+        "save": "checkpoints",
+        "to_torch": "checkpoints",
+    },
+)

@@ -1,7 +1,6 @@
 """Checks that named arrays fit a model. One error lists everything that does not fit."""
 
 import inspect
-import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -64,7 +63,7 @@ def check(
     advice = f"use the {target} that it was made with, or another checkpoint"
     if any(line.startswith("num_classes is ") for line in different):
         advice += "; for new classes, initialize the classifiers with reinit_head=True "
-        advice += "(--reinit-head of experiments.convert)"
+        advice += "(--reinit-head of experiments.train and experiments.convert)"
     raise InputError("\n".join([*lines, advice]))
 
 
@@ -94,12 +93,10 @@ def _complete(config: Mapping[str, Any]) -> dict[str, Any]:
     if options["network"] not in NETWORKS:  # of a newer version
         return options
     defaults = {name: option.default for name, option in model_options(options).items()}
-    return {k: v for k, v in defaults.items() if v is not inspect.Parameter.empty} | options
-
-
-def to_json(config: Mapping[str, Any]) -> str:
-    """Formats a model config as JSON."""
-    return json.dumps(dict(config), sort_keys=True)
+    options = {k: v for k, v in defaults.items() if v is not inspect.Parameter.empty} | options
+    if options.get("block_sub_sample") is True:
+        options["block_sub_sample"] = "after"  # means the same
+    return options
 
 
 def flatten(

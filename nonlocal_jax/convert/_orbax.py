@@ -3,7 +3,9 @@
 The functions import Orbax, so that reading files does not require it.
 """
 
+import contextlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -29,23 +31,41 @@ def read(path: epath.Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """
     import orbax.checkpoint as ocp
 
-    directory = _step_directory(path.absolute())
-    handler = ocp.PyTreeCheckpointHandler()
-    try:
-        metadata = json.loads((directory / "metadata" / "metadata").read_text())
-        config = dict(metadata["config"]["model"])
+    with _opened(path) as directory, contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+        config, _ = _metadata(directory)
         saved = handler.metadata(directory / "variables").tree
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
         variables = handler.restore(
             directory / "variables", args=ocp.args.PyTreeRestore(restore_args=as_numpy)
         )
+    return flatten_dict(variables, sep="/"), config
+
+
+def read_metadata(path: epath.Path) -> tuple[dict[str, Any], Any]:
+    """Reads the model config, and the value of the dataset or None.
+
+    Raises:
+      InputError: There is no finished step, or its metadata cannot be read.
+    """
+    with _opened(path) as directory:
+        return _metadata(directory)
+
+
+def _metadata(directory: epath.Path) -> tuple[dict[str, Any], Any]:
+    metadata = json.loads((directory / "metadata" / "metadata").read_text())
+    return dict(metadata["config"]["model"]), metadata.get("dataset")
+
+
+@contextlib.contextmanager
+def _opened(path: epath.Path) -> Iterator[epath.Path]:
+    """Yields the directory of a step. Errors of reading it become an ``InputError``."""
+    directory = _step_directory(path.absolute())
+    try:
+        yield directory
     except Exception as error:  # a damaged checkpoint raises one of several types
         raise InputError(
             f"cannot read the checkpoint {directory}: {first_line(error)}; use another step"
         ) from error
-    finally:
-        handler.close()
-    return flatten_dict(variables, sep="/"), config
 
 
 def _step_directory(path: epath.Path) -> epath.Path:

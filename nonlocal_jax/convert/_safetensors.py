@@ -1,7 +1,8 @@
-"""Reads and writes ``.safetensors`` files with a model config in their metadata."""
+"""Reads and writes ``.safetensors`` files with a model config and a dataset in their metadata."""
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,23 +12,47 @@ import safetensors.numpy
 from nonlocal_jax._files import PathLike, replacing
 from nonlocal_jax.errors import InputError, first_line
 
+# Keys of the metadata. The values are JSON.
 _CONFIG_KEY = "model_config"
+_DATASET_KEY = "dataset"
 
 
-def read(
-    path: PathLike, *, with_arrays: bool = True
-) -> tuple[dict[str, np.ndarray], dict[str, Any] | None]:
+def read(path: PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any] | None]:
     """Reads the arrays by name, and the model config, or None if there is none.
 
     Raises:
       InputError: The file cannot be read or is damaged.
     """
+    with _opened(path) as file:
+        config, _ = _metadata(file)
+        keys = file.keys()
+        return {key: file.get_tensor(key) for key in keys}, config
+
+
+def read_metadata(path: PathLike) -> tuple[dict[str, Any] | None, Any]:
+    """Reads the model config and the value of the dataset, or None for what there is not.
+
+    Raises:
+      InputError: The file cannot be read or is damaged.
+    """
+    with _opened(path) as file:
+        return _metadata(file)
+
+
+def _metadata(file: safetensors.safe_open) -> tuple[dict[str, Any] | None, Any]:
+    metadata = file.metadata() or {}
+    if _CONFIG_KEY not in metadata:  # a file of another project
+        return None, None
+    dataset = json.loads(metadata.get(_DATASET_KEY, "null"))
+    return dict(json.loads(metadata[_CONFIG_KEY])), dataset
+
+
+@contextlib.contextmanager
+def _opened(path: PathLike) -> Iterator[safetensors.safe_open]:
+    """Yields the open file. Errors of reading it become an ``InputError``."""
     try:
         with safetensors.safe_open(path, "numpy") as file:
-            metadata = file.metadata() or {}
-            config = dict(json.loads(metadata[_CONFIG_KEY])) if _CONFIG_KEY in metadata else None
-            keys = file.keys() if with_arrays else ()
-            return {key: file.get_tensor(key) for key in keys}, config
+            yield file
     except OSError as error:
         raise InputError(
             f"cannot read {path}: {error}; check the path and its permissions"
@@ -39,15 +64,24 @@ def read(
         ) from error
 
 
-def write(path: PathLike, arrays: Mapping[str, np.ndarray], model_config: str) -> None:
-    """Writes arrays and a model config, given as JSON.
+def write(
+    path: PathLike,
+    arrays: Mapping[str, np.ndarray],
+    model_config: Mapping[str, Any],
+    dataset: Mapping[str, Any] | None,
+) -> None:
+    """Writes arrays, a model config, and a dataset unless it is None.
 
     Raises:
       InputError: The file cannot be written.
     """
+    values = {_CONFIG_KEY: dict(model_config), _DATASET_KEY: dataset}
+    metadata = {
+        key: json.dumps(value, sort_keys=True) for key, value in values.items() if value is not None
+    }
     with replacing(path) as partial:
         try:
-            safetensors.numpy.save_file(dict(arrays), partial, {_CONFIG_KEY: model_config})
+            safetensors.numpy.save_file(dict(arrays), partial, metadata)
         except safetensors.SafetensorError as error:
             raise InputError(
                 f"cannot write {path}: {error}; check the path, its permissions and the free disk "

@@ -1,5 +1,6 @@
 """Loads the variables of a model from files and work directories, and saves them."""
 
+import json
 import os
 import re
 from collections import OrderedDict
@@ -10,15 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 import nonlocal_jax
 from nonlocal_jax._files import PathLike, as_path, replacing
+from nonlocal_jax.convert import _dataset, names
 from nonlocal_jax.convert import _fit as fit
 from nonlocal_jax.convert import _orbax as orbax
 from nonlocal_jax.convert import _safetensors as safetensors
 from nonlocal_jax.convert import _torch_file as torch_file
-from nonlocal_jax.convert import names
 from nonlocal_jax.errors import InputError, listing
 from nonlocal_jax.models import create_model, example_input
 
@@ -71,12 +73,7 @@ def load(
         different shape. A checkpoint of nonlocal_jax also does not fit if its model config has the
         same shapes but describes another function.
     """
-    path = as_path(path)
-    if not path.exists():
-        raise InputError(
-            f"there is no checkpoint at {path}; use a work directory, a saved step, or a "
-            ".safetensors or .pth file"
-        )
+    path = _existing(path)
     options = {"reinit_head": reinit_head, "seed": seed}
     if path.is_dir():
         arrays, config = orbax.read(path)
@@ -86,6 +83,16 @@ def load(
         return _from_flax(path, arrays, config, model_config, dtype=np.float32, **options)
     options["allow_missing_heads"] = allow_missing_heads
     return _from_torch(path, arrays, model_config, **options)
+
+
+def _existing(path: PathLike) -> epath.Path:
+    path = as_path(path)
+    if not path.exists():
+        raise InputError(
+            f"there is no checkpoint at {path}; use a work directory, a saved step, or a "
+            ".safetensors or .pth file"
+        )
+    return path
 
 
 def read_file(path: PathLike) -> tuple[Arrays, dict[str, Any] | None]:
@@ -128,19 +135,34 @@ def to_torch(variables: Mapping[str, Any], model_config: Mapping[str, Any]) -> A
     return {leaf.name: leaf.to_torch(arrays[leaf.path]) for leaf in leaves}
 
 
-def save(path: PathLike, variables: Mapping[str, Any], model_config: Mapping[str, Any]) -> None:
+def save(
+    path: PathLike,
+    variables: Mapping[str, Any],
+    model_config: Mapping[str, Any],
+    *,
+    dataset: Mapping[str, Any] | None = None,
+) -> None:
     """Writes a ``.safetensors`` file that ``load`` reads, in float32.
 
     The names are Flax's, joined by "/", collection first
     ("params/backbone/layer1_0/conv1/kernel"). The file's metadata contains the model config as JSON
-    under "model_config".
+    under "model_config", and the dataset under "dataset".
+
+    Args:
+      path: The file.
+      variables: The variables of the model.
+      model_config: The model config, see ``create_model``.
+      dataset: The classes of the model, as ``nonlocal_jax.data.Dataset.to_json`` and
+        ``read_dataset`` return them.
 
     Raises:
-      InputError: The variables do not fit the model, or the file cannot be written.
+      InputError: The variables or the dataset do not fit the model, or the file cannot be written.
     """
+    if dataset is not None:
+        dataset = _dataset.check(path, dataset, model_config)
     arrays = fit.flatten(variables, names.shapes(model_config))
     tensors = {name: np.asarray(array, np.float32, order="C") for name, array in arrays.items()}
-    safetensors.write(path, tensors, fit.to_json(model_config))
+    safetensors.write(path, tensors, model_config, dataset)
 
 
 def export_torch(
@@ -163,7 +185,7 @@ def export_torch(
             state_dict[counter] = np.zeros((), np.int64)
     meta = {
         "creator": f"nonlocal_jax {nonlocal_jax.__version__}",
-        "model_config": fit.to_json(model_config),
+        "model_config": json.dumps(dict(model_config), sort_keys=True),
     }
     with replacing(path) as partial:
         torch_file.write(partial, {"meta": meta, "state_dict": state_dict})
@@ -175,10 +197,35 @@ def read_model_config(path: PathLike) -> dict[str, Any]:
     Raises:
       InputError: The file cannot be read or has no model config.
     """
-    _, config = safetensors.read(path, with_arrays=False)
+    config, _ = safetensors.read_metadata(path)
     if config is None:
         raise InputError(f"{path} has no model config; use a file that nonlocal_jax wrote")
     return config
+
+
+def read_dataset(path: PathLike) -> dict[str, Any] | None:
+    """Returns the classes that a checkpoint was trained on, without reading its arrays.
+
+    Args:
+      path: A checkpoint, see ``load``.
+
+    Returns:
+      ``{"name": ..., "classes": [...], "palette": [[r, g, b], ...]}`` for
+      ``nonlocal_jax.data.Dataset.from_json``. None if the checkpoint has no such entry: a file of
+      PyTorch, a file of another project, or a training source without a ``Dataset``.
+
+    Raises:
+      InputError: The checkpoint is missing or damaged, or the entry is invalid: a field is missing
+        or has the wrong type, or the number of classes is not that of the model.
+    """
+    path = _existing(path)
+    if path.is_dir():
+        config, dataset = orbax.read_metadata(path)
+    elif path.suffix == ".safetensors":
+        config, dataset = safetensors.read_metadata(path)
+    else:
+        return None
+    return None if dataset is None else _dataset.check(path, dataset, config)
 
 
 def _from_flax(

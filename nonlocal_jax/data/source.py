@@ -17,7 +17,8 @@ class Source(Protocol):
 
     An example is a mapping. For segmentation its fields are ``"image"`` (RGB, uint8 ``[H, W, 3]``),
     ``"label"`` (uint8 ``[H, W]``, class indices, 255 for ignored pixels) and ``"id"`` (str or int).
-    A source may also have a ``name``. Its fingerprint includes the name.
+    A source may also have a ``name`` and a ``dataset``. Its fingerprint includes the name. If
+    ``dataset`` is a ``Dataset``, reports and checkpoints contain its classes.
     """
 
     def __len__(self) -> int: ...

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nonlocal_jax._progress import progress
-from nonlocal_jax.data import Source, check_example, get_dataset
+from nonlocal_jax.data import DATASETS, Dataset, Source, check_example
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.evaluation.inference import Predictor, Variables
 from nonlocal_jax.evaluation.metrics import (
@@ -50,19 +50,25 @@ def evaluator(
       shardings: Where the variables are placed, see ``Predictor``.
 
     Returns:
-      ``run(variables)``. It returns the metrics of ``summarize``, the number of ``images`` and the
-      ``protocol``. It raises an ``InputError`` if there are no examples, or if one of them is
+      ``run(variables)``. It returns the metrics of ``summarize``, the number of ``images``, the
+      ``protocol``, and the names of the ``dataset`` and of its ``classes``: those of the source, or
+      if it has no ``dataset``, those of ``config.data.name``. Classes that are not known are
+      numbered. The function raises an ``InputError`` if there are no examples, or if one of them is
       invalid.
+
+    Raises:
+      InputError: The dataset of the source has another number of classes than the model.
     """
     predictor = Predictor(config, multi_scale=multi_scale, shardings=shardings)
     num_classes = config["model"]["num_classes"]
+    name, classes = _classes(source, config)
     together = shardings is not None and shardings.mesh.is_multi_process
 
     def run(variables: Variables) -> dict[str, Any]:
         if not len(source):
-            name = getattr(source, "name", type(source).__name__)
             raise InputError(
-                f"the source {name!r} has no examples; check its directory and its split"
+                f"the source {getattr(source, 'name', type(source).__name__)!r} has no examples; "
+                "check its directory and its split"
             )
         examples = grain.MapDataset.source(source)
         if not together:
@@ -80,36 +86,48 @@ def evaluator(
             **summarize(confusion),
             "images": len(source),
             "protocol": predictor.protocol,
+            "dataset": name,
+            "classes": classes,
         }
 
     return run
 
 
-def report(summary: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def _classes(source: Source, config: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
+    """Returns the name of the dataset and the names of its classes, see ``evaluator``."""
+    num_classes, name = config["model"]["num_classes"], config["data"]["name"]
+    dataset = getattr(source, "dataset", None)
+    if isinstance(dataset, Dataset):
+        dataset.check_num_classes(num_classes)
+        return dataset.name, dataset.classes
+    if name in DATASETS and len(DATASETS[name].classes) == num_classes:
+        return name, DATASETS[name].classes
+    return getattr(source, "name", name), tuple(map(str, range(num_classes)))
+
+
+def report(summary: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Reports an evaluation, as text and as plain values.
 
     Args:
       summary: The result of the function that ``evaluator`` returns.
-      config: Config of the experiment.
 
     Returns:
       A Markdown table in percent, and a dict for JSON. In the dict the metrics are fractions of
       one, and None where they are undefined.
     """
-    dataset = get_dataset(config["data"]["name"])
     values = {
-        "dataset": dataset.name,
+        "dataset": summary["dataset"],
         "images": summary["images"],
         "protocol": summary["protocol"],
         **{key: summary[key] for key in ("miou", "mean_accuracy", "overall_accuracy")},
         "classes": [
             {"name": name, "iou": _or_none(iou), "accuracy": _or_none(accuracy)}
             for name, iou, accuracy in zip(
-                dataset.classes, summary["iou"], summary["accuracy"], strict=True
+                summary["classes"], summary["iou"], summary["accuracy"], strict=True
             )
         ],
     }
-    return markdown_table(summary, dataset.classes), values
+    return markdown_table(summary, summary["classes"]), values
 
 
 def _or_none(fraction: float) -> float | None:

@@ -123,9 +123,9 @@ def _prepare(
 def _open_source(config: ConfigDict, split: str, data_dir: Any = None) -> Any:
     from nonlocal_jax import data
 
-    dataset = data.get_dataset(config.data.name, data_dir)
-    dataset.check_num_classes(config.model.num_classes)
-    return data.load_source(config.data.name, split, data_dir)
+    source = data.load_source(config.data.name, split, data_dir)
+    source.dataset.check_num_classes(config.model.num_classes)
+    return source
 
 
 def _evaluator(config: ConfigDict, source: Any, **options: Any) -> Any:
@@ -134,10 +134,10 @@ def _evaluator(config: ConfigDict, source: Any, **options: Any) -> Any:
     return evaluation.evaluator(config, source, **options)
 
 
-def _report(summary: Mapping[str, Any], config: ConfigDict) -> tuple[str, dict[str, Any]]:
+def _report(summary: Mapping[str, Any], _: ConfigDict) -> tuple[str, dict[str, Any]]:
     from nonlocal_jax import evaluation
 
-    return evaluation.report(summary, config)
+    return evaluation.report(summary)
 
 
 TASK = Task(

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from nonlocal_jax._files import PathLike, as_path
 from nonlocal_jax.config import differences
+from nonlocal_jax.convert import _dataset
 from nonlocal_jax.convert._orbax import DIRECTORY
 from nonlocal_jax.errors import InputError, first_line, listing
 from nonlocal_jax.train.state import TrainState
@@ -30,12 +31,29 @@ class Checkpoints:
       workdir: Directory of the run.
       config: Config of the experiment.
       fingerprint: Fingerprint of the training data.
+      dataset: The classes of the training data, see ``convert.read_dataset``. Each state has a
+        copy.
+
+    Raises:
+      InputError: The dataset is invalid, or has another number of classes than the model.
     """
 
-    def __init__(self, workdir: PathLike, config: ConfigDict, fingerprint: str):
+    def __init__(
+        self,
+        workdir: PathLike,
+        config: ConfigDict,
+        fingerprint: str,
+        dataset: Mapping[str, Any] | None = None,
+    ):
+        if dataset is not None:
+            dataset = _dataset.check("the training data", dataset, config.model)
         self.directory = as_path(workdir).absolute() / DIRECTORY
         # JSON converts tuples to lists, as in the config that is read from a checkpoint.
-        self._run = {"config": json.loads(config.to_json()), "dataset_fingerprint": fingerprint}
+        self._run = {
+            "config": json.loads(config.to_json()),
+            "dataset_fingerprint": fingerprint,
+            "dataset": dataset,
+        }
         # Removes interrupted saves. The manager would do so in a thread that outlives its closing.
         if jax.process_index() == 0:
             for partial in ocp.utils.tmp_checkpoints(self.directory):

@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 
 from nonlocal_jax import convert
 from nonlocal_jax._files import PathLike, make_directory, write_file
-from nonlocal_jax.data import fingerprint, train_batches
+from nonlocal_jax.data import Dataset, fingerprint, train_batches
+from nonlocal_jax.errors import InputError
 from nonlocal_jax.sharding import Shardings, check_batch_size, make_mesh, process_part, to_global
 from nonlocal_jax.train._shutdown import ShutdownRequest
 from nonlocal_jax.train.checkpoint import Checkpoints
@@ -51,6 +52,7 @@ def train(
     *,
     evaluate: Evaluate | None = None,
     init: PathLike | None = None,
+    reinit_head: bool = False,
     shardings: Shardings | None = None,
     dtype: jax.typing.DTypeLike = "float32",
 ) -> Result:
@@ -67,35 +69,50 @@ def train(
     Args:
       config: Config of the experiment.
       workdir: Directory of the run. Use a separate directory for each run.
-      source: Random access to the training examples, see ``Task.open_source``.
+      source: Random access to the training examples, see ``Task.open_source``. If it has a
+        ``dataset``, a ``nonlocal_jax.data.Dataset``, the checkpoints contain its classes.
       evaluate: Function from the variables to a dict of metrics. The variables are sharded like the
         state. Metrics of type float are logged. The function is called every
         ``train.evaluate_every`` steps and after the last step.
       init: Checkpoint to start from, see ``nonlocal_jax.convert.load``. The optimizer state is
         initialized and the step is 0. Ignored if ``workdir`` has a checkpoint.
+      reinit_head: Whether to initialize the classifiers instead of loading them from ``init``, for
+        data with other classes. ``config.seed`` is their seed.
       shardings: How the state and the batch are sharded. Default: the state is replicated, and the
         batch is split over groups of ``mesh.context`` devices. The devices of a group share each
         image.
       dtype: Type of the parameters and statistics. float64 is for exact comparisons.
 
     Raises:
-      InputError: The config does not fit the devices, the checkpoint or the run in ``workdir``.
+      InputError: The config does not fit the devices, the checkpoint, the classes of the source or
+        the run in ``workdir``, or ``reinit_head`` is set without ``init``.
       NonFiniteError: The loss or the parameters are not finite. The message names the step. The
         checkpoints before it are kept.
     """
+    if reinit_head and init is None:
+        raise InputError(
+            "reinit_head is set, but there is no checkpoint to start from; add --init=PATH (init), "
+            "or leave out --reinit-head"
+        )
     experiment = create_experiment(config)
     task, batch_size = experiment.task, experiment.batch_size
     shardings = shardings or Shardings(make_mesh(context=config.mesh.context))
     check_batch_size(batch_size, shardings)
     workdir = make_directory(workdir)
 
+    dataset = getattr(source, "dataset", None)
+    # The attribute of this name in sources of other projects is something else.
+    classes = dataset.to_json() if isinstance(dataset, Dataset) else None
     with (
-        Checkpoints(workdir, config, fingerprint(source)) as checkpoints,
+        Checkpoints(workdir, config, fingerprint(source), classes) as checkpoints,
         ShutdownRequest() as shutdown,
     ):
         state = checkpoints.restore(abstract_state(experiment, shardings, dtype))
         if state is None:
-            variables = None if init is None else convert.load(init, config.model)
+            variables = None
+            if init is not None:
+                options = {"reinit_head": reinit_head, "seed": config.seed}
+                variables = convert.load(init, config.model, **options)
             state = create_state(experiment, shardings, variables, dtype)
             # A run that stops before the next checkpoint resumes from this one, at step 0.
             checkpoints.save(state)

@@ -1,6 +1,7 @@
 """How all blocks are called: lifted by transformations, in Flax NNX, and what they record."""
 
 import functools
+import pickle
 
 import chex
 import flax.linen as nn
@@ -53,6 +54,12 @@ def dense(p, x):
 def train(module, variables, x, mask):
     """Output and statistics. All arguments are positional, as lifted modules need it."""
     return module.apply(variables, x, True, mask, mutable=["batch_stats"])
+
+
+@EACH_BLOCK
+def test_blocks_can_be_pickled(block, options):
+    block = block(dtype=jnp.bfloat16, **options)
+    assert pickle.loads(pickle.dumps(block)) == block
 
 
 @EACH_BLOCK

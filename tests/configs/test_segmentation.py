@@ -137,6 +137,19 @@ def test_a_wrong_type_on_the_command_line_is_refused(argument):
         from_command_line(argument)
 
 
+@pytest.mark.parametrize(
+    ("text", "value"), [("before", "before"), ("after", "after"), ("True", True), ("false", False)]
+)
+def test_every_way_to_pool_can_be_set(text, value):
+    config = from_command_line(f"--config.model.block_sub_sample={text}")
+    assert config.model.block_sub_sample == value
+    assert type(config.model.block_sub_sample) is type(value)
+    assert json.loads(config.to_json())["model"]["block_sub_sample"] == value
+    assert nlj.create_model(config.model) is not None
+    config.model.block_sub_sample = "before"
+    assert segmentation.get_config("demo_nonlocal").model.block_sub_sample is False
+
+
 def test_slide_evaluation_has_sensible_defaults():
     config = from_command_line("--config.evaluation.mode=slide")
     assert (config.evaluation.crop, config.evaluation.stride) == ((64, 64), (43, 43))

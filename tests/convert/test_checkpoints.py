@@ -392,6 +392,15 @@ def test_another_function_of_the_same_shapes_is_refused(tmp_path, option, value)
         convert.load(path, TINY | {option: value})
 
 
+@pytest.mark.parametrize(("theirs", "ours"), [(True, "after"), ("after", True)])
+def test_two_names_of_the_same_option_do_not_differ(tmp_path, theirs, ours):
+    path = tmp_path / "a.safetensors"
+    convert.save(path, random_variables(TINY), TINY | {"block_sub_sample": theirs})
+    assert_identical(convert.load(path, TINY | {"block_sub_sample": ours}), random_variables(TINY))
+    with pytest.raises(InputError, match=r"block_sub_sample is 'after' .*, 'before' in the config"):
+        convert.load(path, TINY | {"block_sub_sample": "before"})
+
+
 def test_options_without_effect_on_inference_may_differ(tmp_path):
     path = tmp_path / "a.safetensors"
     convert.save(path, random_variables(TINY), TINY)

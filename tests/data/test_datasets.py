@@ -1,5 +1,6 @@
 """The registry of datasets, their classes and their readers."""
 
+import json
 import os
 import pathlib
 import shutil
@@ -66,9 +67,17 @@ def test_configs_have_the_number_of_classes_of_their_dataset():
 
 
 def test_a_model_with_other_classes_is_refused():
-    message = "predicts 3 classes, but cityscapes has 19; use model.num_classes=19"
+    message = "predicts 3 classes, but cityscapes has 19; use --config.model.num_classes=19"
     with pytest.raises(InputError, match=message):
         data.get_dataset("cityscapes").check_num_classes(3)
+
+
+@pytest.mark.parametrize("name", NUM_CLASSES)
+def test_json_and_back(name):
+    dataset = data.get_dataset(name)
+    again = data.Dataset.from_json(json.loads(json.dumps(dataset.to_json())))
+    assert again.to_json() == dataset.to_json()
+    assert (again.name, again.classes, again.palette) == (name, dataset.classes, dataset.palette)
 
 
 def test_an_unknown_name_gives_the_most_similar_one():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from configs import segmentation
+from nonlocal_jax.data import Dataset, get_dataset
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.evaluation import evaluator, inference, report
 
@@ -45,7 +46,7 @@ def test_one_confusion_matrix_counts_images_of_several_sizes(config):
     np.testing.assert_allclose(summary["iou"], [0, 48 / 60, np.nan])
     assert summary["miou"] == pytest.approx(0.4)
 
-    table, values = report(summary, config)
+    table, values = report(summary)
     assert table.splitlines()[2].split() == ["|", "background", "|", "0.00", "|", "0.00", "|"]
     assert json.loads(json.dumps(values, allow_nan=False)) == {
         "dataset": "digits_flag",
@@ -69,6 +70,32 @@ def test_one_confusion_matrix_counts_images_of_several_sizes(config):
             {"name": "digit (ring)", "iou": None, "accuracy": None},
         ],
     }
+
+
+def test_classes_are_named_by_the_source_or_the_config_or_numbered(config):
+    class Source(list):
+        name = "own/val"
+
+    source = Source([example(np.full((6, 8), 1))])
+
+    def reported():
+        table, values = report(evaluator(config, source)({}))
+        names = [row["name"] for row in values["classes"]]
+        assert [line.split()[1] for line in table.splitlines()[2:5]] == [
+            n.split()[0] for n in names
+        ]
+        return values["dataset"], names
+
+    known = get_dataset("digits_flag")
+    assert reported() == ("digits_flag", list(known.classes))
+    for config.data.name in ("own", "cityscapes"):
+        assert reported() == ("own/val", ["0", "1", "2"])
+    source.dataset = Dataset("own", ("a", "b", "c"), known.palette)
+    assert reported() == ("own", ["a", "b", "c"])
+    source.dataset = get_dataset("cityscapes")
+    message = "predicts 3 classes, but cityscapes has 19; use --config.model.num_classes=19"
+    with pytest.raises(InputError, match=message):
+        evaluator(config, source)
 
 
 def test_the_number_of_examples_read_ahead_is_bounded(config):

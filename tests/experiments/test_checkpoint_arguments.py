@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import segmentation
-from nonlocal_jax import convert
+from nonlocal_jax import convert, data
 from nonlocal_jax.convert import _torch_file as torch_file
 from tests.helpers import random_variables
 
@@ -53,34 +53,65 @@ def image(tmp_path):
     return path
 
 
-def test_train_from_a_classifier_then_predict_from_the_run(command, tmp_path, image):
-    config = model_config("demo_fcn")
-    variables = random_variables(config)
-    arrays = convert.to_torch(variables, config)
-    backbone = {n.removeprefix("backbone."): a for n, a in arrays.items() if "backbone." in n}
-    classifier = {"state_dict": backbone | {"fc.weight": np.zeros((10, 32), np.float32)}}
-    torch_file.write(tmp_path / "resnet50_v1c.pth", classifier)
-    run = tmp_path / "run"
-    init = f"--init={tmp_path / 'resnet50_v1c.pth'}"
-    status, out, err = command("train", *train_options("demo_fcn"), f"--workdir={run}", init)
+def test_fine_tune_then_predict_and_share_without_the_data(command, tmp_path, image):
+    """A network with 5 classes becomes one with 3, whose classes every later file knows."""
+    init, run, shared = (tmp_path / name for name in ("five.pth", "run", "shared.safetensors"))
+    five = model_config("demo_fcn") | {"num_classes": 5}
+    old = random_variables(five)
+    convert.export_torch(init, old, five)
+    arguments = [*train_options("demo_fcn"), f"--workdir={run}"]
+    status, _, err = command("train", *arguments, "--reinit-head")
+    assert status == 2
+    assert "add --init=PATH" in err
+    assert not run.exists()
+    status, _, err = command("train", *arguments, f"--init={init}")
+    assert status == 2
+    assert "num_classes is 5 in the checkpoint, 3 in the config" in err
+    assert "(--reinit-head of experiments.train and" in err
+    assert not list(run.glob("checkpoints/*"))
+
+    arguments += [f"--init={init}", "--reinit-head"]
+    status, out, err = command("train", *arguments)
     assert status == 0, err
     assert "done: step 1" in out
-    start = convert.load(run / "checkpoints" / "0", config)
+    start = convert.load(run / "checkpoints" / "0", model_config("demo_fcn"))
     jax.tree.map(
-        np.testing.assert_array_equal, start["params"]["backbone"], variables["params"]["backbone"]
+        np.testing.assert_array_equal, start["params"]["backbone"], old["params"]["backbone"]
     )
+    init.unlink()
+    status, out, err = command("train", *arguments)
+    assert status == 0, err
+    assert "from step 1 of 1" in out
 
-    labels = []
-    for i, checkpoint in enumerate((run, run / "checkpoints" / "1")):
-        output = tmp_path / f"out{i}"
-        arguments = (f"--checkpoint={checkpoint}", f"--output={output}", image)
-        status, _, err = command("predict", *options("demo_fcn"), *arguments)
-        assert status == 0, err
-        labels.append((output / "image_labels.png").read_bytes())
-    assert labels[0] == labels[1]
+    unknown = [*options("demo_fcn"), "--config.data.name=own"]
+    given = [*unknown, f"--source={run}", f"--output={shared}"]
+    assert command("convert", *given)[0] == 0
+    assert convert.read_dataset(shared) == data.get_dataset("digits_flag").to_json()
+    predict = [*unknown, f"--output={tmp_path / 'out'}", image]
+    status, _, err = command("predict", *predict, f"--checkpoint={shared}")
+    assert status == 0, err
+    # The legend shows names.
+    assert cv2.imread(str(tmp_path / "out" / "image_overlay.png")).shape[0] > 64
+    status, _, err = command(
+        "predict", *predict, f"--checkpoint={shared}", "--config.model.num_classes=19"
+    )
+    assert status == 2
+    assert "predicts 19 classes, but digits_flag has 3; use --config.model.num_classes=3" in err
 
-    arguments = (f"--checkpoint={tmp_path / 'resnet50_v1c.pth'}", f"--output={tmp_path}", image)
-    status, _, err = command("predict", *options("demo_fcn"), *arguments)
+    assert command("convert", *given, "--reinit-head")[0] == 0
+    assert convert.read_dataset(shared) is None
+    status, _, err = command("predict", *predict, f"--checkpoint={shared}")
+    assert status == 2
+    assert f"{shared} does not contain the names of its classes" in err
+
+
+def test_a_backbone_alone_does_not_predict(command, tmp_path, image):
+    arrays = convert.to_torch(random_variables(MODEL), MODEL)
+    backbone = {n.removeprefix("backbone."): a for n, a in arrays.items() if "backbone." in n}
+    path = tmp_path / "resnet50_v1c.pth"
+    torch_file.write(path, {"state_dict": backbone | {"fc.weight": np.zeros((10, 32), np.float32)}})
+    arguments = (f"--checkpoint={path}", f"--output={tmp_path}", image)
+    status, _, err = command("predict", *options("demo_nonlocal"), *arguments)
     assert status == 2
     assert "has no heads, only a backbone; train with --init=" in err
 

@@ -58,6 +58,14 @@ def test_mistakes_end_in_one_message(command, arguments, message):
     assert message in stderr
 
 
+def test_a_mistake_in_a_flag_file_is_named(command, tmp_path):
+    file = tmp_path / "own.flags"
+    file.write_text(f"# comment\n{_CONFIG}\n--config.data.nam=own\n--batch-size=2\n")
+    status, _, stderr = command("compile", *_FLAGS, f"--flagfile={file}")
+    assert status == 2
+    assert stderr == "error: unknown config field 'data.nam'; did you mean --config.data.name?\n"
+
+
 def test_seeds_are_integers(command):
     status, _, stderr = command("demo", "--seeds=0,x")
     assert (status, stderr) == (2, "error: flag --seeds=['0', 'x']: use integers, such as 0,1,2\n")

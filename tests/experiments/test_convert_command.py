@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import segmentation
-from nonlocal_jax import convert
+from nonlocal_jax import convert, data
 from nonlocal_jax.convert import names
 from tests.helpers import random_variables
 
@@ -40,6 +40,8 @@ def test_there_and_back(command, tmp_path, pth, variables):
     params = sum(x.size for x in jax.tree.leaves(variables["params"]))
     assert out == f"wrote {imported}: {len(names.leaves(MODEL))} arrays, {params:,} parameters\n"
     assert_equal(convert.load(imported, MODEL), variables)
+    # A PyTorch file does not say it. The dataset of the config is the best guess.
+    assert convert.read_dataset(imported) == data.get_dataset("digits_flag").to_json()
 
     arguments = ("--reverse", f"--source={imported}", f"--output={exported}")
     assert command("convert", *CHANGED, *arguments)[0] == 0
@@ -54,9 +56,18 @@ def test_reinit_head(command, caplog, tmp_path, pth, variables):
     assert "--reinit-head" in err
     assert command("convert", *arguments, "--reinit-head")[0] == 0
     assert "decode_head/conv_seg" in caplog.text
+    assert convert.read_dataset(output) is None
     loaded = convert.load(output, MODEL | {"num_classes": 7})
     assert loaded["params"]["decode_head"]["conv_seg"]["kernel"].shape == (8, 7)
     assert_equal(loaded["params"]["backbone"], variables["params"]["backbone"])
+
+
+@pytest.mark.parametrize("name", ["own", "cityscapes"])
+def test_a_pytorch_file_of_other_data_has_no_classes(command, tmp_path, pth, name):
+    output = tmp_path / "dnl.safetensors"
+    arguments = (f"--config.data.name={name}", f"--source={pth}", f"--output={output}")
+    assert command("convert", *CHANGED, *arguments)[0] == 0
+    assert convert.read_dataset(output) is None
 
 
 def test_the_hash_in_a_name_is_compared(command, tmp_path, pth):

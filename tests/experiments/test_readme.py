@@ -19,7 +19,10 @@ SHORT = ["--config.steps=2", "--config.data.batch_size=8"]
 
 
 def blocks(file, language):
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / file).read_text(), re.DOTALL)
+    found = re.findall(
+        r"^```(\w*)\n(.*?)^```$", (ROOT / file).read_text(), re.DOTALL | re.MULTILINE
+    )
+    return [block for name, block in found if name == language]
 
 
 @pytest.fixture
@@ -32,6 +35,17 @@ def workspace(tmp_path, monkeypatch):
     (tmp_path / "images").mkdir()
     nlj.data.write_png(tmp_path / "images" / "a.png", np.zeros((64, 64, 3), np.uint8))
     return tmp_path
+
+
+def test_the_settings_for_fine_tuning_are_valid(workspace, command):
+    """They are refused only because there is no such dataset."""
+    files = [text for text in blocks("docs/fine_tuning.md", "") if text.startswith("--config")]
+    assert len(files) == 2
+    for text in files:
+        (workspace / "garden.flags").write_text(text)
+        status, _, errors = command("train", "--flagfile=garden.flags", "--workdir=run")
+        assert status == 2
+        assert errors.startswith("error: unknown dataset 'garden'")
 
 
 @pytest.mark.usefixtures("workspace")

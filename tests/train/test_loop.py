@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from nonlocal_jax import convert
+from nonlocal_jax.data import Dataset
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.train import NonFiniteError, loop
 from tests.helpers import read_metrics, train
@@ -22,6 +23,12 @@ class Evaluate:
         return {"miou": 0.1 * self.calls}
 
 
+class Own(list):
+    """Examples with classes."""
+
+    dataset = Dataset("own", ("a", "b", "c"), ((0, 0, 0), (1, 2, 3), (255, 0, 0)))
+
+
 def _saved(workdir):
     return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
 
@@ -36,6 +43,7 @@ def test_a_run_and_what_it_leaves(config, source, tmp_path, capsys):
     assert [r["step"] for r in records if "train/loss" in r] == [1, 2, 3, 4, 5, 6]
     assert [r["step"] for r in records if "val/miou" in r] == [3, 6]
     assert _saved(tmp_path / "run") == [2, 4, 6]
+    assert convert.read_dataset(tmp_path / "run") is None
     saved_config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert saved_config == json.loads(config.to_json())
     assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
@@ -87,13 +95,35 @@ def test_parameters_that_overflow_are_never_saved(config, source, tmp_path):
 
 
 def test_init_starts_from_a_checkpoint_and_resume_goes_before_it(config, source, tmp_path):
-    config.steps = 2
-    first = train(config, tmp_path / "first", source)
+    config.steps = 1
+    first = jax.device_get(train(config, tmp_path / "first", source).state.variables)
     config.seed = 1
     train(config, tmp_path / "second", source, init=tmp_path / "first")
     start = convert.load(tmp_path / "second" / "checkpoints" / "0", config.model)
-    jax.tree.map(np.testing.assert_array_equal, start, jax.device_get(first.state.variables))
-    train(config, tmp_path / "second", source, init=tmp_path / "gone")
+    jax.tree.map(np.testing.assert_array_equal, start, first)
+
+    third, source = tmp_path / "third", Own(source)
+    with pytest.raises(InputError, match="there is no checkpoint to start from; add --init=PATH"):
+        train(config, third, source, reinit_head=True)
+    assert not third.exists()
+    train(config, third, source, init=tmp_path / "first", reinit_head=True)
+    start = convert.load(third / "checkpoints" / "0", config.model)
+    heads = [
+        variables["params"]["decode_head"]["conv_seg"]["kernel"] for variables in (start, first)
+    ]
+    assert not np.array_equal(*heads)
+    fresh = convert.load(tmp_path / "first", config.model, reinit_head=True, seed=1)
+    jax.tree.map(np.testing.assert_array_equal, start, fresh)
+    for place in (".", "checkpoints/0", "checkpoints/1"):
+        assert convert.read_dataset(third / place) == Own.dataset.to_json()
+    train(config, third, source, init=tmp_path / "gone", reinit_head=True)
+
+
+def test_a_dataset_with_other_classes_than_the_model_is_refused(config, source, tmp_path):
+    config.model.num_classes = 4
+    with pytest.raises(InputError, match="has 3 classes, but the model predicts 4"):
+        train(config, tmp_path / "run", Own(source))
+    assert not list(tmp_path.glob("run/*"))
 
 
 @pytest.mark.parametrize("name", ["steps", "train.log_every", "data.batch_size"])

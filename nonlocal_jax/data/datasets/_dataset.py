@@ -35,7 +35,7 @@ class Dataset:
             number = len(self.classes)
             raise InputError(
                 f"the model predicts {num_classes} classes, but {self.name} has {number}; "
-                f"use model.num_classes={number} or another data.name"
+                f"use --config.model.num_classes={number} or another --config.data.name"
             )
 
     def to_json(self) -> dict[str, Any]:
