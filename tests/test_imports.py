@@ -126,7 +126,7 @@ def check(path, missing, extra):
 check("convert", r"\\w+", "convert")
 check("data.read_image", "cv2", "data")
 check("data.get_dataset", "etils", "data")
-check("data.train_batches", "grain", "data")
+check("data.train_batches", r"\\w+", "data")
 check("evaluation", r"\\w+", "data")
 check("train", "optax", "train")
 check("visualize.color_overlay", "cv2", "visualize")
