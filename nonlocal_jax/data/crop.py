@@ -45,13 +45,21 @@ def augment_crop(
     From the same state of ``rng``, the label map is the same, and the image differs by at most one
     gray level before the photometric distortion.
     """
+    image, label = resized_crop(image, label, config, rng)
+    return augment_cropped(image, label, config, rng)
+
+
+def resized_crop(
+    image: np.ndarray, label: np.ndarray, config: Mapping[str, Any], rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws a size and a window like ``random_resize`` and ``random_crop``, and computes them."""
     size = draw_size(label.shape, config["base_size"], config["scale_range"], rng)
 
     def labels(window: Window) -> np.ndarray:
         return resample_labels(label, size, window)
 
     window = draw_window(size, labels, config["crop"], config["category_max_ratio"], rng)
-    return augment_cropped(resample_image(image, size, window), labels(window), config, rng)
+    return resample_image(image, size, window), labels(window)
 
 
 def resample_labels(label: np.ndarray, size: tuple[int, int], window: Window) -> np.ndarray:

@@ -1,11 +1,13 @@
 """Makes the training batches of one process from a source, with Grain."""
 
+import contextlib
+import gc
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import cv2
@@ -17,7 +19,8 @@ from nonlocal_jax.data._cores import usable_cores
 from nonlocal_jax.data.source import Example, Source
 from nonlocal_jax.errors import InputError
 
-Transform = Callable[[Example, np.random.Generator], dict[str, np.ndarray]]
+Batch = dict[str, np.ndarray]
+Transform = Callable[[Example, np.random.Generator], Batch]
 
 
 def train_batches(
@@ -30,7 +33,7 @@ def train_batches(
     rows: Sequence[int] | None = None,
     num_threads: int | None = None,
     workers: int = 0,
-) -> grain.DatasetIterator[dict[str, np.ndarray]]:
+) -> Iterator[Batch]:
     """Returns an infinite iterator of shuffled, transformed batches of a source.
 
     Row r of the global batch of step k is example ``k * batch_size + r`` of one shuffled stream of
@@ -87,7 +90,7 @@ def train_batches(
     # A worker makes whole batches, one after the other.
     batches = examples.batch(len(rows)).to_iter_dataset(grain.ReadOptions(0, 0))
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-    return iter(batches.mp_prefetch(options, worker_init_fn=_prepare_worker))
+    return _copies(iter(batches.mp_prefetch(options, worker_init_fn=_prepare_worker)))
 
 
 class _Rows:
@@ -104,6 +107,25 @@ class _Rows:
     def __getitem__(self, index: int) -> Any:
         step, place = divmod(index, len(self._rows))
         return self._stream[step * self._batch_size + self._rows[place]]
+
+
+def _copies(batches: grain.DatasetIterator[Batch]) -> Iterator[Batch]:
+    """Yields copies of the batches of workers.
+
+    The memory that is shared with a worker is freed as soon as nothing refers to a batch.
+    """
+    with contextlib.closing(batches):
+        try:
+            yield from map(_copy, batches)
+        except InputError as error:
+            message = str(error)
+    # The traceback of the error refers to a batch, and a frame of it to the error.
+    gc.collect()
+    raise InputError(message)
+
+
+def _copy(batch: Batch) -> Batch:
+    return {name: np.array(array) for name, array in batch.items()}
 
 
 def _prepare_worker(index: int, count: int) -> None:
