@@ -170,6 +170,8 @@ LEAVES: Mapping[str, Leaf] = {
     "seed": integer(0, 2**32 - 1),
     "steps": integer(1),
     "data.batch_size": integer(1),
+    "data.workers": integer(0),
+    "data.cache": optional(text()),
     "model": mapping(),
     "optimizer.learning_rate": number(above=0),
     "optimizer.momentum": number(0, below=1),

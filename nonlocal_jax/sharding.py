@@ -4,7 +4,6 @@ The mesh has an axis "data" for the batch and an axis "context" for the position
 Functions that place arrays on devices take a ``Shardings``, which replicates the state by default.
 """
 
-import collections
 import contextlib
 import dataclasses
 import math
@@ -166,43 +165,51 @@ def check_batch_size(batch_size: int, shardings: Shardings) -> None:
     )
 
 
-def process_part(shardings: Shardings, batch_size: int) -> tuple[int, int]:
-    """Returns which part of every batch this process reads, and the number of parts.
+def process_rows(shardings: Shardings, batch_size: int, process: int | None = None) -> np.ndarray:
+    """Returns the rows of a global batch that the devices of a process hold, in increasing order.
 
-    The parts are determined from the sharding of the batch. Processes whose devices have the same
-    examples, because they share images, read the same part.
+    A process reads only these rows. They need not be contiguous. Processes whose devices share
+    images have the same rows.
 
-    Raises:
-      InputError: The parts of two processes overlap or differ in size. The message lists the
-        values of ``mesh.context`` that avoid this.
+    Args:
+      shardings: The sharding of the batch.
+      batch_size: Size of the global batch, see ``check_batch_size``.
+      process: Index of the process. Default: this process.
     """
-    indices = shardings.batch.devices_indices_map((batch_size,))
-    return _part_of(jax.process_index(), indices, batch_size)
-
-
-def _part_of(
-    process: int, indices: Mapping[jax.Device, tuple[slice, ...]], batch_size: int
-) -> tuple[int, int]:
-    starts: dict[int, set[int]] = {}
-    for device, (examples, *_) in indices.items():
-        starts.setdefault(device.process_index, set()).add(examples.indices(batch_size)[0])
-    parts = sorted({tuple(sorted(part)) for part in starts.values()})
-    shared = sum(map(len, parts)) != len(set().union(*parts))
-    if shared or len({len(part) for part in parts}) > 1:
-        context = len(indices) // len(set().union(*parts))
-        devices = collections.Counter(device.process_index for device in indices)[process]
-        raise InputError(
-            f"mesh.context is {context}, but this process has {devices} devices, so some processes "
-            "would share only a part of their images; set mesh.context to a divisor or a multiple "
-            "of the number of devices of a process"
-        )
-    return parts.index(tuple(sorted(starts[process]))), len(parts)
+    parts, number = _batch_parts(shardings, process)
+    size = batch_size // number
+    return (np.array(parts)[:, None] * size + np.arange(size)).ravel()
 
 
 def to_global(batch: Mapping[str, np.ndarray], shardings: Shardings) -> dict[str, jax.Array]:
-    """Makes the global arrays of a batch from the part that each process has read."""
-    sharding = shardings.batch
-    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+    """Makes the global arrays of a batch from the rows that each process has read.
+
+    Args:
+      batch: Arrays of the rows of ``process_rows``.
+      shardings: The sharding of the batch.
+    """
+    parts, number = _batch_parts(shardings)
+
+    def make(local: np.ndarray) -> jax.Array:
+        size = len(local) // len(parts)
+
+        def of_device(index: tuple[slice, ...]) -> np.ndarray:
+            place = parts.index((index[0].start or 0) // size)
+            return local[place * size : (place + 1) * size]
+
+        shape = number * size, *local.shape[1:]
+        return jax.make_array_from_callback(shape, shardings.batch, of_device)
+
+    return {name: make(local) for name, local in batch.items()}
+
+
+def _batch_parts(shardings: Shardings, process: int | None = None) -> tuple[list[int], int]:
+    """Returns the parts of a batch that the devices of a process hold, and the number of parts."""
+    number = _number_of_parts(shardings.mesh, shardings.batch_spec[0])
+    process = jax.process_index() if process is None else process
+    indices = shardings.batch.devices_indices_map((number,))
+    held = {i.start or 0 for device, (i,) in indices.items() if device.process_index == process}
+    return sorted(held), number
 
 
 def use_mesh(mesh: Mesh) -> contextlib.AbstractContextManager:

@@ -1,7 +1,6 @@
 """Settings of the whole suite: eight CPU devices, strict types and shapes, float64 on request."""
 
 import os
-import socket
 from unittest import mock
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -13,6 +12,7 @@ import pytest
 
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.topology import use_tpu_compiler
+from tests.helpers import free_port
 
 # Before the first use of a device.
 jax.config.update("jax_num_cpu_devices", 8)
@@ -41,9 +41,7 @@ def x64():
 
 @pytest.fixture
 def unused_port():
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        return listener.getsockname()[1]
+    return free_port()
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import socket
 import sys
 
 import flax.linen as nn
@@ -78,6 +79,13 @@ def train(config, workdir, source, **options):
 def read_metrics(workdir):
     """The records of ``metrics.jsonl``, in their order."""
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def free_port():
+    """A port for the processes of a run."""
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
 
 
 def child_environment(**changes):

@@ -1,11 +1,12 @@
 """Meshes and shardings. Programs on several devices are tested with the functions they run."""
 
-import types
+from unittest import mock
 
 import jax
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
+from jax.experimental import topologies
+from jax.sharding import Mesh, PartitionSpec
 
 from nonlocal_jax import sharding
 from nonlocal_jax.errors import InputError
@@ -49,46 +50,61 @@ def test_devices_that_share_images_count_once():
     sharding.check_batch_size(2, Shardings(make_mesh(context=8)))
 
 
+def in_processes(grid):
+    """The shardings of a mesh whose devices are given by the indices of their processes."""
+
+    def device(process):
+        return mock.Mock(process_index=process, platform="cpu", device_kind="cpu")
+
+    devices = np.array([[device(process) for process in row] for row in grid])
+    return Shardings(Mesh(devices, ("data", "context")))
+
+
 @pytest.mark.parametrize(
-    ("rows", "parts"),
+    ("grid", "expected"),
     [
-        ([[0], [0], [1], [1]], {0: (0, 2), 1: (1, 2)}),
-        ([[1, 1], [0, 0]], {0: (1, 2), 1: (0, 2)}),  # in the order of the examples
-        ([[0, 1]], {0: (0, 1), 1: (0, 1)}),
-        ([[0, 1], [2, 3]], {0: (0, 2), 1: (0, 2), 2: (1, 2), 3: (1, 2)}),
+        ([[0], [0], [1], [1]], {0: [0, 1, 2, 3], 1: [4, 5, 6, 7]}),
+        ([[1, 1], [0, 0]], {0: [4, 5, 6, 7], 1: [0, 1, 2, 3]}),
+        ([[0, 1]], {0: range(8), 1: range(8)}),
+        ([[0, 1], [2, 3]], {0: range(4), 1: range(4), 2: range(4, 8), 3: range(4, 8)}),
+        # Not contiguous.
+        ([[0], [1], [0], [1]], {0: [0, 1, 4, 5], 1: [2, 3, 6, 7]}),
+        # Shared in part, and of different numbers.
+        ([[0, 0], [0, 1], [1, 1], [1, 1]], {0: [0, 1, 2, 3], 1: [2, 3, 4, 5, 6, 7]}),
     ],
 )
-def test_processes_read_the_images_of_their_devices(rows, parts):
-    """Each row of the mesh has the devices of one image, given by their processes."""
-    for process, part in parts.items():
-        assert sharding._part_of(process, indices(rows), len(rows)) == part
+def test_a_process_reads_the_rows_of_its_devices(grid, expected):
+    """Each row of the grid has the devices that share a part of the batch."""
+    for process, rows in expected.items():
+        assert sharding.process_rows(in_processes(grid), 8, process).tolist() == [*rows]
 
 
-def indices(rows):
-    """The examples of each device, as ``Sharding.devices_indices_map`` returns them."""
-
-    class Device(types.SimpleNamespace):
-        __hash__ = object.__hash__
-
-    return {
-        Device(process_index=process): (slice(i, i + 1, None),)
-        for i, row in enumerate(rows)
-        for process in row
-    }
-
-
-@pytest.mark.parametrize("rows", [[[0, 0], [0, 1], [1, 1]], [[0, 0], [0, 0], [1, 1]]])
-def test_processes_that_share_only_some_images_are_refused(rows):
-    with pytest.raises(InputError, match=r"mesh\.context"):
-        sharding._part_of(0, indices(rows), len(rows))
+@pytest.mark.parametrize("axes", ["data", ("data", "model"), ("model", "data")])
+def test_the_rows_of_any_mesh_make_the_global_batch(axes):
+    devices = np.random.default_rng(0).permutation(jax.devices()).reshape(2, 2, 2)
+    shardings = Shardings(
+        Mesh(devices, ("data", "model", "context")), batch_spec=PartitionSpec(axes)
+    )
+    assert sharding.process_rows(shardings, 8).tolist() == [*range(8)]
+    batch = {"image": np.arange(24).reshape(8, 3), "label": np.arange(8)}
+    placed = sharding.to_global(batch, shardings)
+    for name, array in placed.items():
+        np.testing.assert_array_equal(array, batch[name])
+        assert array.sharding == shardings.batch
+    with pytest.raises(InputError, match=r"7 is not a multiple of"):
+        sharding.check_batch_size(7, shardings)
 
 
-def test_the_part_is_determined_from_a_batch_sharding_of_any_rank():
-    mesh = jax.make_mesh((2, 2, 2), ("data", "model", "context"))
-    shardings = Shardings(mesh, batch_spec=PartitionSpec(("data", "model")))
-    assert sharding.process_part(shardings, 8) == (0, 1)
-    with pytest.raises(InputError, match=r"6 is not a multiple of 4"):
-        sharding.check_batch_size(6, shardings)
+@pytest.mark.usefixtures("libtpu")
+def test_the_rows_of_a_pod():
+    """On v5e:16x16, a host has 2x2 chips of a mesh of 256: two pairs of rows."""
+    devices = topologies.get_topology_desc("v5e:16x16", platform="tpu").devices
+    shardings = Shardings(make_mesh(devices))
+    hosts = {device.process_index for device in devices}
+    rows = [sharding.process_rows(shardings, 256, host) for host in hosts]
+    assert rows[0].tolist() == [0, 1, 16, 17]
+    assert len(rows) == 64
+    assert sorted(np.concatenate(rows)) == [*range(256)]
 
 
 def test_the_first_rule_that_matches_shards_a_leaf():

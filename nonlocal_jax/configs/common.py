@@ -15,11 +15,11 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 def base_config(
     name: str, *, task: str, steps: int, learning_rate: float, weight_decay: float
 ) -> ConfigDict:
-    """Returns a config without ``model``, ``loss``, ``data`` and ``evaluation``.
+    """Returns a config without ``model``, ``loss`` and ``evaluation``.
 
-    The task adds these sections. Every field is present, including fields that few experiments use,
-    so that the command line can set it. ``nonlocal_jax.train.create_optimizer`` describes
-    ``optimizer`` and ``schedule``.
+    The task adds these sections, and fields to ``data``. Every field is present, including fields
+    that few experiments use, so that the command line can set it.
+    ``nonlocal_jax.train.create_optimizer`` describes ``optimizer`` and ``schedule``.
     """
     return ConfigDict(
         {
@@ -27,6 +27,12 @@ def base_config(
             "task": task,
             "seed": 0,
             "steps": steps,
+            "data": {
+                # Number of processes that prepare the batches. 0: threads of the main process.
+                "workers": 0,
+                # Directory of decoded examples, or None to decode an example whenever it is read.
+                "cache": config_dict.placeholder(str),
+            },
             "optimizer": {
                 "learning_rate": learning_rate,
                 "momentum": 0.9,

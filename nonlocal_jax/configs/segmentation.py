@@ -195,18 +195,18 @@ def _segmentation(
         "avg_non_ignore": False,
         "align_corners": config.model.get_ref("align_corners"),
     }
-    config.data = {
-        "name": dataset,
-        "batch_size": 16,
-        "base_size": base_size,
-        "crop": crop,
-        "scale_range": (0.5, 2.0),
-        "category_max_ratio": 0.75,
-        "flip": 0.5,
-        "photometric": True,
-        "mean": IMAGENET_MEAN,
-        "std": IMAGENET_STD,
-    }
+    config.data.update(
+        name=dataset,
+        batch_size=16,
+        base_size=base_size,
+        crop=crop,
+        scale_range=(0.5, 2.0),
+        category_max_ratio=0.75,
+        flip=0.5,
+        photometric=True,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+    )
     config.evaluation = {
         "mode": "whole",
         "base_size": base_size,

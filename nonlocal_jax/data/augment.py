@@ -3,42 +3,25 @@
 The steps are, in this order: random resize, random crop, horizontal flip, photometric distortion,
 and padding to the crop. Functions that draw random numbers take a NumPy ``Generator``. The others
 are deterministic.
+
+``augment`` is the definition. Training runs ``crop.augment_crop``, which makes the same draws, but
+resamples only the crop.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import cv2
 import numpy as np
 
-from nonlocal_jax.data.checks import check_example
 from nonlocal_jax.data.images import keep_ratio_size, resize_image
-from nonlocal_jax.data.source import IGNORE_INDEX, Example
+from nonlocal_jax.data.source import IGNORE_INDEX
+
+# Rows and columns of an image.
+Window = tuple[slice, slice]
 
 # How often a crop is drawn again if one class dominates it. The last crop is always accepted.
 _CROP_RETRIES = 10
-
-
-def prepare_example(
-    example: Example, config: Mapping[str, Any], num_classes: int, rng: np.random.Generator
-) -> dict[str, np.ndarray]:
-    """Checks and augments one training example.
-
-    Args:
-      example: An example of a source, see ``check_example``.
-      config: Options of the augmentation, see ``augment``.
-      num_classes: Labels must be below this number, or 255.
-      rng: The random number generator.
-
-    Returns:
-      ``{"image": uint8 [h, w, 3], "label": uint8 [h, w]}`` of the size of the crop.
-
-    Raises:
-      InputError: The example is invalid.
-    """
-    check_example(example, num_classes)
-    image, label = augment(example["image"], example["label"], config, rng)
-    return {"image": image, "label": label}
 
 
 def augment(
@@ -60,6 +43,13 @@ def augment(
     """
     image, label = random_resize(image, label, config["base_size"], config["scale_range"], rng)
     image, label = random_crop(image, label, config["crop"], config["category_max_ratio"], rng)
+    return augment_cropped(image, label, config, rng)
+
+
+def augment_cropped(
+    image: np.ndarray, label: np.ndarray, config: Mapping[str, Any], rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Flips, distorts and pads: the steps of ``augment`` that follow the crop."""
     if rng.random() < config["flip"]:
         image, label = cv2.flip(image, 1), cv2.flip(label, 1)
     if config["photometric"]:
@@ -74,13 +64,23 @@ def random_resize(
     scale_range: tuple[float, float],
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Fits the image into ``base_size`` times a factor, drawn uniformly from ``scale_range``."""
-    scale = rng.uniform(*scale_range)
-    size = keep_ratio_size(image.shape[:2], tuple(int(n * scale) for n in base_size))
-    if size == image.shape[:2]:
+    """Resizes image and label map to the size of ``draw_size``."""
+    size = draw_size(label.shape, base_size, scale_range, rng)
+    if size == label.shape:
         return image, label
     label = cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST)
     return resize_image(image, size), label
+
+
+def draw_size(
+    image_size: tuple[int, int],
+    base_size: tuple[int, int],
+    scale_range: tuple[float, float],
+    rng: np.random.Generator,
+) -> tuple[int, int]:
+    """Fits the image into ``base_size`` times a factor, drawn uniformly from ``scale_range``."""
+    scale = rng.uniform(*scale_range)
+    return keep_ratio_size(image_size, tuple(int(n * scale) for n in base_size))
 
 
 def random_crop(
@@ -90,30 +90,53 @@ def random_crop(
     category_max_ratio: float,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Crops to a uniformly drawn window. An axis that is shorter than the crop is not cropped.
-
-    The window is drawn again, up to ten times, while it contains fewer than two classes, or while
-    one class covers the fraction ``category_max_ratio`` or more of its labeled pixels.
-    """
-    margins = [max(extent - size, 0) for extent, size in zip(label.shape, crop, strict=True)]
-    if not any(margins):
-        return image, label
-
-    def draw() -> tuple[slice, slice]:
-        starts = [int(rng.integers(margin + 1)) for margin in margins]
-        return tuple(slice(at, at + size) for at, size in zip(starts, crop, strict=True))
-
-    window = draw()
-    if category_max_ratio < 1:
-        for _ in range(_CROP_RETRIES):
-            if _is_varied(label[window], category_max_ratio):
-                break
-            window = draw()
+    """Crops image and label map to the window of ``draw_window``."""
+    window = draw_window(label.shape, label.__getitem__, crop, category_max_ratio, rng)
     return image[window], label[window]
 
 
+def draw_window(
+    size: tuple[int, int],
+    labels: Callable[[Window], np.ndarray],
+    crop: tuple[int, int],
+    category_max_ratio: float,
+    rng: np.random.Generator,
+) -> Window:
+    """Draws a window of the size of the crop uniformly. A shorter axis is not cropped.
+
+    The window is drawn again, up to ten times, while it contains fewer than two classes, or while
+    one class covers the fraction ``category_max_ratio`` or more of its labeled pixels.
+
+    Args:
+      size: (height, width) of the image.
+      labels: Returns the labels of a window.
+      crop: (height, width) of the crop.
+      category_max_ratio: See above.
+      rng: The random number generator.
+    """
+    margins = [max(extent - n, 0) for extent, n in zip(size, crop, strict=True)]
+
+    def draw() -> Window:
+        starts = [int(rng.integers(margin + 1)) for margin in margins]
+        return tuple(
+            slice(start, min(start + n, extent))
+            for start, n, extent in zip(starts, crop, size, strict=True)
+        )
+
+    if not any(margins):
+        return slice(0, size[0]), slice(0, size[1])
+    window = draw()
+    if category_max_ratio < 1:
+        for _ in range(_CROP_RETRIES):
+            if _is_varied(labels(window), category_max_ratio):
+                break
+            window = draw()
+    return window
+
+
 def _is_varied(label: np.ndarray, category_max_ratio: float) -> bool:
-    counts = np.bincount(label.ravel(), minlength=256)
+    # Faster than np.bincount. Float32 counts are exact up to 2^24 pixels.
+    counts = cv2.calcHist([label], [0], None, [256], [0, 256])
     counts[IGNORE_INDEX] = 0
     return np.count_nonzero(counts) > 1 and counts.max() < category_max_ratio * counts.sum()
 
@@ -158,7 +181,7 @@ def scale_saturation(image: np.ndarray, scale: float) -> np.ndarray:
 def shift_hue(image: np.ndarray, shift: int) -> np.ndarray:
     """Rotates the hue by ``shift`` of 180 steps, in OpenCV's 8-bit HSV."""
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
-    hsv[..., 0] = (hsv[..., 0].astype(int) + shift) % 180
+    hsv[..., 0] = cv2.LUT(hsv[..., 0], ((np.arange(256) + shift) % 180).astype(np.uint8))
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
 
 

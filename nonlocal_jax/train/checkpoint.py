@@ -16,8 +16,8 @@ from nonlocal_jax.errors import InputError, first_line, listing
 from nonlocal_jax.train.state import TrainState
 
 _KEEP = 3
-# Sections of a config that may change when a run is resumed.
-_FREE_SECTIONS = ("train", "evaluation", "mesh", "published")
+# Sections and fields of a config that may change when a run is resumed.
+_FREE = ("train", "evaluation", "mesh", "published", "data.workers", "data.cache")
 
 
 class Checkpoints:
@@ -125,7 +125,7 @@ class Checkpoints:
             ) from error
 
     def _check_run(self, metadata: Mapping[str, Any]) -> None:
-        different = differences(metadata["config"], self._run["config"], _FREE_SECTIONS)
+        different = differences(metadata["config"], self._run["config"], _FREE)
         if metadata["dataset_fingerprint"] != self._run["dataset_fingerprint"]:
             different.append("the training data are not those of the checkpoint")
         if different:

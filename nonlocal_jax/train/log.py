@@ -16,6 +16,8 @@ from nonlocal_jax.errors import InputError
 # The metrics of a step are read after this many further steps have been dispatched. The devices
 # always have work, and a loss that is not finite is still detected early.
 _LAG = 2
+# The share of the time spent waiting for data above which there is a warning.
+_MAX_DATA_WAIT = 0.1
 
 
 class NonFiniteError(InputError):
@@ -108,17 +110,25 @@ class Monitor:
         self._steps = steps
         self._log_every = log_every
         self._batch_size = batch_size
-        self._pending: deque[tuple[int, Mapping[str, jax.Array]]] = deque()
+        self._pending: deque[tuple[int, Mapping[str, jax.Array], float]] = deque()
         self._mark: tuple[int, float] | None = None
+        self._waited = 0.0  # seconds since the mark
+        self._warned = False
         self._seconds_per_step: float | None = None
+        self._data_wait: float | None = None
 
-    def add(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
+    def add(self, step: int, metrics: Mapping[str, jax.Array], waited: float = 0.0) -> None:
         """Adds the metrics of a step. The first step is 1.
+
+        Args:
+          step: The number of the step.
+          metrics: Its metrics.
+          waited: For how many seconds the devices waited for its batch.
 
         Raises:
           NonFiniteError: A metric is not finite. The message names the first such step.
         """
-        self._pending.append((step, metrics))
+        self._pending.append((step, metrics, waited))
         while len(self._pending) > _LAG:
             self._take(*self._pending.popleft())
 
@@ -132,7 +142,7 @@ class Monitor:
             self._take(*self._pending.popleft())
         self._mark = None
 
-    def _take(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
+    def _take(self, step: int, metrics: Mapping[str, jax.Array], waited: float) -> None:
         values = {key: float(value) for key, value in jax.device_get(metrics).items()}
         for key in ("loss", "grad_norm", "param_norm"):
             if not math.isfinite(values[key]):
@@ -142,15 +152,21 @@ class Monitor:
                     "optimizer.learning_rate in a new --workdir"
                 )
         now = time.monotonic()
+        self._waited += waited
         if step % self._log_every == 0 or step == self._steps:
             if self._mark is not None:
                 first, then = self._mark
                 self._seconds_per_step = (now - then) / (step - first)
-                self._mark = (step, now)
+                self._data_wait = min(self._waited / (now - then), 1.0)
+                self._start(step, now)
             self._report(step, values)
         # The clock starts after compilation, checkpoints and evaluations.
         if self._mark is None:
-            self._mark = (step, now)
+            self._start(step, now)
+
+    def _start(self, step: int, now: float) -> None:
+        self._mark = (step, now)
+        self._waited = 0.0
 
     def _report(self, step: int, values: dict[str, float]) -> None:
         hidden = ("loss", "grad_norm", "param_norm")
@@ -159,7 +175,14 @@ class Monitor:
         if self._seconds_per_step is not None:
             rate = self._batch_size / self._seconds_per_step
             values["examples_per_second"] = round(rate, 3)
+            values["data_wait"] = round(self._data_wait, 4)
             left = tqdm.format_interval((self._steps - step) * self._seconds_per_step)
-            line += f"  {rate:.1f} examples/s  {left} left"
+            line += f"  {rate:.1f} examples/s  {self._data_wait:.0%} waiting for data  {left} left"
         self._log.add(step, "train", values)
         self._log.say(line)
+        if (self._data_wait or 0) > _MAX_DATA_WAIT and not self._warned:
+            self._warned = True
+            self._log.say(
+                f"warning: the devices wait for data {self._data_wait:.0%} of the time; set "
+                "data.workers to a number of processes, or data.cache to a directory on a fast disk"
+            )

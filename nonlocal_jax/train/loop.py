@@ -1,17 +1,21 @@
 """The training loop."""
 
+import contextlib
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from nonlocal_jax import convert
 from nonlocal_jax._files import PathLike, make_directory, write_file
-from nonlocal_jax.data import Dataset, fingerprint, train_batches
+from nonlocal_jax.data import Dataset, cached, fingerprint, train_batches
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.sharding import Shardings, check_batch_size, make_mesh, process_part, to_global
+from nonlocal_jax.sharding import Shardings, check_batch_size, make_mesh, process_rows, to_global
+from nonlocal_jax.tasks import Task
+from nonlocal_jax.train._next_batch import NextBatch
 from nonlocal_jax.train._shutdown import ShutdownRequest
 from nonlocal_jax.train.checkpoint import Checkpoints
 from nonlocal_jax.train.experiment import Experiment, create_experiment
@@ -34,6 +38,18 @@ class Result(NamedTuple):
     state: TrainState
     metrics: dict[str, Any]
     signal: signal.Signals | None
+
+
+class _Prepare(NamedTuple):
+    """The transform of the examples. It can be pickled, for worker processes."""
+
+    task: Task
+    config: ConfigDict
+
+    def __call__(
+        self, example: Mapping[str, Any], rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        return self.task.prepare(example, self.config, rng)
 
 
 def _headline(experiment: Experiment, state: TrainState, devices: int) -> str:
@@ -70,7 +86,9 @@ def train(
       config: Config of the experiment.
       workdir: Directory of the run. Use a separate directory for each run.
       source: Random access to the training examples, see ``Task.open_source``. If it has a
-        ``dataset``, a ``nonlocal_jax.data.Dataset``, the checkpoints contain its classes.
+        ``dataset``, a ``nonlocal_jax.data.Dataset``, the checkpoints contain its classes. If
+        ``config.data.cache`` is a directory, the examples are decoded once and read from there, see
+        ``nonlocal_jax.data.cached``. With ``config.data.workers``, it must be picklable.
       evaluate: Function from the variables to a dict of metrics. The variables are sharded like the
         state. Metrics of type float are logged. The function is called every
         ``train.evaluate_every`` steps and after the last step.
@@ -99,6 +117,8 @@ def train(
     shardings = shardings or Shardings(make_mesh(context=config.mesh.context))
     check_batch_size(batch_size, shardings)
     workdir = make_directory(workdir)
+    if config.data.cache is not None:
+        source = cached(source, config.data.cache)
 
     dataset = getattr(source, "dataset", None)
     # The attribute of this name in sources of other projects is something else.
@@ -126,15 +146,14 @@ def train(
             log, steps=config.steps, log_every=config.train.log_every, batch_size=batch_size
         )
         train_step = make_train_step(experiment, shardings)
-        part, parts = process_part(shardings, batch_size)
         batches = train_batches(
             source,
-            lambda example, rng: task.prepare(example, config, rng),
+            _Prepare(task, config),
             batch_size=batch_size,
             seed=config.seed,
             step=step,
-            shard_index=part,
-            shard_count=parts,
+            rows=process_rows(shardings, batch_size),
+            workers=config.data.workers,
         )
 
         def is_due(every: int) -> bool:
@@ -151,15 +170,19 @@ def train(
 
         # If the run was killed during an evaluation, that evaluation runs now.
         evaluate_if_due()
-        while step < config.steps and not shutdown.requested(step):
-            state, metrics = train_step(state, to_global(next(batches), shardings))
-            step += 1
-            monitor.add(step, metrics)
-            if is_due(config.train.checkpoint_every):
-                monitor.flush()
-                checkpoints.save(state)
-            if shutdown.signal is None:
-                evaluate_if_due()
+        metrics = {"loss": None}
+        with contextlib.closing(batches), NextBatch(batches) as next_batch:
+            while step < config.steps and not shutdown.requested(step):
+                batch, waited = next_batch.take(metrics["loss"])
+                # The devices get it while they compute the steps before it.
+                state, metrics = train_step(state, to_global(batch, shardings))
+                step += 1
+                monitor.add(step, metrics, waited)
+                if is_due(config.train.checkpoint_every):
+                    monitor.flush()
+                    checkpoints.save(state)
+                if shutdown.signal is None:
+                    evaluate_if_due()
         monitor.flush()
         checkpoints.save(state)
         log.draw()

@@ -1,3 +1,4 @@
+import contextlib
 import itertools
 
 import numpy as np
@@ -27,13 +28,22 @@ class Numbered:
         return {"image": self.images[index], "label": label, "id": index}
 
 
+class Prepare:
+    def __init__(self, config):
+        self.config = config
+
+    def __call__(self, example, rng):
+        return data.prepare_example(example, self.config, 20, rng)
+
+
 def take(number, config=CONFIG, source=None, **kwargs):
     batches = data.train_batches(
         Numbered() if source is None else source,
-        lambda example, rng: data.prepare_example(example, config, 20, rng),
+        Prepare(config),
         **{"batch_size": 8, "seed": 0} | kwargs,
     )
-    return list(itertools.islice(batches, number))
+    with contextlib.closing(batches):
+        return list(itertools.islice(batches, number))
 
 
 def assert_equal(actual, expected):
@@ -56,29 +66,42 @@ def test_batches_are_images_and_labels():
         }
 
 
-@pytest.mark.parametrize("shard_count", [2, 4])
-def test_the_global_batch_does_not_depend_on_the_number_of_shards(shard_count):
-    parts = [take(6, shard_index=i, shard_count=shard_count) for i in range(shard_count)]
-    # Shard i consists of the examples i, i + n, i + 2n, ... of the global batch.
-    merged = [
-        {
-            k: np.stack([part[k] for part in step], 1).reshape(8, *step[0][k].shape[1:])
-            for k in step[0]
-        }
-        for step in zip(*parts, strict=True)
-    ]
-    assert_equal(merged, take(6))
+@pytest.mark.parametrize("rows", [range(4, 8), [0, 3, 6], [7]])
+def test_rows_are_those_of_the_global_batch(rows):
+    expected = [{k: v[list(rows)] for k, v in batch.items()} for batch in take(6)]
+    assert_equal(take(6, rows=rows), expected)
+    assert_equal(take(2, rows=np.array(rows), step=4), expected[4:])
 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 7])
-@pytest.mark.parametrize("kwargs", [{}, {"shard_index": 1, "shard_count": 2}])
-def test_starting_at_a_step_continues_bit_for_bit(step, kwargs):
-    assert_equal(take(3, step=step, **kwargs), take(step + 3, **kwargs)[step:])
+def test_starting_at_a_step_continues_bit_for_bit(step):
+    assert_equal(take(3, step=step), take(step + 3)[step:])
 
 
 @pytest.mark.parametrize("num_threads", [0, 1, 4])
 def test_threads_change_nothing(num_threads):
     assert_equal(take(5, num_threads=num_threads), take(5))
+
+
+class Damaged(Numbered):
+    """One example is wrong."""
+
+    def __getitem__(self, index):
+        return super().__getitem__(index) | ({"label": "?"} if index == 0 else {})
+
+
+def test_workers_change_nothing_and_report_a_wrong_example():
+    # The example is in the third batch.
+    assert 0 in numbers(take(3, PLAIN))[16:]
+    expected = take(2)
+    batches = data.train_batches(
+        Damaged(), Prepare(CONFIG), batch_size=8, seed=0, workers=2, rows=range(1, 8)
+    )
+    with contextlib.closing(batches):
+        for batch in expected:
+            assert_equal([next(batches)], [{k: v[1:] for k, v in batch.items()}])
+        with pytest.raises(InputError, match=r"^the label of example 0 is .*; use uint8"):
+            next(batches)
 
 
 def test_every_epoch_has_every_example_once_in_its_own_order():
@@ -132,11 +155,12 @@ def test_the_order_and_the_draws_of_a_seed_are_frozen():
     assert next(batches)["draw"].tolist() == [94, 519, 402, 242, 495, 512, 495, 320]
 
 
-def test_a_batch_that_cannot_be_split_evenly_is_refused():
-    with pytest.raises(InputError, match=r"batch_size=8 .* 3 equal parts; use a .* multiple of 3"):
-        take(1, shard_count=3)
-    with pytest.raises(InputError, match="batch_size=0"):
+def test_an_empty_batch_and_unknown_rows_are_refused():
+    with pytest.raises(InputError, match="batch_size=0 is not positive; use"):
         take(1, batch_size=0)
+    for rows in ([], [-1], [3, 8]):
+        with pytest.raises(InputError, match=r"not rows of a batch of 8; use .* 0 to 7"):
+            take(1, rows=rows)
 
 
 def test_an_empty_source_is_refused():

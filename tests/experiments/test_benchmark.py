@@ -1,5 +1,6 @@
 import json
 import os
+import re
 
 import pytest
 
@@ -174,3 +175,20 @@ def test_bad_flags_are_refused(command, tmp_path, monkeypatch, arguments, messag
     assert stderr.splitlines()[-1].startswith("error: ")
     assert message in stderr
     assert not (tmp_path / "x").exists()
+
+
+def test_the_preparation_of_examples(command):
+    status, stdout, stderr = command("benchmark.data", "--images=1", "--draws=1")
+    assert status == 0, stderr
+    times = dict(re.findall(r"\| ([a-z, ]+) \| ([\d.]+) \|", stdout))
+    assert len(times) == 8
+    decode, whole, cached = (
+        float(times[name])
+        for name in (
+            "decode image and label map",
+            "all, from files, crop only",
+            "all, from the cache, crop only",
+        )
+    )
+    assert decode < whole
+    assert cached < whole / 2

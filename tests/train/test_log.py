@@ -1,10 +1,12 @@
 import json
 import math
+import time
 
 import jax.numpy as jnp
 import pytest
 
-from nonlocal_jax.train import NonFiniteError
+from nonlocal_jax.train import NonFiniteError, log
+from nonlocal_jax.train._next_batch import NextBatch
 from nonlocal_jax.train.log import Monitor, RunLog
 from tests.helpers import read_metrics
 
@@ -20,8 +22,8 @@ def _metrics(loss=1.0, grad_norm=1.0, param_norm=1.0):
 
 
 def _monitor(tmp_path, **options):
-    log = RunLog(tmp_path, 0, "miou")
-    return log, Monitor(log, **{"steps": 7, "log_every": 3, "batch_size": 4, **options})
+    run_log = RunLog(tmp_path, 0, "miou")
+    return run_log, Monitor(run_log, **{"steps": 7, "log_every": 3, "batch_size": 4, **options})
 
 
 def test_one_json_object_a_logged_step(tmp_path, capsys):
@@ -34,6 +36,50 @@ def test_one_json_object_a_logged_step(tmp_path, capsys):
     assert [line["train/loss"] for line in lines] == [3.0, 6.0, 7.0]
     assert all(line["train/examples_per_second"] > 0 for line in lines)
     assert "step 7/7  loss 7  accuracy 0.5  learning_rate 0.1" in capsys.readouterr().out
+
+
+def test_the_wait_for_data_is_logged_and_one_warning_is_given(tmp_path, capsys, monkeypatch):
+    """Steps of a second; the devices wait for a part of the time between two records."""
+    clock = iter(range(100))
+    monkeypatch.setattr(log.time, "monotonic", lambda: next(clock))
+    _, monitor = _monitor(tmp_path)
+    # The clock starts at step 1. What is waited before does not count.
+    for step, waited in enumerate([9, 0.1, 0.1, 0.3, 0.3, 0.3, 1], 1):
+        monitor.add(step, _metrics(), waited)
+    monitor.flush()
+    assert [line["train/data_wait"] for line in read_metrics(tmp_path)] == [0.1, 0.3, 1]
+    lines = capsys.readouterr().out.splitlines()
+    assert "10% waiting for data" in lines[0]
+    assert [line.startswith("warning") for line in lines] == [False, False, True, False]
+    assert "wait for data 30% of the time; set data.workers" in lines[2]
+    assert "data.cache" in lines[2]
+
+
+class Running:
+    """A result that is ready after some time."""
+
+    def __init__(self, seconds):
+        self.end = time.monotonic() + seconds
+
+    def is_ready(self):
+        return time.monotonic() >= self.end
+
+
+def test_devices_that_compute_do_not_wait_for_data():
+    def slow():
+        for number in range(4):
+            time.sleep(0.2)
+            yield number
+
+    with NextBatch(slow()) as next_batch:
+        batch, waited = next_batch.take(None)
+        assert (batch, waited) == (0, pytest.approx(0.2, abs=0.1))
+        assert next_batch.take(Running(0.15)) == (1, pytest.approx(0.05, abs=0.04))
+        assert next_batch.take(Running(10)) == (2, 0.0)
+        time.sleep(0.3)  # the batch is taken in the meantime
+        assert next_batch.take(Running(0)) == (3, 0.0)
+        with pytest.raises(StopIteration):
+            next_batch.take(None)
 
 
 @pytest.mark.parametrize("bad", ["loss", "grad_norm", "param_norm"])
@@ -54,10 +100,10 @@ def test_records_beyond_the_restored_step_are_dropped(tmp_path):
     ]
     text = "".join(json.dumps(record) + "\n" for record in records)
     (tmp_path / "metrics.jsonl").write_text(text + '{"step": 5, "lo')
-    log = RunLog(tmp_path, 3, "miou")
-    assert read_metrics(tmp_path) == log.records == records[:2]
-    assert log.was_evaluated(2)
-    assert not log.was_evaluated(4)
-    log.add(4, "train", {"loss": 1.0})
+    run_log = RunLog(tmp_path, 3, "miou")
+    assert read_metrics(tmp_path) == run_log.records == records[:2]
+    assert run_log.was_evaluated(2)
+    assert not run_log.was_evaluated(4)
+    run_log.add(4, "train", {"loss": 1.0})
     assert read_metrics(tmp_path)[-1] == {"step": 4, "train/loss": 1.0}
-    assert log.latest() == {"step": 4, "train/loss": 1.0, "val/miou": 0.5}
+    assert run_log.latest() == {"step": 4, "train/loss": 1.0, "val/miou": 0.5}

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -68,6 +69,19 @@ def test_the_same_seed_gives_the_same_parameters(config, source, tmp_path):
     for x, y in zip(a, b, strict=True):
         np.testing.assert_array_equal(x, y)
     assert any(not np.array_equal(x, y) for x, y in zip(a, c, strict=True))
+
+
+def test_workers_and_a_cache_change_nothing_and_may_change_when_resuming(config, source, tmp_path):
+    config.data.update(flip=0.5, photometric=True)
+    expected = train(config, tmp_path / "threads", source)
+    config.data.update(workers=1, cache=str(tmp_path / "cache"))
+    runs = [train(config, tmp_path / "run", source)]
+    assert any(path.is_dir() for path in (tmp_path / "cache").iterdir())
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")
+    config.data.update(workers=0, cache=None)
+    runs.append(train(config, tmp_path / "run", source))
+    for run in runs:
+        jax.tree.map(np.testing.assert_array_equal, run.state.params, expected.state.params)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(config, source, tmp_path, monkeypatch):

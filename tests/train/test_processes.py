@@ -1,16 +1,27 @@
-"""One run of two processes, as on a pod of two hosts."""
+"""Runs of two processes, as on a pod of two hosts."""
 
+import itertools
+import pickle
 import signal
+import subprocess
+import sys
 
+import jax
 import numpy as np
 import pytest
 
-from tests.helpers import read_metrics, train, wait_for_step
+from nonlocal_jax.configs.common import base_config
+from nonlocal_jax.data import train_batches
+from nonlocal_jax.sharding import Shardings, make_mesh
+from tests.helpers import child_environment, free_port, read_metrics, train, wait_for_step
+from tests.train import layout_in_processes
 
 
 def _losses(workdir):
     records = read_metrics(workdir)
-    return {record["step"]: record["train/loss"] for record in records if "train/loss" in record}
+    losses = {r["step"]: r["train/loss"] for r in records if "train/loss" in r}
+    assert list(losses) == list(range(1, 61))
+    return list(losses.values())
 
 
 @pytest.mark.parametrize("context", [1, 2])
@@ -20,8 +31,6 @@ def test_sigterm_stops_both_and_one_process_goes_on(
     """Each process has its own images, or both have the same and share them."""
     config.steps = 60
     config.mesh.context = context
-    # Two processes put the images of a batch in another order, under other dropout masks.
-    config.model.dropout = 0.0
     # Slow enough that rounding does not part the runs.
     config.optimizer.learning_rate = 0.01
     config.train.update(checkpoint_every=60, evaluate_every=2)
@@ -39,8 +48,62 @@ def test_sigterm_stops_both_and_one_process_goes_on(
     config.mesh.context = 1
     train(config, tmp_path / "run", source)
     train(config, tmp_path / "undisturbed", source)
-    losses, expected = _losses(tmp_path / "run"), _losses(tmp_path / "undisturbed")
-    assert list(losses) == list(range(1, 61))
     np.testing.assert_allclose(
-        [losses[step] for step in range(1, 61)], [expected[step] for step in range(1, 61)], 1e-5
+        _losses(tmp_path / "run"), _losses(tmp_path / "undisturbed"), rtol=1e-5
     )
+
+
+def test_the_layout_changes_neither_batches_nor_losses(tmp_path, compilation_cache):
+    """1 process with 2 devices, 2 with 1 and 2 with 2, with dropout."""
+    config = base_config("layout", task="layout", steps=60, learning_rate=0.1, weight_decay=0.0)
+    config.model = {"network": "layout"}
+    config.data.batch_size = 8
+    config.train.update(log_every=1, checkpoint_every=60)
+    rng = np.random.default_rng(0)
+    source = [
+        {
+            "signal": rng.standard_normal((6, 2), np.float32),
+            "label": rng.integers(0, 2, 1, np.int32),
+            "weight": np.ones(1, np.float32),
+        }
+        for _ in range(20)
+    ]
+    arguments = tmp_path / "arguments"
+    arguments.write_bytes(pickle.dumps((config, source)))
+    script = layout_in_processes.__file__
+    processes = []
+    for devices in "12":
+        address = f"localhost:{free_port()}"
+        processes += [
+            subprocess.Popen(
+                [sys.executable, script, arguments, tmp_path / devices, devices, address, index],
+                stderr=subprocess.PIPE,
+                text=True,
+                env=child_environment(**compilation_cache),
+            )
+            for index in "01"
+        ]
+    train(config, tmp_path / "one", source, shardings=Shardings(make_mesh(jax.devices()[:2])))
+    ends = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4, ends
+
+    for devices in "12":
+        np.testing.assert_allclose(
+            _losses(tmp_path / devices), _losses(tmp_path / "one"), rtol=1e-5
+        )
+        held = [pickle.loads((tmp_path / devices / f"held_{index}").read_bytes()) for index in "01"]
+        batches = train_batches(
+            source,
+            lambda example, rng: layout_in_processes.prepare(example, config, rng),
+            batch_size=8,
+            seed=config.seed,
+        )
+        rows = [set(), set()]
+        for batch, *shards in zip(itertools.islice(batches, 10), *held, strict=True):
+            for process in range(2):
+                for name, (first, stop, _), array in shards[process]:
+                    np.testing.assert_array_equal(array, batch[name][first:stop])
+                    rows[process].update(range(first, stop))
+        assert rows[0] | rows[1] == set(range(8))
+        assert not rows[0] & rows[1]
+    assert rows[0] == {0, 1, 4, 5}

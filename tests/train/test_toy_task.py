@@ -21,7 +21,7 @@ from tests.train import toy_task
 def config():
     config = base_config("toy", task="toy", steps=40, learning_rate=0.1, weight_decay=0.0)
     config.model = {"network": "toy"}
-    config.data = {"batch_size": 8}
+    config.data.batch_size = 8
     config.train.update(log_every=1, checkpoint_every=5, evaluate_every=20)
     return config
 

@@ -1,0 +1,170 @@
+"""Decoded examples in memory-mapped files, which all processes of a host share.
+
+Decoding takes most of the time of an example. ``cached`` decodes each example once. It writes the
+arrays to ``DIRECTORY/NAME-FINGERPRINT/data``, and their places and the other fields to
+``index.json`` beside it.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import math
+import mmap
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import grain
+import numpy as np
+from etils import epath
+
+from nonlocal_jax._files import PathLike, make_directory
+from nonlocal_jax._progress import progress
+from nonlocal_jax.data._cores import usable_cores
+from nonlocal_jax.data.source import Example, Source, fingerprint
+from nonlocal_jax.errors import InputError
+
+# Every array starts at a multiple of this number of bytes.
+_ALIGNMENT = 64
+# The space is checked once, after this number of examples.
+_SAMPLE = 16
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def cached(source: Source, directory: PathLike) -> Source:
+    """Returns a source with the examples of ``source``, read from memory-mapped files.
+
+    If the files do not exist, they are written first, with all cores. If several processes of a
+    host call this function, one of them writes and the others wait. The arrays of the examples are
+    read-only views of the files. Name and fingerprint of the source do not change.
+
+    ``fingerprint`` reads only three examples. If others change, delete the directory.
+
+    Args:
+      source: The examples. Their fields are arrays, numbers, text or None.
+      directory: Directory of all caches, on a disk of this host. It is created if necessary.
+
+    Raises:
+      InputError: The disk is full, a field has another type, or the files are damaged.
+    """
+    name = getattr(source, "name", "")
+    key = "-".join([*filter(None, name.split("/")), fingerprint(source)])
+    path = make_directory(directory).absolute() / key
+    if not path.exists():
+        with _lock(path.with_name(f".{key}.lock")):
+            if not path.exists():  # another process may have written it in the meantime
+                _write(source, path, f"caching {name or 'examples'}")
+    return _Cached(path, name, getattr(source, "dataset", None))
+
+
+class _Cached:
+    """The examples in a directory that ``_write`` has written."""
+
+    def __init__(self, path: epath.Path, name: str, dataset: Any):
+        self.name = name
+        self.dataset = dataset
+        self._path = path
+        try:
+            index = json.loads((path / "index.json").read_text())
+            self._examples, expected = index["examples"], index["bytes"]
+            with open(path / "data", "rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                if size != expected:
+                    raise ValueError(f"'data' has {size:,} bytes instead of {expected:,}")
+                self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(
+                f"cannot read the cache {path}: {error}; delete this directory, and it will be "
+                "written again"
+            ) from error
+
+    def __reduce__(self) -> tuple:
+        # A worker process opens the files again.
+        return _Cached, (self._path, self.name, self.dataset)
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> Example:
+        example = self._examples[index]
+        arrays = {
+            field: np.frombuffer(self._data, dtype, math.prod(shape), offset).reshape(shape)
+            for field, (dtype, shape, offset) in example["arrays"].items()
+        }
+        return {**example["values"], **arrays}
+
+
+@contextlib.contextmanager
+def _lock(path: epath.Path) -> Iterator[None]:
+    """Holds a lock that at most one process holds. It ends with the process."""
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("waiting for the process that writes the cache", file=sys.stderr, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _write(source: Source, path: epath.Path, description: str) -> None:
+    """Writes a cache next to ``path`` and renames it. The caller holds the lock of the cache."""
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    threads = usable_cores()
+    examples = grain.MapDataset.source(source).to_iter_dataset(
+        grain.ReadOptions(threads, 2 * threads)
+    )
+    index, written = [], 0
+    try:
+        partial.mkdir()
+        with open(partial / "data", "wb") as file:
+            for example in progress(examples, len(source), description, "example"):
+                entry, written = _append(file, written, example)
+                index.append(entry)
+                if len(index) == _SAMPLE:
+                    file.flush()
+                    needed = written * (len(source) - len(index)) // len(index)
+                    if needed > shutil.disk_usage(partial).free:
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            # Padding, because a file without bytes cannot be mapped.
+            written += file.write(bytes(_ALIGNMENT))
+            file.flush()
+            os.fsync(file.fileno())
+        (partial / "index.json").write_text(json.dumps({"bytes": written, "examples": index}))
+        os.rename(partial, path)
+    except OSError as error:
+        if error.errno not in _NO_SPACE:
+            raise
+        total = written * len(source) // max(len(index), 1)
+        raise InputError(
+            f"cannot write the cache {path}: {error.strerror}; it needs about {total:,} bytes, so "
+            "use a directory on a larger disk"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _append(file: BinaryIO, written: int, example: Example) -> tuple[dict[str, Any], int]:
+    """Appends the arrays of an example to a file with ``written`` bytes.
+
+    Returns:
+      The example's entry in the index, and the new number of bytes.
+    """
+    entry = {"values": {}, "arrays": {}}
+    for field, value in example.items():
+        if isinstance(value, np.ndarray | np.generic) and not value.dtype.hasobject:
+            written += file.write(bytes(-written % _ALIGNMENT))
+            entry["arrays"][field] = value.dtype.str, value.shape, written
+            written += file.write(value.tobytes())
+        elif isinstance(value, str | int | float | None):
+            entry["values"][field] = value
+        else:
+            raise InputError(
+                f"the field {field!r} of example {example.get('id')!r} is of the type "
+                f"{type(value).__name__}, but a cache has only arrays, numbers and text; convert "
+                "it in the source, or set data.cache to None"
+            )
+    return entry, written

@@ -1,0 +1,46 @@
+"""Waits for the batches, and measures how long the devices wait with it."""
+
+import concurrent.futures
+import time
+from collections.abc import Iterator, Mapping
+
+import jax
+import numpy as np
+
+# Seconds between two looks at whether the devices are still computing.
+_INTERVAL = 1e-3
+
+
+class NextBatch:
+    """Takes the next batch from an iterator in a thread, while the devices compute.
+
+    This is a context manager. On exit it waits for the thread.
+    """
+
+    def __init__(self, batches: Iterator[Mapping[str, np.ndarray]]):
+        self._batches = batches
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "next_batch")
+        self._batch: concurrent.futures.Future | None = None
+
+    def __enter__(self) -> "NextBatch":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
+
+    def take(self, running: jax.Array | None) -> tuple[Mapping[str, np.ndarray], float]:
+        """Returns the next batch, and for how many seconds the devices had nothing to do.
+
+        Args:
+          running: A result of the last step, which the devices may still compute.
+        """
+        if self._batch is None:
+            self._batch = self._thread.submit(next, self._batches)
+        idle_since = None
+        while not self._batch.done():
+            if idle_since is None and (running is None or running.is_ready()):
+                idle_since = time.monotonic()
+            concurrent.futures.wait([self._batch], timeout=_INTERVAL)
+        batch = self._batch.result()
+        self._batch = self._thread.submit(next, self._batches)
+        return batch, 0.0 if idle_since is None else time.monotonic() - idle_since
