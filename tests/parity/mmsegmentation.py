@@ -133,10 +133,7 @@ def multi_scale(
     return _array(total / (2 * len(ratios)))[0]
 
 
-def train(model, images, labels) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Losses and the gradient of every parameter, in train mode; keeps the running statistics."""
-    buffers = {key: value.clone() for key, value in model.named_buffers()}
-    model.train().zero_grad()
+def _losses(model, images, labels) -> dict[str, torch.Tensor]:
     samples = []
     for label in labels:
         sample = SegDataSample()
@@ -144,12 +141,51 @@ def train(model, images, labels) -> tuple[dict[str, float], dict[str, np.ndarray
         samples.append(sample)
     losses = model.loss(_tensor(model, images), samples)
     decode, aux = losses["decode.loss_ce"], losses["aux.loss_ce"]
-    (decode + aux).backward()
+    return {"decode": decode, "aux": aux, "loss": decode + aux}
+
+
+def train(model, images, labels) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Losses and the gradient of every parameter, in train mode; keeps the running statistics."""
+    buffers = {key: value.clone() for key, value in model.named_buffers()}
+    model.train().zero_grad()
+    losses = _losses(model, images, labels)
+    losses["loss"].backward()
     gradients = {key: p.grad.numpy().copy() for key, p in model.named_parameters()}
     statistics = {k: b.numpy().copy() for k, b in model.named_buffers() if "running" in k}
     with torch.no_grad():
         for key, value in model.named_buffers():
             value.copy_(buffers[key])
     model.eval()
-    values = {"decode": decode.item(), "aux": aux.item(), "loss": (decode + aux).item()}
-    return values, gradients, statistics
+    return {name: loss.item() for name, loss in losses.items()}, gradients, statistics
+
+
+def sgd(model, config, batches) -> list[float]:
+    """Trains the model with a step per batch, in train mode. Returns the loss of each step.
+
+    ``config`` is ours. The learning rate is that of mmsegmentation 0.x.
+    """
+    options, end = config.optimizer, config.schedule.end
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        momentum=options.momentum,
+        weight_decay=options.weight_decay,
+    )
+    losses = []
+    model.train()
+    for step, batch in enumerate(batches):
+        rest = (1 - step / config.steps) ** config.schedule.power
+        optimizer.param_groups[0]["lr"] = (options.learning_rate - end) * rest + end
+        images = (batch["image"] - config.data.mean) / config.data.std
+        loss = _losses(model, images, batch["label"])["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    model.eval()
+    return losses
+
+
+def state_dict(model) -> dict[str, np.ndarray]:
+    """A copy of the parameters and of the running means and variances."""
+    state = {key: value.numpy().copy() for key, value in model.state_dict().items()}
+    return {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}

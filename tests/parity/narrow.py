@@ -2,6 +2,10 @@
 
 import formula
 import numpy as np
+import step
+from ml_collections import ConfigDict
+
+from configs import segmentation
 
 # name of the row that the configuration comes from
 ROWS = [
@@ -9,6 +13,8 @@ ROWS = [
     for head in ("nonlocal", "dnl", "gcnet")
     for crop in ("512x1024", "769x769")
 ]
+# Rows that are also trained: each block, and both conventions of corners.
+TRAINED = [ROWS[0], ROWS[1], ROWS[3], ROWS[4]]
 CHANGES = {
     "num_classes": 5,
     "width": 8,
@@ -26,6 +32,15 @@ SCALES = {
 }
 # Of pixels, one in nine is kept.
 KEPT = np.s_[..., ::3, ::3, :]
+
+
+def config(row: str) -> ConfigDict:
+    """The config of a narrow network."""
+    config = segmentation.get_config(row)
+    config.model.update(CHANGES)
+    config.model.dropout = 0.0
+    config.steps = step.STEPS
+    return config
 
 
 def summary(name: str, gradient: np.ndarray) -> np.ndarray:
