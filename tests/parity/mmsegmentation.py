@@ -39,6 +39,9 @@ with warnings.catch_warnings():
     from mmseg.registry import MODELS
     from mmseg.structures import SegDataSample
 
+# mmsegmentation's own configuration files.
+CONFIGS = pathlib.Path(mmseg.__file__).parent / ".mim" / "configs"
+
 
 def _without_sync(node: Any) -> None:
     """SyncBN asks for a process group; on one device BN is the same function."""
@@ -62,8 +65,7 @@ def build(row: str, changes: Mapping[str, Any], align_corners: bool) -> torch.nn
     head, backbone, crop, schedule, dataset = row.split("_")
     batch = 2 if dataset == "cityscapes" else 4
     name = f"{head}_{backbone}_4xb{batch}-{schedule}_{dataset}-{crop}.py"
-    root = pathlib.Path(mmseg.__file__).parent / ".mim" / "configs"
-    config = Config.fromfile(root / _FOLDERS[head] / name).model
+    config = Config.fromfile(CONFIGS / _FOLDERS[head] / name).model
     config.pretrained = config.data_preprocessor = None
     _without_sync(config)
     decode, auxiliary = config.decode_head, config.auxiliary_head

@@ -1,5 +1,7 @@
 """Narrow networks of the same code as the published ones, and what is kept of their numbers."""
 
+from typing import Any
+
 import formula
 import numpy as np
 import step
@@ -52,3 +54,24 @@ def summary(name: str, gradient: np.ndarray) -> np.ndarray:
     direction = formula.uniform("direction of " + name, gradient.shape) - 0.5
     direction = direction / np.linalg.norm(direction)
     return np.array([length, np.sum(gradient * direction) * gradient.size**0.5])
+
+
+# Small crops of small images, with padding on some.
+AUGMENTATION = {
+    "base_size": (80, 60),
+    "crop": (48, 64),
+    "scale_range": (0.5, 2.0),
+    "category_max_ratio": 0.75,
+    "flip": 0.5,
+    "photometric": True,
+    "mean": (123.675, 116.28, 103.53),
+    "std": (58.395, 57.12, 57.375),
+}
+SEEDS = range(8)
+
+
+def example() -> dict[str, Any]:
+    """An image, and labels of blotches. Some are ignored."""
+    image = formula.image_uint8(72, 90)
+    label = image[..., 0] // 40
+    return {"image": image, "label": np.where(label == 5, 255, label).astype(np.uint8), "id": 0}

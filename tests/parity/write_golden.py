@@ -7,11 +7,14 @@ The weights come from ``formula``, so the files contain outputs only.
 
 import pathlib
 
+import augmentation
 import formula
 import mmsegmentation as reference
 import narrow
 import numpy as np
 import step
+
+from nonlocal_jax import data
 
 DIRECTORY = pathlib.Path(__file__).parents[1] / "golden" / "mmsegmentation"
 
@@ -28,6 +31,22 @@ def train(row: str, model, images: np.ndarray, labels: np.ndarray) -> dict[str, 
         for kind, named in arrays.items()
         for name, array in named.items()
     }
+
+
+def augment() -> dict[str, np.ndarray]:
+    """What the transforms make of one example with the draws of our augmentation."""
+    options = narrow.AUGMENTATION
+    transforms = augmentation.Reference(
+        "cityscapes", options, scale=options["base_size"], crop_size=options["crop"]
+    )
+    images, labels = [], []
+    for seed in narrow.SEEDS:
+        recorder = augmentation.Recorder(seed)
+        data.prepare_example(narrow.example(), options, narrow.CHANGES["num_classes"], recorder)
+        image, label = transforms(narrow.example(), recorder.drawn)
+        images.append(image.round().astype(np.uint8))
+        labels.append(label.astype(np.uint8))
+    return {"image": np.stack(images), "label": np.stack(labels)}
 
 
 def main() -> None:
@@ -49,6 +68,7 @@ def main() -> None:
         }
         np.savez_compressed(DIRECTORY / f"{row}.npz", **golden)
         print(row, f"{(DIRECTORY / f'{row}.npz').stat().st_size / 1024:.0f} KiB")
+    np.savez_compressed(DIRECTORY / "augmentation.npz", **augment())
 
 
 if __name__ == "__main__":
