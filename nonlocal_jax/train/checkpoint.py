@@ -16,7 +16,7 @@ from nonlocal_jax.train.state import TrainState
 
 _KEEP = 3
 # Sections of a config that may change when a run is resumed.
-_FREE_SECTIONS = ("train", "evaluation", "mesh", "published")
+_FREE_SECTIONS = ("train", "evaluation", "mesh", "recipe", "published")
 
 
 class Checkpoints:

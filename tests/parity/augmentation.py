@@ -33,7 +33,7 @@ DATASETS = [
     ("dnl_r50-d8_512x1024_40k_cityscapes", "cityscapes", [(1024, 2048)]),
     ("dnl_r50-d8_769x769_40k_cityscapes", "cityscapes_769x769", [(1024, 2048)]),
     ("dnl_r50-d8_512x512_80k_ade20k", "ade20k", [(512, 683), (600, 450), (300, 1100)]),
-    ("dnl_r50-d8_512x512_80k_ade20k", "ade20k", [(375, 500), (500, 333)]),
+    ("dnl_r101-d8_480x480_40k_pascal-context-59", "pascal_context_59", [(375, 500), (500, 333)]),
 ]
 COLUMNS = ("draws", "largest difference", "pixels that differ, %", "labels that differ")
 
