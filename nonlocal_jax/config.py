@@ -192,6 +192,7 @@ LEAVES: Mapping[str, Leaf] = {
     "train.log_every": integer(1),
     "train.checkpoint_every": integer(1),
     "train.evaluate_every": integer(1),
+    "recipe": optional(text()),
     "published": mapping(),
 }
 """The config fields of every task. ``create_model`` checks the fields of ``model``."""

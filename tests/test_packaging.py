@@ -72,7 +72,7 @@ print(*(segmentation.get_config(name).name for name in segmentation.NAMES), "jax
     names = subprocess.check_output(
         [sys.executable, "-c", code, str(tmp_path)], cwd=tmp_path, text=True
     ).split()
-    assert len(set(names)) == 49
+    assert len(set(names)) == 51
     assert names[-1] == "False"
 
 

@@ -66,7 +66,9 @@ def base_config(
                 "checkpoint_every": max(steps // 10, 1),
                 "evaluate_every": max(steps // 10, 1),
             },
-            # The published metrics of the same experiment, if there are any.
+            # Where the recipe comes from, and the published metrics of the same experiment, if
+            # there are any. Neither changes the training.
+            "recipe": config_dict.placeholder(str),
             "published": {},
         }
     )

@@ -3,12 +3,13 @@
     python -m experiments.train --workdir=DIR \\
         --config=configs/segmentation.py:nonlocal_r50-d8_512x1024_40k_cityscapes
 
-The name of a published experiment contains its head, backbone, crop, steps and dataset. The recipe
-is that of mmsegmentation 0.x, which trained all published checkpoints: SGD with weight decay on
-every parameter, the same learning rate for batches of 8 and 16, and no warm-up. ``published``
-contains the published mIoU in percent on the validation set (Cityscapes, ADE20K or VOC 2012):
-``miou`` at a single scale and ``miou_ms_flip`` with multiple scales and flips. The demo
-(``demo_*``) trains in minutes on a laptop.
+The name of an experiment contains its head, backbone, crop, steps and dataset. The recipe is that
+of mmsegmentation 0.x, which trained all published checkpoints: SGD with weight decay on every
+parameter, the same learning rate for batches of 8 and 16, and no warm-up. ``published`` contains
+the published mIoU in percent on the validation set (Cityscapes, ADE20K or VOC 2012): ``miou`` at a
+single scale and ``miou_ms_flip`` with multiple scales and flips. It is empty for DNL on PASCAL
+Context, for which mmsegmentation published nothing. ``recipe`` names the source of the recipe. The
+demo (``demo_*``) trains in minutes on a laptop.
 """
 
 import copy
@@ -22,23 +23,33 @@ from nonlocal_jax.configs.common import IMAGENET_MEAN, IMAGENET_STD, base_config
 
 
 class _Dataset(NamedTuple):
-    """The parts of a published experiment's recipe that depend on its dataset.
+    """The parts of mmsegmentation's recipe that depend on the dataset.
 
     Attributes:
       num_classes: Number of classes.
       batch_size: Number of images in a global batch.
       base_size: (width, height) that images are resized to fit, with their aspect ratio.
+      learning_rate: Learning rate of the first step.
+      weight_decay: Weight decay of every parameter.
+      slide: Whether images are always evaluated with a sliding window.
     """
 
     num_classes: int
     batch_size: int
     base_size: tuple[int, int]
+    learning_rate: float = 0.01
+    weight_decay: float = 5e-4
+    slide: bool = False
 
 
 _DATASETS = {
     "cityscapes": _Dataset(num_classes=19, batch_size=8, base_size=(2048, 1024)),
     "ade20k": _Dataset(num_classes=150, batch_size=16, base_size=(2048, 512)),
     "voc12aug": _Dataset(num_classes=21, batch_size=16, base_size=(2048, 512)),
+    **{
+        f"pascal-context-{classes}": _Dataset(classes, 16, (520, 520), 0.004, 1e-4, slide=True)
+        for classes in (59, 60)
+    },
 }
 _STAGE_SIZES = {"r50-d8": (3, 4, 6, 3), "r101-d8": (3, 4, 23, 3)}
 _BLOCKS = {"nonlocal": "nonlocal", "dnl": "disentangled_nonlocal", "gcnet": "global_context"}
@@ -75,7 +86,8 @@ def _read_published() -> dict[str, dict[str, str]]:
 
 
 _PUBLISHED = _read_published()
-NAMES: tuple[str, ...] = (*_PUBLISHED, *_DEMO_BLOCKS)
+_UNPUBLISHED = tuple(f"dnl_r101-d8_480x480_40k_pascal-context-{classes}" for classes in (59, 60))
+NAMES: tuple[str, ...] = (*_PUBLISHED, *_UNPUBLISHED, *_DEMO_BLOCKS)
 
 
 def get_config(name: str = "demo_nonlocal") -> ConfigDict:
@@ -86,12 +98,12 @@ def get_config(name: str = "demo_nonlocal") -> ConfigDict:
     """
     if name in _DEMO_BLOCKS:
         return _demo(name)
-    if name in _PUBLISHED:
-        return _published(name)
+    if name in NAMES:
+        return _mmsegmentation(name)
     raise unknown_name(name, NAMES)
 
 
-def _published(name: str) -> ConfigDict:
+def _mmsegmentation(name: str) -> ConfigDict:
     head, backbone, crop_text, schedule, dataset_name = name.split("_")
     dataset = _DATASETS[dataset_name]
     height, width = (int(n) for n in crop_text.split("x"))
@@ -100,19 +112,28 @@ def _published(name: str) -> ConfigDict:
     config = _segmentation(
         name,
         steps=int(schedule.removesuffix("k")) * 1000,
-        dataset=dataset_name,
+        dataset=dataset_name.replace("-context-", "_context"),
         block=_BLOCKS[head],
         num_classes=dataset.num_classes,
         base_size=tuple(n + align_corners for n in dataset.base_size),
         crop=(height, width),
+        learning_rate=dataset.learning_rate,
+        weight_decay=dataset.weight_decay,
     )
     config.model.update(stage_sizes=_STAGE_SIZES[backbone], align_corners=align_corners)
     config.data.batch_size = dataset.batch_size
-    config.evaluation.mode = "slide" if align_corners else "whole"
-    row = _PUBLISHED[name]
-    config.published = {"miou": float(row["miou"]), "checkpoint": row["checkpoint"]}
-    if row["miou_ms_flip"]:
-        config.published.miou_ms_flip = float(row["miou_ms_flip"])
+    config.evaluation.mode = "slide" if dataset.slide or align_corners else "whole"
+    if name in _PUBLISHED:
+        row = _PUBLISHED[name]
+        config.recipe = "mmsegmentation 0.x, from its config of the published checkpoint"
+        config.published = {"miou": float(row["miou"]), "checkpoint": row["checkpoint"]}
+        if row["miou_ms_flip"]:
+            config.published.miou_ms_flip = float(row["miou_ms_flip"])
+    else:
+        config.recipe = (
+            "mmsegmentation, from its configs of FCN on PASCAL Context (480x480, 40k) and of DNL; "
+            "it has no config of DNL on PASCAL Context"
+        )
     return config
 
 
@@ -130,7 +151,10 @@ def _demo(name: str) -> ConfigDict:
         num_classes=3,
         base_size=(64, 64),
         crop=(64, 64),
+        learning_rate=0.4,
+        weight_decay=5e-4,
     )
+    config.recipe = "this project"
     config.model.update(
         stage_sizes=(1, 1),
         strides=(1, 1),
@@ -148,7 +172,6 @@ def _demo(name: str) -> ConfigDict:
         flip=0.0,
         photometric=False,
     )
-    config.optimizer.learning_rate = 0.4
     config.train.update(log_every=20, checkpoint_every=100, evaluate_every=100)
     return config
 
@@ -162,9 +185,15 @@ def _segmentation(
     num_classes: int,
     base_size: tuple[int, int],
     crop: tuple[int, int],
+    learning_rate: float,
+    weight_decay: float,
 ) -> ConfigDict:
     config = base_config(
-        name, task="segmentation", steps=steps, learning_rate=0.01, weight_decay=5e-4
+        name,
+        task="segmentation",
+        steps=steps,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
     )
     config.model = {
         "network": "segmentation",

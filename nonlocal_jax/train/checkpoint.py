@@ -17,7 +17,7 @@ from nonlocal_jax.train.state import TrainState
 
 _KEEP = 3
 # Sections and fields of a config that may change when a run is resumed.
-_FREE = ("train", "evaluation", "mesh", "published", "data.workers", "data.cache")
+_FREE = ("train", "evaluation", "mesh", "recipe", "published", "data.workers", "data.cache")
 
 
 class Checkpoints:

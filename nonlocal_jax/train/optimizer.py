@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
@@ -62,7 +63,12 @@ def create_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, 
       InputError: ``schedule.kind`` is unknown, or "step" has no increasing ``boundaries``.
     """
     options = config.optimizer
-    schedule = _schedule(config)
+    in_steps = _schedule(config)
+
+    def schedule(step):
+        # Optax computes with the type of the step. JAX's default float is float64 with x64.
+        return in_steps(jnp.asarray(step, float))
+
     links = [
         optax.add_decayed_weights(options.weight_decay, mask=_decay_mask(options.no_decay)),
         optax.sgd(schedule, momentum=options.momentum, nesterov=options.nesterov),

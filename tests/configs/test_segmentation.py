@@ -20,7 +20,13 @@ from configs import segmentation
 from nonlocal_jax.errors import InputError
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "configs"
-CLASSES = {"cityscapes": 19, "ade20k": 150, "voc12aug": 21}
+CLASSES = {
+    "cityscapes": 19,
+    "ade20k": 150,
+    "voc12aug": 21,
+    "pascal-context-59": 59,
+    "pascal-context-60": 60,
+}
 
 # Parameters with 19 classes, counted in mmsegmentation.
 PARAMETERS = {
@@ -34,8 +40,10 @@ PARAMETERS = {
 ROWS = [name for name in segmentation.NAMES if not name.startswith("demo_")]
 
 
-def test_there_are_44_published_rows_and_the_demo():
-    assert len(ROWS) == len(set(ROWS)) == 44
+def test_there_are_44_published_rows_two_others_and_the_demo():
+    assert len(ROWS) == len(set(ROWS)) == 44 + 2
+    unpublished = {n for n in ROWS if not segmentation.get_config(n).published}
+    assert unpublished == {f"dnl_r101-d8_480x480_40k_pascal-context-{n}" for n in (59, 60)}
     assert {n for n in segmentation.NAMES if n not in ROWS} == {
         "demo_nonlocal",
         "demo_dnl",
@@ -91,6 +99,26 @@ def test_the_recipe_of_a_row():
         "miou_ms_flip": 80.68,
         "checkpoint": "dnl_r101-d8_769x769_80k_cityscapes_20200821_051111-95ff84ab.pth",
     }
+
+
+@pytest.mark.parametrize("classes", [59, 60])
+def test_the_recipe_of_pascal_context(classes):
+    """mmsegmentation's fcn_r101-d8_4xb4-40k_pascal-context-59-480x480.py, with DNL's head."""
+    config = segmentation.get_config(f"dnl_r101-d8_480x480_40k_pascal-context-{classes}")
+    other = segmentation.get_config("dnl_r101-d8_512x1024_40k_cityscapes")
+    assert (config.data.name, config.model.num_classes) == (f"pascal_context{classes}", classes)
+    assert (config.optimizer.learning_rate, config.optimizer.weight_decay) == (0.004, 1e-4)
+    assert (config.steps, config.data.batch_size) == (40_000, 16)
+    assert (config.data.crop, config.data.base_size) == ((480, 480), (520, 520))
+    assert config.evaluation.mode == "slide"
+    assert config.evaluation.base_size == (520, 520)
+    assert (config.evaluation.crop, config.evaluation.stride) == ((480, 480), (320, 320))
+    assert config.published.to_dict() == {}
+    assert "no config of DNL on PASCAL Context" in config.recipe
+    # Network and loss do not depend on the dataset.
+    other.model.num_classes = classes
+    assert config.model.to_dict() == other.model.to_dict()
+    assert config.loss.to_dict() == other.loss.to_dict()
 
 
 def from_command_line(*arguments):
@@ -169,7 +197,7 @@ def test_configs_do_not_import_jax(package):
     output = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True
     ).stdout
-    assert output.split() == ["48", "False", "False"]
+    assert output.split() == ["50", "False", "False"]
 
 
 def test_the_configs_of_the_command_line_are_those_of_the_library():

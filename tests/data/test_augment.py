@@ -1,15 +1,21 @@
 import colorsys
+import pathlib
 
 import cv2
+import narrow
 import numpy as np
 import pytest
 
+from nonlocal_jax import data
 from nonlocal_jax.data import augment
 from nonlocal_jax.data.images import keep_ratio_size
 from tests.helpers import AUGMENTATION, NO_AUGMENTATION
 
 CONFIG = AUGMENTATION | {"base_size": (64, 48), "crop": (32, 40)}
 IDENTITY = NO_AUGMENTATION | {"base_size": (64, 48), "crop": (48, 64)}
+
+# Written by tests/parity/write_golden.py.
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "mmsegmentation"
 
 
 @pytest.fixture
@@ -24,6 +30,15 @@ def coded(height, width):
     image[..., 1] = np.arange(width)
     image[..., 2] = (image[..., 0].astype(int) * 7 + image[..., 1] * 3) % 251
     return image, image[..., 2].copy()
+
+
+def test_mmsegmentation_with_the_same_draws():
+    golden = np.load(GOLDEN / "augmentation.npz")
+    for seed, image, label in zip(narrow.SEEDS, golden["image"], golden["label"], strict=True):
+        rng = np.random.default_rng(seed)
+        ours = data.prepare_example(narrow.example(), narrow.AUGMENTATION, 5, rng)
+        assert np.max(np.abs(ours["image"].astype(int) - image)) <= 1
+        np.testing.assert_array_equal(ours["label"], label)
 
 
 def test_the_identity_keeps_every_bit(rng):

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import narrow
 import numpy as np
+import optax
 import pytest
-from step import make_step
+import step
 
 import nonlocal_jax as nlj
-from configs import segmentation
 from nonlocal_jax.evaluation import multi_scale_inference, slide_inference
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "mmsegmentation"
@@ -26,9 +26,7 @@ GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "mmsegmentation"
 @functools.cache
 def network(row):
     """The config, the model and its float64 variables."""
-    config = segmentation.get_config(row)
-    config.model.update(narrow.CHANGES)
-    config.model.dropout = 0.0
+    config = narrow.config(row)
     model = nlj.create_model(config.model)
     shapes = jax.eval_shape(model.init, jax.random.key(0), nlj.models.example_input(config.model))
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
@@ -42,11 +40,8 @@ def assert_close(actual, expected):
     assert distance < 1e-6
 
 
-@pytest.fixture(params=narrow.ROWS)
-def row(request, x64):
-    return request.param
-
-
+@pytest.mark.parametrize("row", narrow.ROWS)
+@pytest.mark.usefixtures("x64")
 def test_inference(row):
     config, model, variables = network(row)
     golden = np.load(GOLDEN / f"{row}.npz")
@@ -64,32 +59,36 @@ def test_inference(row):
     assert_close(multi_scale(**windows), golden["slide_multi_scale"])
 
 
+@pytest.mark.parametrize("row", narrow.TRAINED)
+@pytest.mark.usefixtures("x64")
 def test_training(row):
-    config, model, variables = network(row)
+    """The first step of SGD, and what five steps change."""
+    config, _, variables = network(row)
     golden = np.load(GOLDEN / f"{row}.npz")
-    images = jnp.asarray(formula.images(2, *narrow.SIZE))
-    labels = jnp.asarray(formula.labels(2, *narrow.SIZE, config.model.num_classes))
 
-    step = make_step(model, config)
-    losses, gradients, statistics = jax.device_get(step(variables, images, labels))
+    def assert_summaries(kind, arrays, relative, of_all):
+        expected = {k: golden[f"{kind} {k}"] for k in arrays}
+        assert len(arrays) == sum(k.startswith(f"{kind} ") for k in golden)
+        whole = np.sqrt(sum(length**2 for length, _ in expected.values()))
+        for name, array in arrays.items():
+            bound = relative * expected[name][0] + of_all * whole
+            np.testing.assert_allclose(
+                narrow.summary(name, array), expected[name], rtol=0, atol=bound, err_msg=name
+            )
+
+    def by_name(**collections):
+        return nlj.convert.to_torch(collections, config.model)
+
+    steps = step.train(config, variables, step.make_batches(config, narrow.SIZE))
+    state, metrics = next(steps)
     for name in ("decode", "aux", "loss"):
-        np.testing.assert_allclose(losses[name], golden[f"loss {name}"], rtol=1e-8)
+        np.testing.assert_allclose(metrics[name], golden[f"loss {name}"], rtol=1e-8)
+    # The velocity after one step is the gradient with the weight decay.
+    decay, velocity = config.optimizer.weight_decay, optax.tree.get(state.opt_state, "trace")
+    gradients = jax.tree.map(lambda v, w: v - decay * w, velocity, variables["params"])
+    assert_summaries("gradient", by_name(params=gradients), 1e-6, 1e-10)
+    assert_summaries("statistics", by_name(batch_stats=state.batch_stats), 1e-8, 0)
 
-    gradients = nlj.convert.to_torch({"params": gradients}, config.model)
-    statistics = nlj.convert.to_torch({"batch_stats": statistics}, config.model)
-    expected = {k: golden[f"gradient {k}"] for k in gradients}
-    whole = np.sqrt(sum(length**2 for length, _ in expected.values()))
-    for name, gradient in gradients.items():
-        bound = 1e-6 * expected[name][0] + 1e-10 * whole
-        np.testing.assert_allclose(
-            narrow.summary(name, gradient), expected[name], rtol=0, atol=bound, err_msg=name
-        )
-    for name, value in statistics.items():
-        summary = golden[f"statistics {name}"]
-        np.testing.assert_allclose(
-            narrow.summary(name, value), summary, rtol=0, atol=1e-8 * summary[0], err_msg=name
-        )
-    assert {k.partition(" ")[2] for k in golden if k[0] in "gs" and " " in k} == {
-        *gradients,
-        *statistics,
-    }
+    *_, (state, _) = steps
+    changes = jax.tree.map(np.subtract, state.variables, variables)
+    assert_summaries("change", by_name(**changes), 1e-5, 1e-9)

@@ -39,6 +39,9 @@ with warnings.catch_warnings():
     from mmseg.registry import MODELS
     from mmseg.structures import SegDataSample
 
+# mmsegmentation's own configuration files.
+CONFIGS = pathlib.Path(mmseg.__file__).parent / ".mim" / "configs"
+
 
 def _without_sync(node: Any) -> None:
     """SyncBN asks for a process group; on one device BN is the same function."""
@@ -62,8 +65,7 @@ def build(row: str, changes: Mapping[str, Any], align_corners: bool) -> torch.nn
     head, backbone, crop, schedule, dataset = row.split("_")
     batch = 2 if dataset == "cityscapes" else 4
     name = f"{head}_{backbone}_4xb{batch}-{schedule}_{dataset}-{crop}.py"
-    root = pathlib.Path(mmseg.__file__).parent / ".mim" / "configs"
-    config = Config.fromfile(root / _FOLDERS[head] / name).model
+    config = Config.fromfile(CONFIGS / _FOLDERS[head] / name).model
     config.pretrained = config.data_preprocessor = None
     _without_sync(config)
     decode, auxiliary = config.decode_head, config.auxiliary_head
@@ -133,10 +135,7 @@ def multi_scale(
     return _array(total / (2 * len(ratios)))[0]
 
 
-def train(model, images, labels) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Losses and the gradient of every parameter, in train mode; keeps the running statistics."""
-    buffers = {key: value.clone() for key, value in model.named_buffers()}
-    model.train().zero_grad()
+def _losses(model, images, labels) -> dict[str, torch.Tensor]:
     samples = []
     for label in labels:
         sample = SegDataSample()
@@ -144,12 +143,51 @@ def train(model, images, labels) -> tuple[dict[str, float], dict[str, np.ndarray
         samples.append(sample)
     losses = model.loss(_tensor(model, images), samples)
     decode, aux = losses["decode.loss_ce"], losses["aux.loss_ce"]
-    (decode + aux).backward()
+    return {"decode": decode, "aux": aux, "loss": decode + aux}
+
+
+def train(model, images, labels) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Losses and the gradient of every parameter, in train mode; keeps the running statistics."""
+    buffers = {key: value.clone() for key, value in model.named_buffers()}
+    model.train().zero_grad()
+    losses = _losses(model, images, labels)
+    losses["loss"].backward()
     gradients = {key: p.grad.numpy().copy() for key, p in model.named_parameters()}
     statistics = {k: b.numpy().copy() for k, b in model.named_buffers() if "running" in k}
     with torch.no_grad():
         for key, value in model.named_buffers():
             value.copy_(buffers[key])
     model.eval()
-    values = {"decode": decode.item(), "aux": aux.item(), "loss": (decode + aux).item()}
-    return values, gradients, statistics
+    return {name: loss.item() for name, loss in losses.items()}, gradients, statistics
+
+
+def sgd(model, config, batches) -> list[float]:
+    """Trains the model with a step per batch, in train mode. Returns the loss of each step.
+
+    ``config`` is ours. The learning rate is that of mmsegmentation 0.x.
+    """
+    options, end = config.optimizer, config.schedule.end
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        momentum=options.momentum,
+        weight_decay=options.weight_decay,
+    )
+    losses = []
+    model.train()
+    for step, batch in enumerate(batches):
+        rest = (1 - step / config.steps) ** config.schedule.power
+        optimizer.param_groups[0]["lr"] = (options.learning_rate - end) * rest + end
+        images = (batch["image"] - config.data.mean) / config.data.std
+        loss = _losses(model, images, batch["label"])["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    model.eval()
+    return losses
+
+
+def state_dict(model) -> dict[str, np.ndarray]:
+    """A copy of the parameters and of the running means and variances."""
+    state = {key: value.numpy().copy() for key, value in model.state_dict().items()}
+    return {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}

@@ -7,12 +7,46 @@ The weights come from ``formula``, so the files contain outputs only.
 
 import pathlib
 
+import augmentation
 import formula
 import mmsegmentation as reference
 import narrow
 import numpy as np
+import step
+
+from nonlocal_jax import data
 
 DIRECTORY = pathlib.Path(__file__).parents[1] / "golden" / "mmsegmentation"
+
+
+def train(row: str, model, images: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Numbers of one step without the optimizer, and what five steps of SGD change."""
+    losses, gradients, statistics = reference.train(model, images, labels)
+    config, before = narrow.config(row), reference.state_dict(model)
+    reference.sgd(model, config, step.make_batches(config, narrow.SIZE))
+    changes = {k: value - before[k] for k, value in reference.state_dict(model).items()}
+    arrays = {"gradient": gradients, "statistics": statistics, "change": changes}
+    return {f"loss {name}": value for name, value in losses.items()} | {
+        f"{kind} {name}": narrow.summary(name, array)
+        for kind, named in arrays.items()
+        for name, array in named.items()
+    }
+
+
+def augment() -> dict[str, np.ndarray]:
+    """What the transforms make of one example with the draws of our augmentation."""
+    options = narrow.AUGMENTATION
+    transforms = augmentation.Reference(
+        "cityscapes", options, scale=options["base_size"], crop_size=options["crop"]
+    )
+    images, labels = [], []
+    for seed in narrow.SEEDS:
+        recorder = augmentation.Recorder(seed)
+        data.prepare_example(narrow.example(), options, narrow.CHANGES["num_classes"], recorder)
+        image, label = transforms(narrow.example(), recorder.drawn)
+        images.append(image.round().astype(np.uint8))
+        labels.append(label.astype(np.uint8))
+    return {"image": np.stack(images), "label": np.stack(labels)}
 
 
 def main() -> None:
@@ -23,7 +57,6 @@ def main() -> None:
     for row in narrow.ROWS:
         corners = "769x769" in row
         model = reference.build(row, narrow.CHANGES, corners).double()
-        losses, gradients, statistics = reference.train(model, images, labels)
         golden = {
             "logits": reference.logits(model, images)[narrow.KEPT],
             "slide": reference.logits(model, images, **windows)[narrow.KEPT],
@@ -31,12 +64,11 @@ def main() -> None:
             "slide_multi_scale": reference.multi_scale(model, image, **narrow.SCALES, **windows)[
                 narrow.KEPT
             ],
-            **{f"loss {name}": value for name, value in losses.items()},
-            **{f"gradient {k}": narrow.summary(k, g) for k, g in gradients.items()},
-            **{f"statistics {k}": narrow.summary(k, s) for k, s in statistics.items()},
+            **(train(row, model, images, labels) if row in narrow.TRAINED else {}),
         }
         np.savez_compressed(DIRECTORY / f"{row}.npz", **golden)
         print(row, f"{(DIRECTORY / f'{row}.npz').stat().st_size / 1024:.0f} KiB")
+    np.savez_compressed(DIRECTORY / "augmentation.npz", **augment())
 
 
 if __name__ == "__main__":

@@ -97,6 +97,7 @@ def test_what_leaves_the_parameters_alone_may_change(workdir):
     config = _config()
     config.train.log_every = 1
     config.evaluation.flip = False
+    config.recipe = None
     assert int(_restore(workdir, config).step) == 4
 
 

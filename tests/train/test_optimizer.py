@@ -67,7 +67,7 @@ def sgd(start, grads, *, nesterov=False, decay=None, factor=None):
 def assert_close(actual, expected):
     assert actual.keys() == expected.keys()
     for path in expected:
-        np.testing.assert_allclose(actual[path], expected[path], rtol=1e-6, err_msg=path)
+        np.testing.assert_allclose(actual[path], expected[path], rtol=1e-12, err_msg=path)
 
 
 def test_poly_is_the_schedule_of_mmsegmentation_0x():
