@@ -19,6 +19,7 @@ LIBRARY = ROOT / "nonlocal_jax"
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "absl": "absl-py",
+    "array_record": "array-record",
     "cv2": "opencv-python-headless",
     "ml_collections": "ml-collections",
     "ml_dtypes": "ml-dtypes",
