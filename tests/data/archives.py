@@ -138,7 +138,7 @@ def pascal_context(directory, examples=EXAMPLES):
         keys = [f"2008_{len(split)}{i:05d}" for i in range(number)]
         for i, key in enumerate(keys):
             write(voc / f"JPEGImages/{key}.jpg", random_image((8, len(split), i)))
-            labels = random_labels((9, len(split), i), range(60))
+            labels = random_labels((9, len(split), i), [*range(60), 255])
             write(voc / f"SegmentationClassContext/{key}.png", labels)
         write_lines(voc / f"ImageSets/SegmentationContext/{split}.txt", keys)
     return directory

@@ -194,12 +194,13 @@ def test_wrong_lists_are_refused(tmp_path):
     assert "val has no examples" in message
 
 
-def test_subdirectories_are_part_of_the_ids(tmp_path):
+def test_subdirectories_and_links_are_part_of_the_ids(tmp_path):
     source = archives.folder(tmp_path / "source")
     for kind in ("images", "masks"):
         path = next((source / kind).glob("train_0.*"))
-        path.parent.joinpath("a").mkdir()
-        path.rename(path.parent / "a" / path.name)
+        (tmp_path / kind).mkdir()
+        path.rename(tmp_path / kind / path.name)
+        (source / kind / "a").symlink_to(tmp_path / kind)
     archives.write_lines(source / "train.txt", ["a/train_0", "train_1"])
     assert ids(tmp_path, source)["train"] == {"a/train_0", "train_1"}
 

@@ -52,7 +52,7 @@ def expected_label(variant, raw):
     if variant in ("cityscapes", "cityscapes, zips"):
         return np.select([raw == i for i in TRAIN_IDS], range(19), 255)
     if variant in ("ade20k", "pascal_context59"):
-        return np.where(raw == 0, 255, raw - 1)
+        return np.where(np.isin(raw, (0, 255)), 255, raw - 1)
     return raw
 
 

@@ -73,7 +73,10 @@ class Layout:
 
 
 def value_table(classes: Mapping[int, int], ignored: Iterable[int] = (IGNORE_INDEX,)) -> np.ndarray:
-    """Returns the class of each value, 255 for ignored values, -1 for all others."""
+    """Returns the class of each value, 255 for ignored values, -1 for all others.
+
+    A value that is in both arguments is a class.
+    """
     table = np.full(256, INVALID, np.int16)
     table[list(ignored)] = IGNORE_INDEX
     for value, index in classes.items():

@@ -140,9 +140,8 @@ def _read_classes(
             palette.append(_color(row.get("color"), len(palette), line, problems))
     if not names:
         problems.append("classes.csv has no class; add a line for each class")
-    if IGNORE_INDEX not in classes:
-        ignored.add(IGNORE_INDEX)
-    return Dataset(name, tuple(names), tuple(palette)), value_table(classes, ignored)
+    table = value_table(classes, ignored | {IGNORE_INDEX})
+    return Dataset(name, tuple(names), tuple(palette)), table
 
 
 def _color(text: str | None, index: int, line: str, problems: list[str]) -> Color:
