@@ -11,7 +11,7 @@ STAMP := $(VENV)/.ready-$(ACCEL)
 PIP := $(if $(shell command -v uv),VIRTUAL_ENV=$(VENV) uv pip,$(BIN)/python -m pip \
 	--disable-pip-version-check)
 
-.PHONY: setup demo test lint parity golden check-cuda-hlo
+.PHONY: setup demo test lint parity golden check-datasets check-cuda-hlo
 
 setup: $(STAMP)
 
@@ -48,6 +48,9 @@ parity: .venv-parity/.ready
 
 golden: .venv-parity/.ready
 	PYTHONPATH=. JAX_PLATFORMS=cpu .venv-parity/bin/python tests/parity/write_golden.py
+
+check-datasets: setup
+	$(BIN)/python -m tests.data.check_datasets --output=experiments/results/datasets.md
 
 check-cuda-hlo: .venv-cuda-hlo/.ready
 	PYTHONPATH=. JAX_PLATFORMS=cpu .venv-cuda-hlo/bin/python tests/cuda/check_hlo.py

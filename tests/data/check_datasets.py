@@ -18,6 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
+import types
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -58,7 +60,7 @@ class Case(NamedTuple):
 
     dataset: str
     experiment: str
-    fields: dict = {}
+    fields: Mapping[str, object] = types.MappingProxyType({})
 
 
 CASES = (
@@ -73,6 +75,15 @@ CASES = (
         {"data.name": "own", "model.num_classes": 3},
     ),
 )
+_HEADER = f"""# Datasets, processes and workers
+
+`make check-datasets` writes this table. Each row is a run on a tiny copy of an archive, with the
+commands `prepare`, `train`, `evaluate` and `predict`. A second run of the same layout was killed
+with SIGKILL and resumed. Its parameters must be those of the first run, bit for bit. With workers,
+the examples come from `data.cache`. `predict` gets no data. The networks are small and are trained
+for {STEPS} steps: the mean IoU only shows that `evaluate` ran.
+
+"""
 # Runs a command in one of several processes: ADDRESS NUMBER INDEX MODULE FLAGS...
 _IN_PROCESSES = """
 import runpy, sys
@@ -99,8 +110,11 @@ def start(module, *flags, processes=1, devices=1, cache=None):
     }
     return [
         subprocess.Popen(
-            [sys.executable, "-c", _IN_PROCESSES, address, str(processes), str(index)]
-            + [f"experiments.{module}", *flags],
+            [
+                *(sys.executable, "-c", _IN_PROCESSES),
+                *(address, str(processes), str(index)),
+                *(f"experiments.{module}", *flags),
+            ],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -128,7 +142,7 @@ def run_and_kill(*arguments, **options):
             break
     for process in processes:
         process.send_signal(signal.SIGKILL)
-    rest = [process.communicate()[0] for process in processes][0]
+    rest, *_ = [process.communicate()[0] for process in processes]
     if any(process.returncode != -signal.SIGKILL for process in processes):
         raise RuntimeError(f"{arguments}: ended before it was killed")
     return max([KILL_AT, *(int(step) for step in re.findall(r"^step (\d+)/", rest, re.M))])
@@ -181,29 +195,37 @@ def check_case(case, directory, data_dir, cache):
         complete = len(list(pictures.iterdir())) == 2 * len(images)
         ok = equal and complete and resumed is not None and miou is not None
         yield (
-            case.dataset,
-            case.experiment,
-            processes,
-            workers,
-            f"{at} -> {resumed[1] if resumed else '?'}",
-            "equal" if equal else "DIFFERENT",
-            f"{100 * miou:.1f}",
-            f"{len(images)} of {len(images)}" if complete else "MISSING",
-        ), ok
+            (
+                case.dataset,
+                case.experiment,
+                processes,
+                workers,
+                f"{at} -> {resumed[1] if resumed else '?'}",
+                "equal" if equal else "DIFFERENT",
+                f"{100 * miou:.1f}",
+                f"{len(images)} of {len(images)}" if complete else "MISSING",
+            ),
+            ok,
+        )
 
 
-def check_dropout(directory, data_dir, cache):
-    """Returns the losses with dropout of each layout of ``DEVICES``, and whether they agree."""
+def check_dropout(case, directory, data_dir, cache):
+    """Returns how much the losses with dropout of each layout differ, and whether they agree."""
     losses = []
     for processes, devices in DEVICES:
         workdir = directory / f"dropout_{processes}_{devices}"
-        flags = train_flags(CASES[0], workdir, data_dir, DROPOUT_STEPS)
+        flags = train_flags(case, workdir, data_dir, DROPOUT_STEPS)
         run("train", *flags, processes=processes, devices=devices, cache=cache)
         records = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
         losses.append([r["train/loss"] for r in records if "train/loss" in r])
     losses = np.array(losses)
     error = np.max(np.abs(losses / losses[0] - 1), axis=1)
     return error, losses.shape[1] == DROPOUT_STEPS and error.max() <= 1e-5
+
+
+def _table(columns, rows):
+    lines = [columns, ["---"] * len(columns), *rows]
+    return [f"| {' | '.join(map(str, line))} |" for line in lines]
 
 
 def main():
@@ -215,38 +237,37 @@ def main():
     with tempfile.TemporaryDirectory() as temporary:
         directory = pathlib.Path(temporary)
         data_dir, cache = directory / "data", directory / "programs"
-        for case in CASES:
-            if options.only in (None, case.dataset):
-                for row, good in check_case(case, directory / case.dataset, data_dir, cache):
-                    print(*row, f"{time.monotonic() - start_time:.0f} s", flush=True)
-                    rows.append(row)
-                    ok &= good
-        error, agree = check_dropout(directory, data_dir, cache)
+        cases = [case for case in CASES if options.only in (None, case.dataset)]
+        for case in cases:
+            for row, good in check_case(case, directory / case.dataset, data_dir, cache):
+                print(*row, f"{time.monotonic() - start_time:.0f} s", flush=True)
+                rows.append(row)
+                ok &= good
+        error, agree = check_dropout(cases[0], directory, data_dir, cache)
+    columns = (
+        "dataset",
+        "experiment",
+        "processes",
+        "workers",
+        "killed after step -> resumed from",
+        "parameters",
+        "mIoU",
+        "pictures",
+    )
     lines = [
-        "# Datasets, processes and workers",
+        *_table(columns, rows),
         "",
-        "`make check-datasets` writes this table. Each row is a run on a tiny copy of an archive,",
-        "with the commands `prepare`, `train`, `evaluate` and `predict`. A second run of the same",
-        "layout was killed with SIGKILL and resumed. Its parameters must be those of the first run,",
-        "bit for bit. With workers, the examples come from `data.cache`. `predict` gets no data. The",
-        f"networks are small and are trained for {STEPS} steps: the mean IoU only shows that",
-        "`evaluate` ran.",
+        f"The largest relative difference of a loss from that of the first row, in {DROPOUT_STEPS}",
+        f"steps with dropout on {cases[0].dataset}:",
         "",
-        "| dataset | experiment | processes | workers | killed after step -> resumed from | parameters "
-        "| mIoU | pictures |",
-        "|---|---|---:|---:|---|---|---:|---|",
-        *(f"| {' | '.join(map(str, row))} |" for row in rows),
-        "",
-        f"With dropout, {DROPOUT_STEPS} steps on {CASES[0].dataset}, the largest relative",
-        "difference of a loss from that of the first row:",
-        "",
-        "| processes | devices of each | largest difference |",
-        "|---:|---:|---:|",
-        *(f"| {p} | {d} | {e:.1e} |" for (p, d), e in zip(DEVICES, error, strict=True)),
+        *_table(
+            ("processes", "devices of each", "largest difference"),
+            [(*layout, f"{e:.1e}") for layout, e in zip(DEVICES, error, strict=True)],
+        ),
         "",
         f"jax {jax.__version__}, Python {sys.version.split()[0]}.",
     ]
-    options.output.write_text("\n".join(lines) + "\n")
+    options.output.write_text(_HEADER + "\n".join(lines) + "\n")
     if not (ok and agree):
         sys.exit("a check failed; see the table")
 
