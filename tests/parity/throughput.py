@@ -100,7 +100,7 @@ def main() -> None:
     arguments = parser.parse_args()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-    np.random.seed(0)  # the generator of mmsegmentation
+    np.random.seed(0)  # noqa: NPY002 - the generator of mmsegmentation
     with tempfile.TemporaryDirectory() as temporary:
         files = pathlib.Path(temporary, "files")
         files.mkdir()
