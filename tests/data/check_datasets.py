@@ -181,15 +181,18 @@ def check_case(case, directory, data_dir, cache):
         complete = len(list(pictures.iterdir())) == 2 * len(images)
         ok = equal and complete and resumed is not None and miou is not None
         yield (
-            case.dataset,
-            case.experiment,
-            processes,
-            workers,
-            f"{at} -> {resumed[1] if resumed else '?'}",
-            "equal" if equal else "DIFFERENT",
-            f"{100 * miou:.1f}",
-            f"{len(images)} of {len(images)}" if complete else "MISSING",
-        ), ok
+            (
+                case.dataset,
+                case.experiment,
+                processes,
+                workers,
+                f"{at} -> {resumed[1] if resumed else '?'}",
+                "equal" if equal else "DIFFERENT",
+                f"{100 * miou:.1f}",
+                f"{len(images)} of {len(images)}" if complete else "MISSING",
+            ),
+            ok,
+        )
 
 
 def check_dropout(directory, data_dir, cache):
