@@ -4,8 +4,8 @@ The steps are, in this order: random resize, random crop, horizontal flip, photo
 and padding to the crop. Functions that draw random numbers take a NumPy ``Generator``. The others
 are deterministic.
 
-``augment`` is the definition. Training runs ``crop.augment_crop``, which makes the same draws, but
-resamples only the crop.
+``augment`` is the definition. Training runs ``crop.augment_crop``, which has the same result, but
+computes only what the crop needs.
 """
 
 from collections.abc import Callable, Mapping, Sequence

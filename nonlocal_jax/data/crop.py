@@ -1,9 +1,11 @@
-"""The training augmentation, fast: only the crop is resampled.
+"""The training augmentation, fast: only what the crop needs is resampled.
 
 An image of 1024x2048 pixels is resized to up to 2048x4096, of which a crop of 512x1024 remains.
-Here the window is drawn first, with the draws of ``augment``, and only its pixels are computed.
+Here the window is drawn first, with the draws of ``augment``, and only its labels and the part of
+the image up to its end are computed.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 
 from nonlocal_jax.data.augment import Window, augment_cropped, draw_size, draw_window
 from nonlocal_jax.data.checks import check_example
+from nonlocal_jax.data.images import resize_image
 from nonlocal_jax.data.source import Example
 
 
@@ -40,11 +43,7 @@ def prepare_example(
 def augment_crop(
     image: np.ndarray, label: np.ndarray, config: Mapping[str, Any], rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Augments an image and its label map like ``augment.augment``.
-
-    From the same state of ``rng``, the label map is the same, and the image differs by at most one
-    gray level before the photometric distortion.
-    """
+    """Augments an image and its label map like ``augment.augment``, with the same result."""
     image, label = resized_crop(image, label, config, rng)
     return augment_cropped(image, label, config, rng)
 
@@ -80,28 +79,18 @@ def resample_labels(label: np.ndarray, size: tuple[int, int], window: Window) ->
 
 
 def resample_image(image: np.ndarray, size: tuple[int, int], window: Window) -> np.ndarray:
-    """Returns a window of the image resized to ``size``, to within one gray level.
+    """Returns a window of the image resized to ``size``, bit for bit.
 
-    Pixel i of the resized image is at (i + 1/2) H / h - 1/2 of the image, for H rows resized to h.
-    The values between pixels are interpolated linearly.
+    OpenCV resizes a part of an image by the factors of the whole if the part starts in the corner.
+    So the part from there to the end of the window is resized.
     """
     if size == image.shape[:2]:
         return image[window]
-    scales, offsets, parts = [], [], []
-    for part, n, extent in zip(window, size, image.shape, strict=False):
-        scale = extent / n
-        first, last = ((i + 0.5) * scale - 0.5 for i in (part.start, part.stop - 1))
-        # OpenCV computes positions in float32, so they are relative to the pixels that are used.
-        start = max(int(first), 0)
-        parts.append(slice(start, min(int(last) + 2, extent)))
-        scales.append(scale)
-        offsets.append(first - start)
-    matrix = np.array([[scales[1], 0, offsets[1]], [0, scales[0], offsets[0]]])
-    height, width = (part.stop - part.start for part in window)
-    return cv2.warpAffine(
-        image[tuple(parts)],
-        matrix,
-        (width, height),
-        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-        borderMode=cv2.BORDER_REPLICATE,
-    )
+    fy, fx = (n / extent for n, extent in zip(size, image.shape, strict=False))
+    # The interpolation of the last row and column reads one more pixel.
+    bottom, right = (math.ceil(part.stop / f) + 2 for part, f in zip(window, (fy, fx), strict=True))
+    part = image[:bottom, :right]
+    resized = cv2.resize(part, None, fx=fx, fy=fy, interpolation=cv2.INTER_LINEAR)
+    if resized.shape == part.shape:  # OpenCV copied the part instead
+        resized = resize_image(image, size)
+    return resized[window]

@@ -1,6 +1,5 @@
 import cv2
 import numpy as np
-import pytest
 
 from nonlocal_jax.data import augment, crop
 from tests.helpers import AUGMENTATION
@@ -20,17 +19,18 @@ def window(rng, size):
 
 
 def test_a_window_is_that_of_the_resized_image():
-    """Any size to any size: labels are equal, images within one gray level."""
+    """Any size to any size, and to almost the same size."""
     rng = np.random.default_rng(0)
-    for _ in range(300):
+    for number in range(400):
         image, label = noise(rng, *rng.integers(1, 120, 2))
         size = tuple(int(n) for n in rng.integers(1, 300, 2))
+        if number % 4 == 0:
+            size = tuple(max(n + int(rng.integers(-2, 3)), 1) for n in label.shape)
         part = window(rng, size)
         expected = cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST)
         np.testing.assert_array_equal(crop.resample_labels(label, size, part), expected[part])
         expected = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)[part]
-        actual = crop.resample_image(image, size, part)
-        assert np.abs(actual.astype(int) - expected).max() <= 1
+        np.testing.assert_array_equal(crop.resample_image(image, size, part), expected)
 
 
 def test_columns_of_all_sizes_are_those_of_opencv():
@@ -45,11 +45,9 @@ def test_columns_of_all_sizes_are_those_of_opencv():
             np.testing.assert_array_equal(tall.T, expected)
 
 
-@pytest.mark.parametrize("photometric", [False, True])
-def test_it_is_the_augmentation_with_the_same_draws(photometric):
-    config = AUGMENTATION | {"base_size": (96, 64), "crop": (32, 40), "photometric": photometric}
+def test_it_is_the_augmentation_with_the_same_draws():
+    config = AUGMENTATION | {"base_size": (96, 64), "crop": (32, 40)}
     rng = np.random.default_rng(0)
-    changed = 0
     for seed in range(60):
         image, label = noise(rng, *rng.integers(20, 120, 2))
         if seed % 2:  # many windows have one class, so that some are drawn again
@@ -58,12 +56,8 @@ def test_it_is_the_augmentation_with_the_same_draws(photometric):
         actual = crop.augment_crop(image, label, config, ours)
         expected = augment.augment(image, label, config, theirs)
         assert ours.bit_generator.state == theirs.bit_generator.state
-        np.testing.assert_array_equal(actual[1], expected[1])
-        if not photometric:
-            difference = np.abs(actual[0].astype(int) - expected[0])
-            assert difference.max() <= 1
-            changed += difference.any()
-    assert photometric or changed  # the image was resampled in another way
+        for a, b in zip(actual, expected, strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 def test_an_image_that_is_not_resized_is_not_resampled():
