@@ -8,8 +8,16 @@ from nonlocal_jax.visualize.attention import attention_map
 if TYPE_CHECKING:
     from nonlocal_jax.visualize.curves import curves_png
     from nonlocal_jax.visualize.overlays import add_legend, attention_overlay, color_overlay
+    from nonlocal_jax.visualize.sheet import example_sheet
 
-__all__ = ["add_legend", "attention_map", "attention_overlay", "color_overlay", "curves_png"]
+__all__ = [
+    "add_legend",
+    "attention_map",
+    "attention_overlay",
+    "color_overlay",
+    "curves_png",
+    "example_sheet",
+]
 
 # Matplotlib and Pillow are slow to import.
 import_on_use(
@@ -19,5 +27,6 @@ import_on_use(
         "attention_overlay": "overlays",
         "color_overlay": "overlays",
         "curves_png": "curves",
+        "example_sheet": "sheet",
     },
 )

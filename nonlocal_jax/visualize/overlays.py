@@ -73,26 +73,40 @@ def add_legend(
     check_image(image)
     counts = np.bincount(labels[(labels >= 0) & (labels < len(names))], minlength=len(names))
     present = [c for c in np.argsort(-counts, kind="stable") if counts[c]]
-    size = int(np.clip(image.shape[1] / 60, 12, 32))
-    font = ImageFont.load_default(size)
-    line, swatch, gap = round(1.7 * size), size, size // 2
+    entries = [(names[c], np.asarray(palette[c], np.uint8)) for c in present]
+    panel = legend(entries, image.shape[1], int(np.clip(image.shape[1] / 60, 12, 32)))
+    padding = ((0, 0), (0, panel.shape[1] - image.shape[1]), (0, 0))
+    return np.concatenate([np.pad(image, padding, constant_values=255), panel])
 
-    entries, x, y, right = [], gap, gap, image.shape[1]
-    for c in present:
-        end = x + swatch + gap + round(font.getlength(names[c])) + gap
-        if end > image.shape[1] and x > gap:
+
+def legend(entries: Sequence[tuple[str, np.ndarray]], width: int, size: int) -> np.ndarray:
+    """Draws a legend.
+
+    Args:
+      entries: Texts and their colors: RGB, uint8 ``[3]``, or pictures of ``[size, size, 3]``.
+      width: Width of the legend in pixels. It is wider if an entry is.
+      size: Size of the font in pixels.
+
+    Returns:
+      RGB, uint8 ``[H, at least width, 3]``.
+    """
+    font = ImageFont.load_default(size)
+    line, gap = round(1.7 * size), size // 2
+    placed, x, y, right = [], gap, gap, width
+    for text, color in entries:
+        end = x + size + gap + round(font.getlength(text)) + gap
+        if end > width and x > gap:
             x, y, end = gap, y + line, end - x + gap
-        entries.append((c, x, y))
+        placed.append((text, color, x, y))
         x, right = end + gap, max(right, end)
     panel = Image.new("RGB", (right, y + line + gap // 2), _WHITE)
     draw = ImageDraw.Draw(panel)
-    for c, x, y in entries:
-        box = (x, y, x + swatch, y + swatch)
-        draw.rectangle(box, fill=tuple(int(v) for v in palette[c]), outline=_BORDER)
-        draw.text((x + swatch + gap, y + swatch / 2), names[c], _TEXT, font, anchor="lm")
-    panel = np.asarray(panel)
-    padding = ((0, 0), (0, panel.shape[1] - image.shape[1]), (0, 0))
-    return np.concatenate([np.pad(image, padding, constant_values=255), panel])
+    for text, color, x, y in placed:
+        swatch = np.broadcast_to(color, (size, size, 3))
+        panel.paste(Image.fromarray(np.ascontiguousarray(swatch)), (x, y))
+        draw.rectangle((x, y, x + size, y + size), outline=_BORDER)
+        draw.text((x + size + gap, y + size / 2), text, _TEXT, font, anchor="lm")
+    return np.asarray(panel)
 
 
 def attention_overlay(
