@@ -19,7 +19,7 @@ from absl import flags
 from experiments import cli
 from nonlocal_jax import data
 from nonlocal_jax.configs import segmentation
-from nonlocal_jax.data import augment, crop
+from nonlocal_jax.data import augment
 from nonlocal_jax.data.images import decode_image, decode_label, encode_png
 
 _IMAGES = flags.DEFINE_integer("images", 4, "Number of images.", lower_bound=1)
@@ -63,11 +63,13 @@ class Pictures:
 def resize_and_crop(
     image: np.ndarray, label: np.ndarray, config: Mapping[str, Any], rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The definition of ``crop.resized_crop``: resizes the whole image."""
-    image, label = augment.random_resize(
-        image, label, config["base_size"], config["scale_range"], rng
-    )
-    return augment.random_crop(image, label, config["crop"], config["category_max_ratio"], rng)
+    """Does what ``augment.random_resized_crop`` does, but resizes the whole image."""
+    size = augment.draw_size(label.shape, config["base_size"], config["scale_range"], rng)
+    image = data.resize_image(image, size)
+    label = cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST)
+    options = config["crop"], config["category_max_ratio"], rng
+    window = augment.draw_window(size, label.__getitem__, *options)
+    return image[window], label[window]
 
 
 def milliseconds(run: Callable[..., object], examples: Sequence[Mapping[str, Any]]) -> float:
@@ -84,15 +86,19 @@ def main(_: list[str]) -> None:
     cv2.setNumThreads(0)
     config = segmentation.get_config("nonlocal_r50-d8_512x1024_40k_cityscapes").data.to_dict()
 
+    # The later steps, without resizing and cropping.
+    later = config | {"base_size": config["crop"], "scale_range": (1.0, 1.0)}
+
     def whole(example, rng):
         data.check_example(example, _CLASSES)
-        augment.augment(example["image"], example["label"], config, rng)
+        image, label = resize_and_crop(example["image"], example["label"], config, rng)
+        augment.augment(image, label, later, rng)
 
     def fast(example, rng):
         data.prepare_example(example, config, _CLASSES, rng)
 
-    def part(step):
-        return lambda example, rng: step(example["image"], example["label"], config, rng)
+    def part(step, options=config):
+        return lambda example, rng: step(example["image"], example["label"], options, rng)
 
     files = Pictures(_IMAGES.value)
     decoded = [files[index] for index in range(len(files))]
@@ -109,8 +115,8 @@ def main(_: list[str]) -> None:
                 lambda example, _: data.check_example(example, _CLASSES), decoded
             ),
             "resize and crop, whole image": milliseconds(part(resize_and_crop), decoded),
-            "resize and crop, crop only": milliseconds(part(crop.resized_crop), decoded),
-            "flip and photometric distortion": milliseconds(part(augment.augment_cropped), cropped),
+            "resize and crop, crop only": milliseconds(part(augment.random_resized_crop), decoded),
+            "flip and photometric distortion": milliseconds(part(augment.augment, later), cropped),
             "all, from files, whole image": milliseconds(whole, files),
             "all, from files, crop only": milliseconds(fast, files),
             "all, from the cache, crop only": milliseconds(fast, cached),

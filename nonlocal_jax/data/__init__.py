@@ -8,8 +8,8 @@ from nonlocal_jax.data.normalization import normalize
 from nonlocal_jax.data.source import IGNORE_INDEX, Example, Source, fingerprint
 
 if TYPE_CHECKING:
+    from nonlocal_jax.data.augment import prepare_example
     from nonlocal_jax.data.cache import cached
-    from nonlocal_jax.data.crop import prepare_example
     from nonlocal_jax.data.datasets import DATASETS, Dataset, get_dataset, load_source
     from nonlocal_jax.data.datasets.prepare import prepare_dataset
     from nonlocal_jax.data.images import (
@@ -57,7 +57,7 @@ import_on_use(
         "list_images": "images",
         "load_source": "datasets",
         "prepare_dataset": "datasets.prepare",
-        "prepare_example": "crop",
+        "prepare_example": "augment",
         "read_image": "images",
         "resize_image": "images",
         "train_batches": "pipeline",

@@ -3,9 +3,6 @@
 The steps are, in this order: random resize, random crop, horizontal flip, photometric distortion,
 and padding to the crop. Functions that draw random numbers take a NumPy ``Generator``. The others
 are deterministic.
-
-``augment`` is the definition. Training runs ``crop.augment_crop``, which has the same result, but
-computes only what the crop needs.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,14 +11,34 @@ from typing import Any
 import cv2
 import numpy as np
 
-from nonlocal_jax.data.images import keep_ratio_size, resize_image
-from nonlocal_jax.data.source import IGNORE_INDEX
-
-# Rows and columns of an image.
-Window = tuple[slice, slice]
+from nonlocal_jax.data.checks import check_example
+from nonlocal_jax.data.images import Window, keep_ratio_size, resize_label_window, resize_window
+from nonlocal_jax.data.source import IGNORE_INDEX, Example
 
 # How often a crop is drawn again if one class dominates it. The last crop is always accepted.
 _CROP_RETRIES = 10
+
+
+def prepare_example(
+    example: Example, config: Mapping[str, Any], num_classes: int, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Checks and augments one training example.
+
+    Args:
+      example: An example of a source, see ``check_example``.
+      config: Options of the augmentation, see ``augment``.
+      num_classes: Labels must be below this number, or 255.
+      rng: The random number generator.
+
+    Returns:
+      ``{"image": uint8 [h, w, 3], "label": uint8 [h, w]}`` of the size of the crop.
+
+    Raises:
+      InputError: The example is invalid.
+    """
+    check_example(example, num_classes)
+    image, label = augment(example["image"], example["label"], config, rng)
+    return {"image": image, "label": label}
 
 
 def augment(
@@ -41,15 +58,7 @@ def augment(
     Returns:
       Image and label map of size ``crop``, uint8.
     """
-    image, label = random_resize(image, label, config["base_size"], config["scale_range"], rng)
-    image, label = random_crop(image, label, config["crop"], config["category_max_ratio"], rng)
-    return augment_cropped(image, label, config, rng)
-
-
-def augment_cropped(
-    image: np.ndarray, label: np.ndarray, config: Mapping[str, Any], rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Flips, distorts and pads: the steps of ``augment`` that follow the crop."""
+    image, label = random_resized_crop(image, label, config, rng)
     if rng.random() < config["flip"]:
         image, label = cv2.flip(image, 1), cv2.flip(label, 1)
     if config["photometric"]:
@@ -57,19 +66,21 @@ def augment_cropped(
     return pad(image, label, config["crop"], config["mean"])
 
 
-def random_resize(
-    image: np.ndarray,
-    label: np.ndarray,
-    base_size: tuple[int, int],
-    scale_range: tuple[float, float],
-    rng: np.random.Generator,
+def random_resized_crop(
+    image: np.ndarray, label: np.ndarray, config: Mapping[str, Any], rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Resizes image and label map to the size of ``draw_size``."""
-    size = draw_size(label.shape, base_size, scale_range, rng)
-    if size == label.shape:
-        return image, label
-    label = cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST)
-    return resize_image(image, size), label
+    """Resizes image and label map to the size of ``draw_size``, and crops to ``draw_window``.
+
+    An image of 1024x2048 pixels is resized to up to 2048x4096, of which a crop of 512x1024 remains.
+    So the window is drawn first, and then only the pixels of the crop are computed.
+    """
+    size = draw_size(label.shape, config["base_size"], config["scale_range"], rng)
+
+    def labels(window: Window) -> np.ndarray:
+        return resize_label_window(label, size, window)
+
+    window = draw_window(size, labels, config["crop"], config["category_max_ratio"], rng)
+    return resize_window(image, size, window), labels(window)
 
 
 def draw_size(
@@ -81,18 +92,6 @@ def draw_size(
     """Fits the image into ``base_size`` times a factor, drawn uniformly from ``scale_range``."""
     scale = rng.uniform(*scale_range)
     return keep_ratio_size(image_size, tuple(int(n * scale) for n in base_size))
-
-
-def random_crop(
-    image: np.ndarray,
-    label: np.ndarray,
-    crop: tuple[int, int],
-    category_max_ratio: float,
-    rng: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Crops image and label map to the window of ``draw_window``."""
-    window = draw_window(label.shape, label.__getitem__, crop, category_max_ratio, rng)
-    return image[window], label[window]
 
 
 def draw_window(

@@ -1,5 +1,6 @@
 """Reads, writes and resizes images."""
 
+import math
 from collections.abc import Iterable
 
 import cv2
@@ -10,6 +11,9 @@ from nonlocal_jax._files import PathLike, as_path, write_file
 from nonlocal_jax.errors import InputError
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
+
+# Rows and columns of an image.
+Window = tuple[slice, slice]
 
 
 def decode_image(data: bytes, name: object) -> np.ndarray:
@@ -107,6 +111,41 @@ def write_png(path: PathLike, array: np.ndarray) -> None:
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resizes an image to ``size``, (height, width), with OpenCV's bilinear interpolation."""
     return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+
+
+def resize_window(image: np.ndarray, size: tuple[int, int], window: Window) -> np.ndarray:
+    """Returns ``resize_image(image, size)[window]``, bit for bit, in less time.
+
+    OpenCV resizes a part of an image by the factors of the whole if the part starts in the corner.
+    So the part from there to the end of the window is resized.
+    """
+    if size == image.shape[:2]:
+        return image[window]
+    fy, fx = (n / extent for n, extent in zip(size, image.shape, strict=False))
+    # The interpolation of the last row and column reads one more pixel.
+    bottom, right = (math.ceil(part.stop / f) + 2 for part, f in zip(window, (fy, fx), strict=True))
+    part = image[:bottom, :right]
+    resized = cv2.resize(part, None, fx=fx, fy=fy, interpolation=cv2.INTER_LINEAR)
+    if resized.shape == part.shape:  # OpenCV copied the part instead
+        resized = resize_image(image, size)
+    return resized[window]
+
+
+def resize_label_window(label: np.ndarray, size: tuple[int, int], window: Window) -> np.ndarray:
+    """Returns a window of the label map resized to ``size``, with nearest neighbors.
+
+    Row i of the resized map is row floor(i H / h) of the map, as in OpenCV, for H rows resized to
+    h. Columns are chosen in the same way.
+    """
+    if size == label.shape:
+        return label[window]
+    rows, columns = (
+        # The order of the operations is that of OpenCV.
+        np.floor(np.arange(part.start, part.stop) * (1 / (n / extent))).astype(int)
+        for part, n, extent in zip(window, size, label.shape, strict=True)
+    )
+    rows, columns = np.minimum(rows, label.shape[0] - 1), np.minimum(columns, label.shape[1] - 1)
+    return label.take(rows, axis=0).take(columns, axis=1)
 
 
 def keep_ratio_size(image_size: tuple[int, int], base_size: tuple[int, int]) -> tuple[int, int]:

@@ -8,7 +8,6 @@ import pytest
 
 from nonlocal_jax import data
 from nonlocal_jax.data import augment
-from nonlocal_jax.data.images import keep_ratio_size
 from tests.helpers import AUGMENTATION, NO_AUGMENTATION
 
 CONFIG = AUGMENTATION | {"base_size": (64, 48), "crop": (32, 40)}
@@ -75,38 +74,49 @@ def test_one_generator_state_gives_one_example():
     np.testing.assert_array_equal(draws[0][1], draws[1][1])
 
 
-def test_resize_is_by_a_uniform_factor_and_keeps_proportions(rng):
-    image, label = coded(96, 128)
-    heights = []
-    for _ in range(300):
-        out_image, out_label = augment.random_resize(image, label, (64, 48), (0.5, 2.0), rng)
-        assert out_image.shape[:2] == out_label.shape
-        height, width = out_label.shape
-        assert abs(width - height * 4 / 3) <= 2  # the base size is truncated before the fit
-        heights.append(height)
+def definition(image, label, config, rng):
+    """The first two steps as they are defined: the whole image is resized, then cropped."""
+    size = augment.draw_size(label.shape, config["base_size"], config["scale_range"], rng)
+    image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+    label = cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST)
+    options = config["crop"], config["category_max_ratio"], rng
+    window = augment.draw_window(size, label.__getitem__, *options)
+    return image[window], label[window]
+
+
+def test_a_crop_is_that_of_the_resized_image():
+    config = CONFIG | {"base_size": (96, 64)}
+    rng = np.random.default_rng(0)
+    for seed in range(60):
+        height, width = rng.integers(20, 120, 2)
+        image = rng.choice(np.array([0, 255], np.uint8), (height, width, 3))
+        label = rng.choice(np.array([0, 1, 2, 255], np.uint8), (height, width))
+        if seed % 2:  # many windows have one class, so that some are drawn again
+            label = cv2.resize(label[::15, ::15], label.shape[::-1], interpolation=0)
+        ours, theirs = np.random.default_rng(seed), np.random.default_rng(seed)
+        actual = augment.random_resized_crop(image, label, config, ours)
+        expected = definition(image, label, config, theirs)
+        assert ours.bit_generator.state == theirs.bit_generator.state
+        for a, b in zip(actual, expected, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_the_size_is_by_a_uniform_factor_and_keeps_proportions(rng):
+    sizes = [augment.draw_size((96, 128), (64, 48), (0.5, 2.0), rng) for _ in range(300)]
+    heights = [height for height, _ in sizes]
+    # The base size is truncated before the fit.
+    assert all(abs(width - height * 4 / 3) <= 2 for height, width in sizes)
     assert min(heights) in (23, 24, 25)
     assert max(heights) in (94, 95, 96)
     assert abs(np.mean(heights) - 48 * 1.25) < 3
 
 
-def test_resize_takes_the_nearest_label_and_a_bilinear_image(rng):
-    image, label = coded(48, 64)
-    out_image, out_label = augment.random_resize(image, label, (128, 96), (0.7, 0.7), rng)
-    height, width = keep_ratio_size((48, 64), (int(128 * 0.7), int(96 * 0.7)))
-    assert out_label.shape == (height, width)
-    rows = np.floor(np.arange(height) * (48 / height)).astype(int)
-    columns = np.floor(np.arange(width) * (64 / width)).astype(int)
-    np.testing.assert_array_equal(out_label, label[rows][:, columns])
-    # The red channel is the row: half-pixel centers, edges repeated.
-    expected = np.clip((np.arange(height) + 0.5) * 48 / height - 0.5, 0, 47)
-    np.testing.assert_allclose(out_image[:, 5, 0], expected, atol=1)
-
-
 def test_crops_are_uniform_and_move_image_and_label_together(rng):
     image, label = coded(36, 44)
+    config = IDENTITY | {"base_size": (36, 44), "crop": (32, 40)}
     corners = set()
     for _ in range(500):
-        out_image, out_label = augment.random_crop(image, label, (32, 40), 1.0, rng)
+        out_image, out_label = augment.random_resized_crop(image, label, config, rng)
         np.testing.assert_array_equal(out_image[..., 2], out_label)
         top, left = out_image[0, 0, :2]
         np.testing.assert_array_equal(out_image, image[top : top + 32, left : left + 40])
@@ -115,9 +125,9 @@ def test_crops_are_uniform_and_move_image_and_label_together(rng):
 
 
 def test_a_crop_larger_than_the_image_takes_all_of_it(rng):
-    image, label = coded(20, 60)
-    out_image, _ = augment.random_crop(image, label, (32, 40), 1.0, rng)
-    assert out_image.shape == (20, 40, 3)
+    window = augment.draw_window((20, 60), None, (32, 40), 1.0, rng)
+    assert window[0] == slice(0, 20)
+    assert window[1].stop - window[1].start == 40
 
 
 class Windows:
@@ -134,35 +144,33 @@ class Windows:
         return value
 
 
+def columns(label, corners):
+    """Returns the columns of the window that is chosen, and how many windows were drawn."""
+    windows = Windows(corners)
+    _, chosen = augment.draw_window(label.shape, label.__getitem__, (8, 8), 0.75, windows)
+    return (chosen.start, chosen.stop), windows.used // 2
+
+
 def half_and_half():
     label = np.zeros((8, 16), np.uint8)
     label[:, 8:] = 1
-    return np.zeros((8, 16, 3), np.uint8), label
+    return label
 
 
 def test_a_crop_that_one_class_dominates_is_drawn_again():
-    image, label = half_and_half()
     # Columns 0..7 have only class 0. Columns 2..9 have 3/4 of it, which is too much.
-    windows = Windows([(0, 0), (0, 2), (0, 3), (0, 4)])
-    _, out = augment.random_crop(image, label, (8, 8), 0.75, windows)
-    assert windows.used == 2 * 3
-    np.testing.assert_array_equal(out, label[:, 3:11])
+    corners = [(0, 0), (0, 2), (0, 3), (0, 4)]
+    assert columns(half_and_half(), corners) == ((3, 11), 3)
 
 
 def test_ignored_pixels_do_not_count_as_a_class():
-    image, label = half_and_half()
+    label = half_and_half()
     label[:, 8:] = 255
-    windows = Windows([(0, 4)] * 10 + [(0, 5)])
-    _, out = augment.random_crop(image, label, (8, 8), 0.75, windows)
-    assert windows.used == 2 * 11
-    np.testing.assert_array_equal(out, label[:, 5:13])
+    assert columns(label, [(0, 4)] * 10 + [(0, 5)]) == ((5, 13), 11)
 
 
 def test_the_tenth_redraw_is_accepted():
-    image, label = half_and_half()
-    windows = Windows([(0, 0)] * 10 + [(0, 1)] + [(0, 4)])
-    _, out = augment.random_crop(image, label, (8, 8), 0.75, windows)
-    np.testing.assert_array_equal(out, label[:, 1:9])
+    assert columns(half_and_half(), [(0, 0)] * 10 + [(0, 1)] + [(0, 4)]) == ((1, 9), 11)
 
 
 @pytest.mark.parametrize(

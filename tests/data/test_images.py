@@ -4,6 +4,7 @@ import PIL.Image
 import pytest
 
 from nonlocal_jax import data
+from nonlocal_jax.data import images
 from nonlocal_jax.errors import InputError
 
 
@@ -157,3 +158,55 @@ def test_resize_is_bilinear(picture, size):
     resized = data.resize_image(picture, size)
     assert resized.dtype == np.uint8
     np.testing.assert_allclose(resized, bilinear(picture, size), atol=1)
+
+
+def noise(rng, height, width):
+    """The hardest image to interpolate: black and white pixels, and a few labels."""
+    image = rng.choice(np.array([0, 255], np.uint8), (height, width, 3))
+    return image, rng.choice(np.array([0, 1, 2, 255], np.uint8), (height, width))
+
+
+def window(rng, size):
+    starts = [int(rng.integers(n)) for n in size]
+    return tuple(
+        slice(start, int(rng.integers(start, n)) + 1) for start, n in zip(starts, size, strict=True)
+    )
+
+
+def test_a_window_is_that_of_the_resized_image():
+    """Any size to any size, and to almost the same size."""
+    rng = np.random.default_rng(0)
+    for number in range(400):
+        image, label = noise(rng, *rng.integers(1, 120, 2))
+        size = tuple(int(n) for n in rng.integers(1, 300, 2))
+        if number % 4 == 0:
+            size = tuple(max(n + int(rng.integers(-2, 3)), 1) for n in label.shape)
+        part = window(rng, size)
+        expected = cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST)
+        np.testing.assert_array_equal(images.resize_label_window(label, size, part), expected[part])
+        expected = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)[part]
+        np.testing.assert_array_equal(images.resize_window(image, size, part), expected)
+
+
+def test_columns_of_all_sizes_are_those_of_opencv():
+    """Including the sizes for which rounding decides, as 1000 / (1 / 3)."""
+    for extent in (1, 3, 49, 64, 100, 255):
+        label = np.arange(extent, dtype=np.uint8)[None]
+        for n in range(1, 4 * extent):
+            expected = cv2.resize(label, (n, 1), interpolation=cv2.INTER_NEAREST)
+            whole = slice(0, 1), slice(0, n)
+            np.testing.assert_array_equal(
+                images.resize_label_window(label, (1, n), whole), expected
+            )
+            tall = images.resize_label_window(label.T.copy(), (n, 1), whole[::-1])
+            np.testing.assert_array_equal(tall.T, expected)
+
+
+def test_an_image_that_is_not_resized_is_not_resampled():
+    image, label = noise(np.random.default_rng(0), 20, 30)
+    part = slice(3, 10), slice(4, 30)
+    image.flags.writeable = label.flags.writeable = False  # like those of a cache
+    for array, resample in ((image, images.resize_window), (label, images.resize_label_window)):
+        out = resample(array, (20, 30), part)
+        np.testing.assert_array_equal(out, array[part])
+        assert np.shares_memory(out, array)
