@@ -7,23 +7,21 @@ arrays to ``DIRECTORY/NAME-FINGERPRINT/data``, and their places and the other fi
 
 import contextlib
 import errno
-import fcntl
+import functools
 import json
 import math
 import mmap
 import os
 import shutil
-import sys
-from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-import grain
 import numpy as np
 from etils import epath
 
 from nonlocal_jax._files import PathLike, make_directory
 from nonlocal_jax._progress import progress
-from nonlocal_jax.data._cores import usable_cores
+from nonlocal_jax.data._cores import parallel_map
+from nonlocal_jax.data._once import create_once
 from nonlocal_jax.data.source import Example, Source, fingerprint
 from nonlocal_jax.errors import InputError
 
@@ -53,10 +51,7 @@ def cached(source: Source, directory: PathLike) -> Source:
     name = getattr(source, "name", "")
     key = "-".join([*filter(None, name.split("/")), fingerprint(source)])
     path = make_directory(directory).absolute() / key
-    if not path.exists():
-        with _lock(path.with_name(f".{key}.lock")):
-            if not path.exists():  # another process may have written it in the meantime
-                _write(source, path, f"caching {name or 'examples'}")
+    create_once(path, functools.partial(_write, source, path))
     return _Cached(path, name, getattr(source, "dataset", None))
 
 
@@ -97,30 +92,15 @@ class _Cached:
         return {**example["values"], **arrays}
 
 
-@contextlib.contextmanager
-def _lock(path: epath.Path) -> Iterator[None]:
-    """Holds a lock that at most one process holds. It ends with the process."""
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print("waiting for the process that writes the cache", file=sys.stderr, flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _write(source: Source, path: epath.Path, description: str) -> None:
-    """Writes a cache next to ``path`` and renames it. The caller holds the lock of the cache."""
-    partial = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
-    threads = usable_cores()
-    examples = grain.MapDataset.source(source).to_iter_dataset(
-        grain.ReadOptions(threads, 2 * threads)
-    )
+def _write(source: Source, path: epath.Path, partial: epath.Path) -> None:
+    """Writes the cache ``path`` to the empty directory ``partial``."""
+    description = f"caching {getattr(source, 'name', '') or 'examples'}"
     index, written = [], 0
     try:
-        partial.mkdir()
-        with open(partial / "data", "wb") as file:
+        with (
+            open(partial / "data", "wb") as file,
+            contextlib.closing(parallel_map(source.__getitem__, range(len(source)))) as examples,
+        ):
             for example in progress(examples, len(source), description, "example"):
                 entry, written = _append(file, written, example)
                 index.append(entry)
@@ -134,7 +114,6 @@ def _write(source: Source, path: epath.Path, description: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         (partial / "index.json").write_text(json.dumps({"bytes": written, "examples": index}))
-        os.rename(partial, path)
     except OSError as error:
         if error.errno not in _NO_SPACE:
             raise
@@ -143,8 +122,6 @@ def _write(source: Source, path: epath.Path, description: str) -> None:
             f"cannot write the cache {path}: {error.strerror}; it needs about {total:,} bytes, so "
             "use a directory on a larger disk"
         ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _append(file: BinaryIO, written: int, example: Example) -> tuple[dict[str, Any], int]:

@@ -1,3 +1,4 @@
+import concurrent.futures
 import multiprocessing
 import os
 import pickle
@@ -47,7 +48,7 @@ class Pictures:
 
 
 def partial(directory):
-    return [name for name in os.listdir(directory) if name.endswith(".partial")]
+    return [name for name in os.listdir(directory) if name.startswith(".")]
 
 
 def test_it_has_the_examples_of_the_source(tmp_path):
@@ -77,26 +78,21 @@ def test_it_has_the_examples_of_the_source(tmp_path):
     assert data.cached([source[1]], tmp_path / "cache")[0]["width"] == 7
 
 
-def build(source, directory):
-    data.cached(source, directory)
-
-
-def test_one_process_writes_and_a_killed_one_is_replaced(tmp_path):
+def test_one_process_writes_and_a_killed_one_is_replaced(tmp_path, capfd):
     source, directory = Pictures(tmp_path / "read", pause=0.05), tmp_path / "cache"
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=build, args=(source, directory)) for _ in range(2)]
-    for process in processes:
-        process.start()
-    while not (directory.exists() and partial(directory)):
+    process = multiprocessing.get_context("spawn").Process(
+        target=data.cached, args=(source, directory)
+    )
+    process.start()
+    while not _has_open(process.pid, "/data"):
         time.sleep(0.01)
-    # Whichever writes is killed, and the other one writes.
-    time.sleep(0.1)
-    writers = [p for p in processes if _has_open(p.pid, ".partial/data")]
-    assert len(writers) == 1
-    os.kill(writers[0].pid, signal.SIGKILL)
-    for process in processes:
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        cached = thread.submit(data.cached, source, directory)
+        while "waiting for another process" not in capfd.readouterr().err:
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
         process.join()
-    assert sorted(process.exitcode for process in processes) == [-signal.SIGKILL, 0]
+        assert len(cached.result()) == 20
     assert not partial(directory)
     (tmp_path / "read").unlink()
     assert len(data.cached(source, directory)) == 20

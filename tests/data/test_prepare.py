@@ -15,7 +15,8 @@ import PIL.Image
 import pytest
 
 from nonlocal_jax import data
-from nonlocal_jax.data.datasets import _build, _once
+from nonlocal_jax.data import _once
+from nonlocal_jax.data.datasets import _build
 from nonlocal_jax.errors import InputError
 from tests.data import archives
 from tests.helpers import child_environment
@@ -356,7 +357,7 @@ def test_a_killed_command_leaves_nothing_that_matters(tmp_path):
     process = subprocess.run(command, env=child_environment(), stderr=subprocess.DEVNULL)
     assert process.returncode == -9
     parent = tmp_path / "data/ade20k"
-    assert any(path.name.startswith(".building-") for path in parent.iterdir())
+    assert any(path.name.startswith(".1.0.0.building-") for path in parent.iterdir())
     with pytest.raises(InputError, match="not prepared"):
         data.load_source("ade20k", "train", tmp_path / "data")
     killed = prepare("ade20k", source, tmp_path / "data")
@@ -373,11 +374,14 @@ def test_two_at_once_end_with_one(tmp_path, capsys):
     second = threading.Thread(
         target=lambda: results.append(prepare("folder", source, tmp_path / "data"))
     )
-    with _once.created_once(type(other.directory)(directory)) as target:
+
+    def write(target):
         second.start()
         second.join(0.3)
         assert second.is_alive()
-        shutil.copytree(other.directory, target)
+        shutil.copytree(other.directory, target, dirs_exist_ok=True)
+
+    assert _once.create_once(type(other.directory)(directory), write)
     second.join()
     assert results == [other._replace(directory=directory, new=False)]
     assert [path.name for path in directory.parent.iterdir()] == ["1.0.0"]

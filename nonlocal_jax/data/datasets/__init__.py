@@ -14,14 +14,12 @@ from etils import epath
 
 from nonlocal_jax._files import PathLike
 from nonlocal_jax.data.datasets import _manifest
-from nonlocal_jax.data.datasets._dataset import DATASETS, Color, Dataset
+from nonlocal_jax.data.datasets._dataset import DATASETS, SPLITS, Color, Dataset
 from nonlocal_jax.data.datasets._location import VERSION, default_data_dir, find_directory
 from nonlocal_jax.data.source import Source
 from nonlocal_jax.errors import InputError
 
 __all__ = ["DATASETS", "Color", "Dataset", "default_data_dir", "get_dataset", "load_source"]
-
-SPLITS = ("train", "val")
 
 
 def get_dataset(name: str, data_dir: PathLike | None = None) -> Dataset:
@@ -37,13 +35,8 @@ def get_dataset(name: str, data_dir: PathLike | None = None) -> Dataset:
     if name in DATASETS:
         return DATASETS[name]
     directory = find_directory(name, data_dir)
-    if not directory.exists():
-        names = [*DATASETS, *_prepared(directory.parent.parent)]
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(names)}"
-        raise InputError(f"unknown dataset {name!r} in {directory.parent.parent}; {hint}")
-    check_files(name, directory)
-    return Dataset.from_json(json.loads((directory / "metadata.json").read_text()))
+    check_prepared(name, directory)
+    return _read_dataset(directory)
 
 
 def load_source(name: str, split: str, data_dir: PathLike | None = None) -> Source:
@@ -63,7 +56,6 @@ def load_source(name: str, split: str, data_dir: PathLike | None = None) -> Sour
       InputError: The dataset or the split is unknown, the dataset is not prepared or is damaged, or
         the directory is not writable.
     """
-    dataset = get_dataset(name, data_dir)
     if split not in SPLITS:
         raise InputError(f"{name} has no split {split!r}; use {' or '.join(SPLITS)}")
     directory = find_directory(name, data_dir)
@@ -71,15 +63,39 @@ def load_source(name: str, split: str, data_dir: PathLike | None = None) -> Sour
         from nonlocal_jax.data.datasets import digits_flag  # TFDS is slow to import
 
         digits_flag.build_once(directory)
-    elif not directory.exists():
-        raise InputError(
-            f"{name} is not prepared in {directory.parent.parent}; run "
-            f"`{_command(name, directory)}`, or use another --data_dir"
-        )
-    check_files(name, directory)
+    check_prepared(name, directory)
     from nonlocal_jax.data.datasets._records import RecordSource  # TFDS is slow to import
 
+    dataset = DATASETS.get(name) or _read_dataset(directory)
     return RecordSource(dataset, split, directory, _repair(name, directory))
+
+
+def check_prepared(name: str, directory: epath.Path) -> None:
+    """Requires that a dataset is prepared, and that its files are those of its manifest.
+
+    Raises:
+      InputError: The dataset is unknown or not prepared, or a file is missing or has another size.
+    """
+    data_dir = directory.parent.parent
+    if not directory.exists():
+        if name in DATASETS:
+            raise InputError(
+                f"{name} is not prepared in {data_dir}; run `{_command(name, directory)}`, or use "
+                "another --data_dir"
+            )
+        names = [*DATASETS, *_prepared(data_dir)]
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(names)}"
+        raise InputError(f"unknown dataset {name!r} in {data_dir}; {hint}")
+    if reason := _manifest.damage(directory):
+        raise InputError(
+            f"the data in {directory} is damaged: {reason}; {_repair(name, directory)}"
+        )
+
+
+def _read_dataset(directory: epath.Path) -> Dataset:
+    """Reads the classes of a prepared dataset."""
+    return Dataset.from_json(json.loads((directory / "metadata.json").read_text()))
 
 
 def _prepared(data_dir: epath.Path) -> list[str]:
@@ -97,15 +113,3 @@ def _command(name: str, directory: epath.Path) -> str:
 def _repair(name: str, directory: epath.Path) -> str:
     again = "the command again" if name == "digits_flag" else f"`{_command(name, directory)}`"
     return f"delete this directory and run {again} to prepare the data again"
-
-
-def check_files(name: str, directory: epath.Path) -> None:
-    """Requires that the files of a prepared dataset are those of its manifest.
-
-    Raises:
-      InputError: A file is missing, or it has another size.
-    """
-    if reason := _manifest.damage(directory):
-        raise InputError(
-            f"the data in {directory} is damaged: {reason}; {_repair(name, directory)}"
-        )

@@ -32,9 +32,8 @@ def build(
       dataset: The dataset.
       splits: The examples of each split: "image" and "label" (encoded bytes), "id" (unique in the
         split), "height" and "width".
-      directory: ``DATA_DIR/NAME/VERSION``. It must not exist.
+      directory: An empty directory ``NAME/VERSION``.
     """
-    directory.mkdir(parents=True)
     features = tfds.features.FeaturesDict(
         {
             "image": tfds.features.Image(shape=(None, None, 3)),

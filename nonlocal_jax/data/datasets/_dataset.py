@@ -10,6 +10,9 @@ from nonlocal_jax.errors import InputError
 
 Color = tuple[int, int, int]
 
+# The splits of every dataset.
+SPLITS = ("train", "val")
+
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:

@@ -12,7 +12,6 @@ import numpy as np
 from nonlocal_jax.data.datasets._dataset import Dataset
 from nonlocal_jax.data.source import IGNORE_INDEX
 
-SPLITS = ("train", "val")
 # In a table of values: the value must not occur.
 INVALID = -1
 

@@ -1,19 +1,20 @@
 """Where prepared datasets are: on this host, or in a bucket that is copied to it."""
 
 import contextlib
+import functools
 import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from etils import epath
 
 from nonlocal_jax._files import PathLike, as_path
 from nonlocal_jax._progress import progress
+from nonlocal_jax.data._cores import parallel_map
+from nonlocal_jax.data._once import create_once
 from nonlocal_jax.data.datasets import _manifest
-from nonlocal_jax.data.datasets._once import created_once
-from nonlocal_jax.data.datasets._parallel import parallel_map
 from nonlocal_jax.errors import InputError, first_line
 
 # The next version of a dataset is prepared again, and older files are not read.
@@ -65,12 +66,23 @@ def find_directory(name: str, data_dir: PathLike | None) -> epath.Path:
     key = hashlib.sha256(url.encode() + manifest).hexdigest()[:12]
     slug = re.sub(r"[^A-Za-z0-9.]+", "-", url)
     directory = local_directory(name, default_data_dir() / "copies" / f"{slug}-{key}")
-    if not directory.exists():
-        with created_once(directory) as target:
-            if target is not None:
-                target.mkdir(parents=True)
-                _copy(remote, manifest, target)
+    create_directory(directory, functools.partial(_copy, remote, manifest))
     return directory
+
+
+def create_directory(directory: epath.Path, write: Callable[[epath.Path], None]) -> bool:
+    """Creates the directory of a prepared dataset, unless it exists, see ``create_once``.
+
+    Raises:
+      InputError: The directory cannot be written.
+    """
+    try:
+        return create_once(directory, write)
+    except OSError as error:
+        raise InputError(
+            f"cannot prepare data in {directory}: {error.strerror or error}; use --data_dir or "
+            "NONLOCAL_JAX_DATA to choose a writable directory with enough free space"
+        ) from error
 
 
 def _copy(remote: epath.Path, manifest: bytes, target: epath.Path) -> None:

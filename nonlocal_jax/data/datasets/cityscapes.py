@@ -2,9 +2,8 @@
 
 import pathlib
 
-from nonlocal_jax.data.datasets._dataset import DATASETS
+from nonlocal_jax.data.datasets._dataset import DATASETS, SPLITS
 from nonlocal_jax.data.datasets._layout import (
-    SPLITS,
     File,
     Layout,
     list_files,

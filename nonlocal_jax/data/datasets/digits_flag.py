@@ -22,7 +22,7 @@ import numpy as np
 from etils import epath
 
 from nonlocal_jax.data.datasets._dataset import DATASETS
-from nonlocal_jax.data.datasets._once import created_once
+from nonlocal_jax.data.datasets._location import create_directory
 from nonlocal_jax.data.images import encode_png
 from nonlocal_jax.errors import InputError
 
@@ -181,17 +181,15 @@ def build_once(directory: epath.Path) -> None:
     Raises:
       InputError: scikit-learn is not installed, or the directory is not writable.
     """
-    if directory.exists():
-        return
+    create_directory(directory, _write)
+
+
+def _write(directory: epath.Path) -> None:
     from nonlocal_jax.data.datasets._build import build  # TFDS is slow to import
 
-    with created_once(directory) as target:
-        if target is not None:
-            material = load_material()
-            splits = {
-                split: _examples(split, *split_material(*material, split)) for split in NUM_EXAMPLES
-            }
-            build(DATASETS["digits_flag"], splits, target)
+    material = load_material()
+    splits = {split: _examples(split, *split_material(*material, split)) for split in NUM_EXAMPLES}
+    build(DATASETS["digits_flag"], splits, directory)
 
 
 def _examples(split: str, digits: np.ndarray, photos: list[np.ndarray]) -> Iterator[dict[str, Any]]:

@@ -14,9 +14,8 @@ from collections.abc import Iterable, Set
 
 import numpy as np
 
-from nonlocal_jax.data.datasets._dataset import Color, Dataset
+from nonlocal_jax.data.datasets._dataset import SPLITS, Color, Dataset
 from nonlocal_jax.data.datasets._layout import (
-    SPLITS,
     File,
     Layout,
     Pair,

@@ -5,9 +5,8 @@ The value 0 of a label map is background. It is ignored with 59 classes, and is 
 
 import pathlib
 
-from nonlocal_jax.data.datasets._dataset import DATASETS
+from nonlocal_jax.data.datasets._dataset import DATASETS, SPLITS
 from nonlocal_jax.data.datasets._layout import (
-    SPLITS,
     Layout,
     find_root,
     pair_listed,

@@ -13,10 +13,11 @@ from etils import epath
 
 from nonlocal_jax._files import PathLike, as_path
 from nonlocal_jax._progress import progress
+from nonlocal_jax.data._cores import parallel_map
 from nonlocal_jax.data.datasets import (
     _manifest,
     ade20k,
-    check_files,
+    check_prepared,
     cityscapes,
     folder,
     get_dataset,
@@ -24,11 +25,9 @@ from nonlocal_jax.data.datasets import (
     voc12aug,
 )
 from nonlocal_jax.data.datasets._build import build
-from nonlocal_jax.data.datasets._dataset import DATASETS, Dataset
-from nonlocal_jax.data.datasets._layout import SPLITS, Layout
-from nonlocal_jax.data.datasets._location import local_directory
-from nonlocal_jax.data.datasets._once import created_once
-from nonlocal_jax.data.datasets._parallel import parallel_map
+from nonlocal_jax.data.datasets._dataset import DATASETS, SPLITS, Dataset
+from nonlocal_jax.data.datasets._layout import Layout
+from nonlocal_jax.data.datasets._location import create_directory, local_directory
 from nonlocal_jax.data.datasets._scan import record, scan
 from nonlocal_jax.errors import InputError, listing
 
@@ -96,18 +95,17 @@ def prepare_dataset(
     """
     name = _check_name(kind, name)
     directory = local_directory(name, data_dir)
-    new = False
-    if not directory.exists():
+
+    def write(target: epath.Path) -> None:
         root = pathlib.Path(as_path(source)).expanduser()
         if not root.is_dir():
             raise InputError(f"there is no directory {source}; use the directory of the download")
-        with created_once(directory) as target:
-            if target is not None:
-                new = True
-                layout = folder.find(root, name) if kind == FOLDER else _READERS[kind](root)
-                dataset = _check(layout, name, root, directory, partial=partial)
-                _write(dataset, layout, target)
-    check_files(name, directory)
+        layout = folder.find(root, name) if kind == FOLDER else _READERS[kind](root)
+        dataset = _check(layout, name, root, directory, partial=partial)
+        _write(dataset, layout, target)
+
+    new = create_directory(directory, write)
+    check_prepared(name, directory)
     return Prepared(get_dataset(name, data_dir), directory, _manifest.examples(directory), new)
 
 

@@ -1,50 +1,47 @@
 """Creates a directory once, although several processes try to, and some of them are killed."""
 
 import contextlib
-import fcntl
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from etils import epath
 
-from nonlocal_jax.errors import InputError
 
-_PREFIX = ".building-"
+def create_once(directory: epath.Path, write: Callable[[epath.Path], None]) -> bool:
+    """Creates a directory with its files, unless it exists.
 
+    One process calls ``write(TEMPORARY/PARENT/NAME)`` for the directory ``PARENT/NAME``, which
+    writes the files to this empty directory. It is renamed on success. Other processes wait. What a
+    killed process left behind is removed.
 
-@contextlib.contextmanager
-def created_once(directory: epath.Path) -> Iterator[epath.Path | None]:
-    """Lets one process create ``directory``, which is ``DATA_DIR/NAME/VERSION``.
-
-    Yields a path ``TEMPORARY/NAME/VERSION`` in which the process creates the directory. It is
-    renamed on success. Yields None if the directory exists. If another process creates it, this
-    process waits. What a killed process left behind is removed.
+    Returns:
+      Whether this call has created the directory.
 
     Raises:
-      InputError: The directory cannot be written.
+      OSError: The directory cannot be written.
     """
+    if directory.exists():
+        return False
     parent = directory.parent
     created = [path for path in (parent, *parent.parents) if not path.exists()]
+    prefix = f".{directory.name}.building-"
     try:
         parent.mkdir(parents=True, exist_ok=True)
         with _lock(parent / f".{directory.name}.lock"):
-            for leftover in parent.glob(f"{_PREFIX}*"):
-                shutil.rmtree(leftover, ignore_errors=True)
+            for path in parent.iterdir():
+                if path.name.startswith(prefix):
+                    shutil.rmtree(path, ignore_errors=True)
             if directory.exists():
-                yield None
-                return
-            with tempfile.TemporaryDirectory(dir=parent, prefix=_PREFIX) as temporary:
+                return False
+            with tempfile.TemporaryDirectory(dir=parent, prefix=prefix) as temporary:
                 target = epath.Path(temporary) / parent.name / directory.name
-                yield target
+                target.mkdir(parents=True)
+                write(target)
                 os.rename(target, directory)
-    except OSError as error:
-        raise InputError(
-            f"cannot prepare data in {directory}: {error.strerror or error}; use --data_dir or "
-            "NONLOCAL_JAX_DATA to choose a writable directory with enough free space"
-        ) from error
+            return True
     finally:
         for path in created:
             with contextlib.suppress(OSError):  # it is not empty
@@ -54,6 +51,8 @@ def created_once(directory: epath.Path) -> Iterator[epath.Path | None]:
 @contextlib.contextmanager
 def _lock(path: epath.Path) -> Iterator[None]:
     """Holds a lock of all processes. The file is removed at the end."""
+    import fcntl  # not on Windows
+
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
