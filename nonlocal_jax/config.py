@@ -197,6 +197,9 @@ LEAVES: Mapping[str, Leaf] = {
 }
 """The config fields of every task. ``create_model`` checks the fields of ``model``."""
 
+# Configs of other projects and of older runs may lack these fields.
+_OPTIONAL = ("data.workers", "data.cache", "recipe")
+
 
 def check(config: Mapping[str, Any], leaves: Mapping[str, Leaf]) -> None:
     """Checks the name, type, length and range of every field of a config.
@@ -207,7 +210,7 @@ def check(config: Mapping[str, Any], leaves: Mapping[str, Leaf]) -> None:
 
     Raises:
       InputError: A field is unknown or missing, or has a value that is not allowed. The message
-        lists all problems.
+        lists all problems. ``data.workers``, ``data.cache`` and ``recipe`` may be missing.
     """
     leaves = {**LEAVES, **leaves}
     values = dict(_flatten(config, leaves))
@@ -220,7 +223,9 @@ def check(config: Mapping[str, Any], leaves: Mapping[str, Leaf]) -> None:
         elif not leaves[name].accepts(value):
             problems.append(f"{name} is {value!r}; use {leaves[name].one}")
     problems += [
-        f"{name} is missing; use {leaf.one}" for name, leaf in leaves.items() if name not in values
+        f"{name} is missing; use {leaf.one}"
+        for name, leaf in leaves.items()
+        if name not in values and name not in _OPTIONAL
     ]
     if len(problems) == 1:
         raise InputError(problems[0])

@@ -99,6 +99,12 @@ def test_a_wrong_value_is_refused(name, value, expected):
     assert message(config) == f"{name} is {value!r}; use {expected}"
 
 
+def test_fields_with_a_default_may_be_missing():
+    config = demo()
+    del config["data"]["workers"], config["data"]["cache"], config["recipe"]
+    check(config, SEGMENTATION_LEAVES)
+
+
 def test_an_unknown_leaf_gives_the_nearest_and_a_missing_one_is_listed():
     config = demo(data__scale_rnge=(1.0, 1.0), steps=0)
     del config["data"]["scale_range"]

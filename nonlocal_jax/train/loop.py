@@ -1,6 +1,7 @@
 """The training loop."""
 
 import contextlib
+import functools
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -40,16 +41,10 @@ class Result(NamedTuple):
     signal: signal.Signals | None
 
 
-class _Prepare(NamedTuple):
-    """The transform of the examples. It can be pickled, for worker processes."""
-
-    task: Task
-    config: ConfigDict
-
-    def __call__(
-        self, example: Mapping[str, Any], rng: np.random.Generator
-    ) -> dict[str, np.ndarray]:
-        return self.task.prepare(example, self.config, rng)
+def _prepare(
+    task: Task, config: ConfigDict, example: Mapping[str, Any], rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    return task.prepare(example, config, rng)
 
 
 def _headline(experiment: Experiment, state: TrainState, devices: int) -> str:
@@ -117,8 +112,10 @@ def train(
     shardings = shardings or Shardings(make_mesh(context=config.mesh.context))
     check_batch_size(batch_size, shardings)
     workdir = make_directory(workdir)
-    if config.data.cache is not None:
-        source = cached(source, config.data.cache)
+    # Configs of other projects may lack these two fields.
+    workers, cache = config.data.get("workers", 0), config.data.get("cache")
+    if cache is not None:
+        source = cached(source, cache)
 
     dataset = getattr(source, "dataset", None)
     # The attribute of this name in sources of other projects is something else.
@@ -148,12 +145,12 @@ def train(
         train_step = make_train_step(experiment, shardings)
         batches = train_batches(
             source,
-            _Prepare(task, config),
+            functools.partial(_prepare, task, config),  # can be pickled, for workers
             batch_size=batch_size,
             seed=config.seed,
             step=step,
             rows=process_rows(shardings, batch_size),
-            workers=config.data.workers,
+            workers=workers,
         )
 
         def is_due(every: int) -> bool:
