@@ -60,14 +60,14 @@ class Layout:
       splits: The examples of each split.
       problems: What is wrong with the download, one line each.
       dataset: The classes. None if they must be found in the labels.
-      values: What to do if a label contains other values.
+      advice: What to do if a label contains other values.
       upright: Whether images with an EXIF orientation are refused.
     """
 
     splits: dict[str, list[Pair]]
     problems: list[str]
     dataset: Dataset | None
-    values: str = "replace the file"
+    advice: str = "replace the file"
     upright: bool = False
 
 

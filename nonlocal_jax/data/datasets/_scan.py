@@ -57,7 +57,7 @@ def scan(pair: Pair, layout: Layout) -> Facts:
         wrong = [value for value in sorted(values) if pair.table[value] == INVALID]
         if wrong:
             listed = ", ".join(map(str, wrong[:10])) + (", ..." if len(wrong) > 10 else "")
-            problems.append(f"{pair.label.name} contains {listed}; {layout.values}")
+            problems.append(f"{pair.label.name} contains {listed}; {layout.advice}")
     except _FileError as error:
         problems.append(f"{pair.label.name} {error}")
     if image_size and label_size and image_size != label_size:
