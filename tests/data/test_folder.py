@@ -218,8 +218,24 @@ def test_the_script_of_the_documentation_replaces_colors(tmp_path, monkeypatch):
         archives.write(path, colors[expected[path.stem]])
     assert "is a PNG of the type RGB" in refused(tmp_path, source)
     monkeypatch.chdir(source)
-    (script,) = blocks("docs/datasets.md", "python")
+    script, _ = blocks("docs/datasets.md", "python")
     exec(script, {})
     prepare(tmp_path, source)
     for key, label in labels(tmp_path).items():
         np.testing.assert_array_equal(label, expected[key])
+
+
+def test_the_script_of_the_documentation_rotates_photographs(tmp_path, monkeypatch):
+    source = archives.folder(tmp_path / "source")
+    (source / "images/Thumbs.db").touch()
+    photo = next((source / "images").glob("*.png"))
+    upright = np.array(PIL.Image.open(photo))
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    PIL.Image.fromarray(np.rot90(upright)).save(photo, exif=exif)
+    assert "has the EXIF orientation 6" in refused(tmp_path, source)
+    monkeypatch.chdir(source)
+    _, script = blocks("docs/datasets.md", "python")
+    exec(script, {})
+    prepare(tmp_path, source)
+    np.testing.assert_array_equal(np.array(PIL.Image.open(photo)), upright)

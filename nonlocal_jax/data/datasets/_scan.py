@@ -110,8 +110,8 @@ def _check_image(data: bytes, *, upright: bool) -> tuple[int, int]:
     if orientation != 1:
         raise _FileError(
             f"has the EXIF orientation {orientation}, which most programs apply, but training "
-            "ignores; rotate its pixels and remove the tag, for example with ImageMagick: "
-            "mogrify -auto-orient FILE"
+            "ignores; rotate its pixels and remove the tag, for example with the script in "
+            "docs/datasets.md"
         )
     try:
         return decode_image(data, "the image").shape[:2]
