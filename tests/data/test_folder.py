@@ -41,7 +41,7 @@ def test_classes_and_colors_are_those_of_the_table(tmp_path):
     [
         # Value: 0, 1, 38 and 255.
         ("value,name\n0,a\n1,b\n38,c\n", "abc", (0, 1, 2, 255)),
-        ("name,value\nignore,0\nb,1\na,38\n", "ba", (255, 0, 1, 255)),
+        ("name,value\nIgnore,0\nb,1\na,38\n", "ba", (255, 0, 1, 255)),
         ("value,name\n255,a\n0,b\n1,ignore\n38,ignore\n", "ab", (1, 255, 255, 0)),
     ],
 )
@@ -76,8 +76,9 @@ def test_without_a_table_the_values_count_from_zero(values, tmp_path):
     ("table", "message"),
     [
         ("", "has the columns none"),
-        ("name,colour\na,\nb,\n", "use name, and optionally value and color"),
+        ("name,colour\na,\nb,\n", "write value,name,color in its first line"),
         ("0,a\n1,b\n", "has the columns 0, a"),
+        ("value;name\n0;a\n", "has the columns value;name; write value,name,color in its first"),
         ("name,color\na,red\nb,\nc,\n", "line 2 of classes.csv has the color 'red'; write it as"),
         ("name\na\nb\nb\n", "line 4 of classes.csv has the name 'b'"),
         ("name,value\na,0\nb,1\nc,\n,3\n", "line 5 of classes.csv has the name ''"),
@@ -102,6 +103,7 @@ def test_masks_of_other_types(tmp_path):
     masks[2].rename(masks[2].with_suffix(".jpg"))
     masks[3].rename(masks[3].with_suffix(".tif"))
     images[4].rename(images[4].with_suffix(".webp"))
+    PIL.Image.open(images[0]).save(images[0], format="WEBP")  # under the name of a JPEG or PNG
     archives.write(images[5].with_suffix(".jpg"), archives.random_image(0))
     exif = PIL.Image.Exif()
     exif[0x0112] = 6
@@ -111,17 +113,19 @@ def test_masks_of_other_types(tmp_path):
     message = refused(tmp_path, source)
     for text in (
         "masks/train_0.png is a PNG of the type RGBA with 8 bits; save it as",
+        "for example with the script in docs/datasets.md",
         "masks/train_1.png is a PNG of the type gray with alpha with 8 bits",
-        "masks/train_2.jpg is no .png file; save it in this format",
-        "masks/train_3.tif is no .png file",
-        "images/train_4.webp is no .jpeg or .jpg or .png file",
+        "masks/train_2.jpg is not a .png file; convert it",
+        "masks/train_3.tif is not a .png file",
+        "images/train_4.webp is not a .jpeg or .jpg or .png file",
         "images/train_5.jpg and images/train_5.png have the same id",
         "images/train_6.jpg has the EXIF orientation 6",
-        "has no label map masks/train_2.png",
+        f"{images[0].name} is damaged or not a PNG or JPEG image (",
+        "has no label map masks/train_2.png; add or rename it",
         "images/train_4.jpg or .png is missing, but a list contains it",
     ):
         assert text in message
-    assert "10 problems" in message
+    assert "11 problems" in message
 
 
 def test_masks_with_few_bits_keep_their_values(tmp_path):
@@ -214,8 +218,24 @@ def test_the_script_of_the_documentation_replaces_colors(tmp_path, monkeypatch):
         archives.write(path, colors[expected[path.stem]])
     assert "is a PNG of the type RGB" in refused(tmp_path, source)
     monkeypatch.chdir(source)
-    (script,) = blocks("docs/datasets.md", "python")
+    script, _ = blocks("docs/datasets.md", "python")
     exec(script, {})
     prepare(tmp_path, source)
     for key, label in labels(tmp_path).items():
         np.testing.assert_array_equal(label, expected[key])
+
+
+def test_the_script_of_the_documentation_rotates_photographs(tmp_path, monkeypatch):
+    source = archives.folder(tmp_path / "source")
+    (source / "images/Thumbs.db").touch()
+    photo = next((source / "images").glob("*.png"))
+    upright = np.array(PIL.Image.open(photo))
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    PIL.Image.fromarray(np.rot90(upright)).save(photo, exif=exif)
+    assert "has the EXIF orientation 6" in refused(tmp_path, source)
+    monkeypatch.chdir(source)
+    _, script = blocks("docs/datasets.md", "python")
+    exec(script, {})
+    prepare(tmp_path, source)
+    np.testing.assert_array_equal(np.array(PIL.Image.open(photo)), upright)

@@ -110,8 +110,8 @@ def _check_image(data: bytes, *, upright: bool) -> tuple[int, int]:
     if orientation != 1:
         raise _FileError(
             f"has the EXIF orientation {orientation}, which most programs apply, but training "
-            "ignores; rotate its pixels and remove the tag, for example with ImageMagick: "
-            "mogrify -auto-orient FILE"
+            "ignores; rotate its pixels and remove the tag, for example with the script in "
+            "docs/datasets.md"
         )
     try:
         return decode_image(data, "the image").shape[:2]
@@ -125,7 +125,10 @@ def _open(data: bytes, formats: tuple[str, ...]) -> PIL.Image.Image:
         image = PIL.Image.open(io.BytesIO(data), formats=formats)
         image.load()
     except PIL.UnidentifiedImageError as error:
-        raise _damaged(data, f"not a {' or '.join(formats)} image") from error
+        raise _FileError(
+            f"is damaged or not a {' or '.join(formats)} image ({len(data):,} bytes); replace or "
+            "convert the file"
+        ) from error
     except Exception as error:  # PIL raises errors of many types if data is damaged
         raise _damaged(data, error) from error
     return image
@@ -151,7 +154,8 @@ def _decode_mask(data: bytes) -> np.ndarray:
         kind = {2: "RGB", 4: "gray with alpha", 6: "RGBA"}.get(color, "gray")
         raise _FileError(
             f"is a PNG of the type {kind} with {depth} bits; save it as a PNG with a palette or "
-            "8-bit gray without alpha, whose values stand for the classes"
+            "8-bit gray without alpha, whose values stand for the classes, for example with the "
+            "script in docs/datasets.md"
         )
     with _open(data, ("PNG",)) as image:
         values = np.array(image).astype(np.uint8)

@@ -72,7 +72,7 @@ def _by_id(
         if suffix not in suffixes:
             if suffix in (*SUFFIXES, *_OTHER_IMAGES):
                 wanted = " or ".join(suffixes)
-                problems.append(f"{file.name} is no {wanted} file; save it in this format")
+                problems.append(f"{file.name} is not a {wanted} file; convert it")
         elif key in found:
             problems.append(f"{found[key].name} and {file.name} have the same id; rename one")
         else:
@@ -114,8 +114,8 @@ def _read_classes(
     columns = dict.fromkeys(key for row in rows for key in row)
     if "name" not in columns or not columns.keys() <= {"value", "name", "color"}:
         problems.append(
-            f"classes.csv has the columns {', '.join(map(str, columns)) or 'none'}; use name, and "
-            "optionally value and color, separated by commas"
+            f"classes.csv has the columns {', '.join(map(str, columns)) or 'none'}; write "
+            "value,name,color in its first line, as in docs/datasets.md, and separate by commas"
         )
         return None, value_table({value: value for value in range(255)})
     names: list[str] = []
@@ -129,7 +129,7 @@ def _read_classes(
         value = int(text) if re.fullmatch(r"\d{1,3}", text) else 256
         if value > 255 or value in classes or value in ignored:
             problems.append(f"{line} has the value {text!r}; use a different number from 0 to 255")
-        elif label == IGNORE:
+        elif label.lower() == IGNORE:
             ignored.add(value)
         elif not label or label in names:
             problems.append(f"{line} has the name {label!r}; give every class its own name")

@@ -140,7 +140,7 @@ def _check(
         number = len(layout.splits[split])
         expected = _COUNTS.get(name, {}).get(split, number)
         if number == 0:
-            problems.append(f"{split} has no examples")
+            problems.append(f"{split} has no examples; add at least one")
         elif number != expected and not partial:
             problems.append(
                 f"{split} has {number:,} examples instead of {expected:,}; complete the download, "
