@@ -159,7 +159,9 @@ def pair(
       problems: Files without a partner are appended to this list.
     """
     for key in sorted(images.keys() - labels.keys()):
-        problems.append(f"{images[key].name} has no label map {names[1].format(key)}; add or rename it")
+        problems.append(
+            f"{images[key].name} has no label map {names[1].format(key)}; add or rename it"
+        )
     for key in sorted(labels.keys() - images.keys()):
         problems.append(f"{labels[key].name} has no image {names[0].format(key)}; add or rename it")
     both = sorted(images.keys() & labels.keys())
