@@ -9,21 +9,26 @@ command writes to DIR:
 
     street_labels.png    The label map, 8-bit gray, with the size of the image. The value of a pixel
                          is the index of its class, from 0, in the order of the dataset's classes.
-    street_overlay.png   The image blended with the colors of the classes, with a legend.
+    street_overlay.png   The image blended with the colors of the classes, with a legend. Small
+                         images are enlarged.
 
 The names and the colors of the classes are those that the checkpoint contains. No data is needed.
 Only if it contains none, as PyTorch files do, they are those of the dataset --config.data.name.
 
 The protocol is the published protocol of the experiment. With --multi_scale, the probabilities are
 averaged over its scales and flips. If an image cannot be read, the others are still segmented. The
-errors are listed at the end, and the exit status is 2.
+errors are listed at the end, and the exit status is 2. An EXIF orientation is ignored, with a
+warning.
 """
 
 import pathlib
+import sys
 from collections.abc import Iterator
 
 import grain
 import numpy as np
+import PIL.ExifTags
+import PIL.Image
 from absl import flags
 from ml_collections import ConfigDict
 
@@ -43,6 +48,9 @@ _OUTPUT = flags.DEFINE_string(
 )
 _MULTI_SCALE = flags.DEFINE_bool("multi_scale", False, "Whether to average over scales and flips.")
 
+# Overlays of smaller images are enlarged by a whole factor up to this many pixels.
+_SMALL = 256
+
 # This many threads read images while the device computes.
 _READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 
@@ -60,6 +68,12 @@ def main(arguments: list[str]) -> None:
     variables = convert.load(_CHECKPOINT.value, config.model, allow_missing_heads=False)
     predict = predictor.label_maps(variables)
 
+    if rotated := [str(path) for path in files if _has_orientation(path)]:
+        print(
+            f"warning: images have an EXIF orientation, which is ignored: {', '.join(rotated)}; "
+            "rotate their pixels, for example with the script in docs/datasets.md",
+            file=sys.stderr,
+        )
     errors = []
     for path, image in progress(_read(files), len(files), "predicting"):
         if isinstance(image, InputError):
@@ -67,6 +81,8 @@ def main(arguments: list[str]) -> None:
             continue
         labels = predict(image)
         overlay = visualize.color_overlay(image, labels, dataset.palette)
+        factor = max(1, _SMALL // max(labels.shape))
+        overlay = overlay.repeat(factor, axis=0).repeat(factor, axis=1)
         overlay = visualize.add_legend(overlay, labels, dataset.classes, dataset.palette)
         for output, picture in zip(_outputs(path, directory), (labels, overlay), strict=True):
             data.write_png(output, picture)
@@ -117,6 +133,15 @@ def _check_outputs(files: list[pathlib.Path], directory: pathlib.Path) -> None:
             f"the outputs would replace other files:{listed}\n"
             "use another --output, or segment fewer images at once"
         )
+
+
+def _has_orientation(path: pathlib.Path) -> bool:
+    """Returns whether other programs show an image rotated or flipped."""
+    try:
+        with path.open("rb") as file, PIL.Image.open(file) as image:
+            return image.getexif().get(PIL.ExifTags.Base.Orientation, 1) != 1
+    except Exception:  # a damaged file is reported when it is read
+        return False
 
 
 def _read(

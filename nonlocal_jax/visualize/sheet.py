@@ -22,7 +22,8 @@ _SMALL, _LARGE = 256, 448
 # Width / height that the sheet should have.
 _ASPECT = 1.5
 _GAP, _MARGIN = 6, 24
-_FONT = 16
+# The font in pixels, or this part of the width of an image with its labels if that is more.
+_FONT, _FONT_PART = 16, 1 / 32
 
 
 def example_sheet(
@@ -56,15 +57,16 @@ def example_sheet(
         raise InputError("there are no images; give at least one")
     pairs = [_pair(*example, palette) for example in zip(images, labels, strict=True)]
     height, width = pairs[0].shape[:2]
-    font, small = ImageFont.load_default(_FONT), ImageFont.load_default(_FONT - 2)
-    cell = width + _MARGIN, height + 2 * _FONT + _GAP
+    size = max(_FONT, round(width * _FONT_PART))
+    font, small = ImageFont.load_default(size), ImageFont.load_default(round(0.875 * size))
+    cell = width + _MARGIN, height + 2 * size + _GAP
     columns = min(range(1, len(pairs) + 1), key=lambda n: _badness(n, len(pairs), cell))
     rows = math.ceil(len(pairs) / columns)
     # A sheet of few small images must be as wide as its title.
     inner = max(columns * cell[0] - _MARGIN, math.ceil(font.getlength(title)), 400)
-    panel = _legend(np.stack(labels), names, palette, inner)
+    panel = _legend(np.stack(labels), names, palette, inner, size)
 
-    top = _MARGIN + 2 * _FONT
+    top = _MARGIN + 2 * size
     bottom = top + rows * cell[1]
     sheet = Image.new("RGB", (panel.shape[1] + 2 * _MARGIN, bottom + len(panel) + _MARGIN), _WHITE)
     draw = ImageDraw.Draw(sheet)
@@ -76,7 +78,7 @@ def example_sheet(
         text = _shorten(caption, small, width)
         draw.text((x, y + height + _GAP // 2), text, _GRAY, small)
     # The legend begins with a gap.
-    sheet.paste(Image.fromarray(panel), (_MARGIN - _FONT // 2, bottom))
+    sheet.paste(Image.fromarray(panel), (_MARGIN - size // 2, bottom))
     return np.asarray(sheet)
 
 
@@ -111,15 +113,19 @@ def _stripes(size: tuple[int, int]) -> np.ndarray:
 
 
 def _legend(
-    labels: np.ndarray, names: Sequence[str], palette: Sequence[Sequence[int]], width: int
+    labels: np.ndarray,
+    names: Sequence[str],
+    palette: Sequence[Sequence[int]],
+    width: int,
+    size: int,
 ) -> np.ndarray:
     counts = np.bincount(labels.ravel(), minlength=IGNORE_INDEX + 1)
-    swatches = {c: np.full((_FONT, _FONT, 3), palette[c], np.uint8) for c in range(len(names))}
-    swatches[IGNORE_INDEX] = _stripes((_FONT, _FONT))
+    swatches = {c: np.full((size, size, 3), palette[c], np.uint8) for c in range(len(names))}
+    swatches[IGNORE_INDEX] = _stripes((size, size))
     texts = {**dict(enumerate(names)), IGNORE_INDEX: "ignored"}
     present = [c for c in np.argsort(-counts, kind="stable") if counts[c]]
     entries = [(f"{texts[c]}, {_percent(counts[c] / labels.size)}", swatches[c]) for c in present]
-    return legend(entries, width, _FONT)
+    return legend(entries, width, size)
 
 
 def _percent(part: float) -> str:

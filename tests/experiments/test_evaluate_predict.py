@@ -4,6 +4,8 @@ import json
 
 import cv2
 import numpy as np
+import PIL.ExifTags
+import PIL.Image
 import pytest
 
 import nonlocal_jax as nlj
@@ -101,6 +103,9 @@ def test_predict_writes_label_maps_and_overlays_of_the_size_of_the_images(
     for seed, (name, size) in enumerate(sizes.items()):
         write_image(folder / name, *size, seed)
     (folder / "notes.txt").write_text("no image")
+    exif = PIL.Image.Exif()
+    exif[PIL.ExifTags.Base.Orientation] = 6
+    PIL.Image.open(folder / "c.JPEG").save(folder / "c.JPEG", exif=exif)
     single = tmp_path / "gray.png"
     assert cv2.imwrite(str(single), np.full((50, 50), 90, np.uint8))
 
@@ -110,6 +115,7 @@ def test_predict_writes_label_maps_and_overlays_of_the_size_of_the_images(
     )
     assert status == 0, err
     assert "predicting: 4/4" in err
+    assert f"EXIF orientation, which is ignored: {folder / 'c.JPEG'}; rotate" in err
     assert len(list(output.iterdir())) == 8
     config = segmentation.get_config("demo_fcn")
     for name, size in {**sizes, "gray.png": (50, 50)}.items():
@@ -119,8 +125,9 @@ def test_predict_writes_label_maps_and_overlays_of_the_size_of_the_images(
         assert labels.dtype == np.uint8
         np.testing.assert_array_equal(labels, predict(config, checkpoint, path))
         overlay = read(output / f"{path.stem}_overlay.png")
-        assert overlay.shape[0] > size[0]  # the legend
-        assert overlay.shape[1] >= size[1]
+        factor = 256 // max(size)  # small images are enlarged
+        assert overlay.shape[0] > factor * size[0]  # the legend
+        assert overlay.shape[1] >= factor * size[1]
 
 
 def test_predict_with_multiple_scales_and_the_same_file_twice(command, checkpoint, tmp_path):

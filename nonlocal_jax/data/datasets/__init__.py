@@ -86,7 +86,10 @@ def check_prepared(name: str, directory: epath.Path) -> None:
         names = [*DATASETS, *_prepared(data_dir)]
         near = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(names)}"
-        raise InputError(f"unknown dataset {name!r} in {data_dir}; {hint}")
+        raise InputError(
+            f"unknown dataset {name!r} in {data_dir}; {hint}, prepare it with "
+            f"`{_command(name, directory)}`, or use another --data-dir"
+        )
     if reason := _manifest.damage(directory):
         raise InputError(
             f"the data in {directory} is damaged: {reason}; {_repair(name, directory)}"
