@@ -32,7 +32,7 @@ def test_classes_and_colors_are_those_of_the_table(tmp_path):
     assert dataset.name == "leaves"
     assert dataset.classes == ("road", "tree", "sky")
     assert dataset.palette == ((128, 64, 128), (107, 142, 35), (70, 130, 180))
-    with pytest.raises(InputError, match=r"did you mean 'leaves'.*, prepare it with"):
+    with pytest.raises(InputError, match=r"did you mean 'leaves'\? Or prepare it with"):
         data.get_dataset("leafs", tmp_path / "data")
 
 

@@ -85,9 +85,9 @@ def check_prepared(name: str, directory: epath.Path) -> None:
             )
         names = [*DATASETS, *_prepared(data_dir)]
         near = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(names)}"
+        hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(names)}."
         raise InputError(
-            f"unknown dataset {name!r} in {data_dir}; {hint}, prepare it with "
+            f"unknown dataset {name!r} in {data_dir}; {hint} Or prepare it with "
             f"`{_command(name, directory)}`, or use another --data-dir"
         )
     if reason := _manifest.damage(directory):
