@@ -10,6 +10,9 @@ Every file is decoded and checked before anything is written. All problems are l
 the command is interrupted, run it again.
 """
 
+import signal
+import sys
+
 from absl import flags
 
 from experiments import cli
@@ -27,6 +30,8 @@ _PARTIAL = flags.DEFINE_bool("partial", False, "Whether to accept a part of the 
 def main(arguments: list[str]) -> None:
     if len(arguments) != 2:
         raise InputError("give the name of one dataset, or folder, as in: prepare cityscapes")
+    # What was written is removed, as after Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     prepared = data.prepare_dataset(
         arguments[1], _SOURCE.value, _DATA_DIR.value, name=_NAME.value, partial=_PARTIAL.value
     )

@@ -15,7 +15,9 @@ PathLike = str | os.PathLike
 
 
 def as_path(path: PathLike) -> epath.Path:
-    """Returns a path of the local file system.
+    """Returns a path of the local file system. "~" is the home directory.
+
+    A shell does not expand "~" in --flag=~/path.
 
     Raises:
       InputError: The path is empty, or it is a URL such as "gs://bucket/run".
@@ -27,7 +29,7 @@ def as_path(path: PathLike) -> epath.Path:
         raise InputError(
             f"the path is {text!r}, but object stores are not supported yet; use a local path"
         )
-    return epath.Path(text)
+    return epath.Path(os.path.expanduser(text))
 
 
 def make_directory(path: PathLike) -> epath.Path:

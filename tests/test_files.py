@@ -68,6 +68,12 @@ def test_an_empty_path_is_not_the_current_directory():
         make_directory("")
 
 
+def test_a_tilde_is_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert as_path("~/a") == tmp_path / "a"
+    assert os.fspath(as_path("~$draft.png")) == "~$draft.png"
+
+
 @pytest.mark.parametrize("function", [as_path, make_directory])
 def test_object_stores_are_refused(function, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -1,8 +1,8 @@
 """Decoded examples in memory-mapped files, which all processes of a host share.
 
 Decoding takes most of the time of an example. ``cached`` decodes each example once. It writes the
-arrays to ``DIRECTORY/NAME-FINGERPRINT/data``, and their places and the other fields to
-``index.json`` beside it.
+arrays to ``DIRECTORY/NAME-FINGERPRINT-DIGEST/data``, and their places and the other fields to
+``index.json`` beside it. DIGEST is that of a prepared dataset. Other sources have none.
 """
 
 import contextlib
@@ -39,6 +39,7 @@ def cached(source: Source, directory: PathLike) -> Source:
     host call this function, one of them writes and the others wait. The arrays of the examples are
     read-only views of the files. Name and fingerprint of the source do not change.
 
+    A dataset that was prepared again from changed files gets a new cache. For other sources,
     ``fingerprint`` reads only three examples. If others change, delete the directory.
 
     Args:
@@ -49,7 +50,8 @@ def cached(source: Source, directory: PathLike) -> Source:
       InputError: The disk is full, a field has another type, or the files are damaged.
     """
     name = getattr(source, "name", "")
-    key = "-".join([*filter(None, name.split("/")), fingerprint(source)])
+    parts = [*name.split("/"), fingerprint(source), getattr(source, "digest", "")]
+    key = "-".join(filter(None, parts))
     path = make_directory(directory).absolute() / key
     create_once(path, functools.partial(_write, source, path))
     return _Cached(path, name, getattr(source, "dataset", None))

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import resource_tracker
 from typing import Any
 
 import cv2
@@ -116,12 +117,29 @@ def _copies(batches: grain.DatasetIterator[Batch]) -> Iterator[Batch]:
     """
     with contextlib.closing(batches):
         try:
+            with _signals_blocked():
+                first = _copy(next(batches))
+            yield first
             yield from map(_copy, batches)
         except InputError as error:
             message = str(error)
     # The traceback of the error refers to a batch, and a frame of it to the error.
     gc.collect()
     raise InputError(message)
+
+
+@contextlib.contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Blocks Ctrl-C and SIGTERM in this thread, and in the processes that are started meanwhile.
+
+    Workers that are starting do not ignore these signals yet, see ``_prepare_worker``.
+    """
+    resource_tracker.ensure_running()  # it would start now, and unblock the signals
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _copy(batch: Batch) -> Batch:

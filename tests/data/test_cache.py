@@ -13,6 +13,7 @@ import pytest
 from nonlocal_jax import data
 from nonlocal_jax.data import _cores
 from nonlocal_jax.errors import InputError
+from tests.data import archives
 
 
 class Pictures:
@@ -76,6 +77,21 @@ def test_it_has_the_examples_of_the_source(tmp_path):
     assert len(other) == 19
     # A source may be a list.
     assert data.cached([source[1]], tmp_path / "cache")[0]["width"] == 7
+
+
+def test_a_dataset_that_was_prepared_again_has_another_cache(tmp_path):
+    source = archives.folder(tmp_path / "source")
+    for value in (1, 2):
+        mask = source / "masks/train_1.png"  # the fingerprint does not depend on it
+        archives.write(mask, np.full(archives.SIZE, value, np.uint8))
+        data.prepare_dataset("folder", source, tmp_path / str(value), name="leaves")
+    opened = [data.load_source("leaves", "train", tmp_path / str(value)) for value in (1, 2)]
+    assert data.fingerprint(opened[0]) == data.fingerprint(opened[1])
+    # The files have the same sizes.
+    assert len({os.stat(path).st_size for path in tmp_path.glob("[12]/*/*/*train*")}) == 1
+    for value, one in zip((1, 2), opened, strict=True):
+        labels = {e["id"]: e["label"] for e in data.cached(one, tmp_path / "cache")}
+        assert (labels["train_1"] == value).all()
 
 
 def test_one_process_writes_and_a_killed_one_is_replaced(tmp_path, capfd):

@@ -1,5 +1,8 @@
 """Folders of images and masks: their classes, values and splits."""
 
+import os
+import shutil
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -84,7 +87,9 @@ def test_without_a_table_the_values_count_from_zero(values, tmp_path):
         ("name,value\na,0\nb,1\nc,\n,3\n", "line 5 of classes.csv has the name ''"),
         ("name,value\na,0\nb,0\nc,2\nd,1\n", "line 3 of classes.csv has the value '0'"),
         ("name,value\na,256\nb,x\nc,-1\n", "line 4 of classes.csv has the value '-1'"),
-        ("name\nignore\n", "classes.csv has no class"),
+        ("value,name\n0,a\n,b\n2,c\n", "line 3 of classes.csv has the value ''"),
+        ("name\nignore\n", "classes.csv has 0 classes"),
+        ("name\n" + "".join(f"c{i}\n" for i in range(256)), "classes.csv has 256 classes"),
         ("name\na\nb\n", "masks/train_0.png contains 2; list each value in classes.csv"),
     ],
 )
@@ -207,6 +212,26 @@ def test_subdirectories_and_links_are_part_of_the_ids(tmp_path):
         (source / kind / "a").symlink_to(tmp_path / kind)
     archives.write_lines(source / "train.txt", ["a/train_0", "train_1"])
     assert ids(tmp_path, source)["train"] == {"a/train_0", "train_1"}
+
+
+def test_hidden_directories_and_names_of_other_encodings(tmp_path):
+    source = archives.folder(tmp_path / "source", lists=False)
+    for kind in ("images", "masks"):
+        shutil.copytree(source / kind, source / kind / ".ipynb_checkpoints")
+    shutil.copytree(source, tmp_path / "other")
+    assert {len(keys) for keys in ids(tmp_path, source).values()} == {5, 1}
+    shutil.rmtree(tmp_path / "data")
+    for path in (tmp_path / "other").rglob("val_0.*"):
+        os.rename(path, os.fsencode(path.parent) + b"/Stra\xdfe" + os.fsencode(path.suffix))
+    message = refused(tmp_path, tmp_path / "other")
+    assert r"'images/Stra\udcdfe.jpg' is not UTF-8; rename it" in message
+    assert len(message.splitlines()) == 3
+
+
+def test_without_readable_masks_nothing_is_said_about_their_values(tmp_path):
+    source = archives.folder(tmp_path / "source", classes=None)
+    shutil.rmtree(source / "masks")
+    assert "the masks contain" not in refused(tmp_path, source)
 
 
 def test_the_script_of_the_documentation_replaces_colors(tmp_path, monkeypatch):

@@ -1,10 +1,15 @@
 import contextlib
 import itertools
+import multiprocessing
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from nonlocal_jax import data
+from nonlocal_jax.data import pipeline
 from nonlocal_jax.errors import InputError
 from tests.helpers import AUGMENTATION, NO_AUGMENTATION
 
@@ -102,6 +107,14 @@ def test_workers_change_nothing_and_report_a_wrong_example():
             assert_equal([next(batches)], [{k: v[1:] for k, v in batch.items()}])
         with pytest.raises(InputError, match=r"^the label of example 0 is .*; use uint8"):
             next(batches)
+
+
+def test_workers_that_are_starting_are_not_ended_by_the_signals_of_a_job():
+    with pipeline._signals_blocked():
+        multiprocessing.get_context("spawn").Event()  # Grain's workers have some
+        script = "import os; [os.kill(os.getpid(), number) for number in (2, 15)]"
+        assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def test_every_epoch_has_every_example_once_in_its_own_order():

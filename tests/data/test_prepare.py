@@ -293,6 +293,14 @@ def test_an_empty_source_names_what_is_missing(name, missing, tmp_path):
     assert "there is no directory" in refused(name, tmp_path / "nothing", tmp_path / "data")[0]
 
 
+def test_a_source_that_cannot_be_read_is_not_the_fault_of_the_data_dir(tmp_path):
+    source = archives.pascal_context(tmp_path / "source")
+    archives.write_lines(next(source.rglob("val.txt")), ["x" * 300])
+    (line,) = refused("pascal_context59", source, tmp_path / "data")
+    assert line.startswith(f"cannot read {source}/VOCdevkit/VOC2010/JPEGImages/xxx")
+    assert line.endswith("File name too long; check the path and its permissions")
+
+
 def test_a_damaged_zip_is_refused(tmp_path):
     source = archives.cityscapes(tmp_path / "source", zips=True)
     images, labels = (source / f"{f}_trainvaltest.zip" for f in ("leftImg8bit", "gtFine"))
@@ -330,6 +338,23 @@ def test_running_again_says_that_it_is_there(tmp_path):
         prepare("folder", source, tmp_path / "data")
     with pytest.raises(InputError, match=message):
         data.load_source("leaves", "val", tmp_path / "data")
+
+
+def test_damage_that_does_not_change_the_sizes(tmp_path):
+    prepared = prepare("folder", archives.folder(tmp_path / "source"), tmp_path / "data")
+    for name in ("metadata.json", "dataset_info.json", "manifest.json"):
+        path = prepared.directory / name
+        content = path.read_bytes()
+        path.write_bytes(b"\xff" * len(content))
+        with pytest.raises(InputError, match=r"damaged: .*delete this directory and run"):
+            data.load_source("leaves", "train", tmp_path / "data")
+        path.write_bytes(content)
+    # A file that this user may not read is not damaged.
+    shard = next(prepared.directory.glob("*train*"))
+    shard.unlink()
+    shard.mkdir()
+    with pytest.raises(InputError, match=r"cannot read .*train.*; check its permissions$"):
+        data.load_source("leaves", "train", tmp_path / "data")
 
 
 def contents(directory):

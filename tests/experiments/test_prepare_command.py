@@ -1,3 +1,7 @@
+import os
+import signal
+
+from nonlocal_jax.data.datasets import _build
 from tests.data import archives
 
 
@@ -27,6 +31,20 @@ def test_all_problems_are_printed_and_nothing_is_left(command, tmp_path):
     assert "error: ade20k was not prepared from" in err
     assert "train has 2 examples instead of 20,210" in err
     assert "is damaged" in err
+    assert not (tmp_path / "data").exists()
+
+
+def test_sigterm_leaves_nothing(command, tmp_path, monkeypatch):
+    source = archives.folder(tmp_path / "source")
+    monkeypatch.setattr(_build, "_close", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        status, out, _ = command(
+            "prepare", "folder", "--name=x", f"--source={source}", f"--data-dir={tmp_path}/data"
+        )
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (status, out) == (128 + signal.SIGTERM, "")
     assert not (tmp_path / "data").exists()
 
 

@@ -36,7 +36,7 @@ def get_dataset(name: str, data_dir: PathLike | None = None) -> Dataset:
         return DATASETS[name]
     directory = find_directory(name, data_dir)
     check_prepared(name, directory)
-    return _read_dataset(directory)
+    return _read_dataset(name, directory)
 
 
 def load_source(name: str, split: str, data_dir: PathLike | None = None) -> Source:
@@ -66,7 +66,7 @@ def load_source(name: str, split: str, data_dir: PathLike | None = None) -> Sour
     check_prepared(name, directory)
     from nonlocal_jax.data.datasets._records import RecordSource  # TFDS is slow to import
 
-    dataset = DATASETS.get(name) or _read_dataset(directory)
+    dataset = DATASETS.get(name) or _read_dataset(name, directory)
     return RecordSource(dataset, split, directory, _repair(name, directory))
 
 
@@ -74,7 +74,8 @@ def check_prepared(name: str, directory: epath.Path) -> None:
     """Requires that a dataset is prepared, and that its files are those of its manifest.
 
     Raises:
-      InputError: The dataset is unknown or not prepared, or a file is missing or has another size.
+      InputError: The dataset is unknown or not prepared, or a file is missing, is not readable or
+        has another size.
     """
     data_dir = directory.parent.parent
     if not directory.exists():
@@ -90,15 +91,27 @@ def check_prepared(name: str, directory: epath.Path) -> None:
             f"unknown dataset {name!r} in {data_dir}; {hint} Or prepare it with "
             f"`{_command(name, directory)}`, or use another --data-dir"
         )
-    if reason := _manifest.damage(directory):
+    try:
+        reason = _manifest.damage(directory)
+    except OSError as error:
+        raise InputError(
+            f"cannot read {error.filename}: {error.strerror}; check its permissions"
+        ) from error
+    if reason:
         raise InputError(
             f"the data in {directory} is damaged: {reason}; {_repair(name, directory)}"
         )
 
 
-def _read_dataset(directory: epath.Path) -> Dataset:
+def _read_dataset(name: str, directory: epath.Path) -> Dataset:
     """Reads the classes of a prepared dataset."""
-    return Dataset.from_json(json.loads((directory / "metadata.json").read_text()))
+    try:
+        return Dataset.from_json(json.loads((directory / "metadata.json").read_bytes()))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"the data in {directory} is damaged: metadata.json cannot be read; "
+            f"{_repair(name, directory)}"
+        ) from error
 
 
 def _prepared(data_dir: epath.Path) -> list[str]:

@@ -1,6 +1,7 @@
 """Writes prepared datasets: array_record files, the metadata of TFDS, and a manifest."""
 
-from collections.abc import Iterable, Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -52,13 +53,18 @@ def build(
         metadata=tfds.core.MetadataDict(dataset.to_json(), ignore_index=IGNORE_INDEX),
     )
     info.set_file_format("array_record")
-    written = [
-        _write_split(name, split, map(features.serialize_example, examples), directory)
-        for split, examples in splits.items()
-    ]
+    checksums = dict.fromkeys(splits, 0)
+
+    def records(split: str) -> Iterator[bytes]:
+        for example in splits[split]:
+            record = features.serialize_example(example)
+            checksums[split] = zlib.crc32(record, checksums[split])
+            yield record
+
+    written = [_write_split(name, split, records(split), directory) for split in splits]
     info.set_splits(tfds.core.splits.SplitDict(written))
     info.write_to_directory(directory)
-    _manifest.write(directory, {split.name: split.num_examples for split in written})
+    _manifest.write(directory, {split.name: split.num_examples for split in written}, checksums)
 
 
 def _write_split(

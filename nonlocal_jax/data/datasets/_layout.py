@@ -95,21 +95,26 @@ def find_root(source: pathlib.Path, content: str, *candidates: str) -> pathlib.P
 def list_files(
     source: pathlib.Path, directory: pathlib.Path, problems: list[str], archive: str | None = None
 ) -> list[File]:
-    """Returns the files in a directory and below, sorted by name, without hidden files.
+    """Returns the files in a directory and below, sorted by name.
 
-    If the directory does not exist, its files are those in the zip ``source / archive``.
+    Hidden files, and files in hidden directories, are left out. If the directory does not exist,
+    its files are those in the zip ``source / archive``.
     """
     name = directory.relative_to(source).as_posix()
     if directory.is_dir():
-        tree = os.walk(
-            directory, followlinks=True, onerror=lambda error: problems.append(str(error))
-        )
+
+        def fail(error: OSError) -> None:
+            problems.append(
+                f"{error.filename} cannot be read ({error.strerror}); check its permissions"
+            )
+
+        tree = os.walk(directory, onerror=fail, followlinks=True)
         paths = sorted(pathlib.Path(parent, name) for parent, _, names in tree for name in names)
         files = [File(path.relative_to(source).as_posix(), path) for path in paths]
     elif archive is not None and (source / archive).is_file():
         try:
             opened = zipfile.ZipFile(source / archive)
-        except (OSError, zipfile.BadZipFile) as error:
+        except zipfile.BadZipFile as error:
             problems.append(f"{archive} is not a complete zip file ({error}); download it again")
             return []
         members = [m for m in opened.namelist() if m.startswith(f"{name}/") and m[-1] != "/"]
@@ -118,7 +123,16 @@ def list_files(
         wanted = f"{name}/" + (f" and no {archive}" if archive else "")
         problems.append(f"there is no {wanted}; see docs/datasets.md for the layout")
         return []
-    return [file for file in files if not pathlib.PurePath(file.path).name.startswith(".")]
+    files = [file for file in files if "/." not in f"/{file.name}"]
+    for file in files:
+        if not _is_text(file.name):
+            problems.append(f"the name {file.name!r} is not UTF-8; rename it")
+    return [file for file in files if _is_text(file.name)]
+
+
+def _is_text(name: str) -> bool:
+    """Returns whether a file name is valid UTF-8. Python replaces other bytes by surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def read_list(source: pathlib.Path, path: pathlib.Path, problems: list[str]) -> list[str]:

@@ -24,9 +24,12 @@ _CHUNK = 1 << 24
 
 
 def default_data_dir() -> epath.Path:
-    """Returns ``$NONLOCAL_JAX_DATA`` if it is set, else ``~/.cache/nonlocal_jax``."""
-    path = os.environ.get("NONLOCAL_JAX_DATA") or "~/.cache/nonlocal_jax"
-    return epath.Path(path).expanduser()
+    """Returns ``$NONLOCAL_JAX_DATA`` if it is set, else ``~/.cache/nonlocal_jax``.
+
+    Raises:
+      InputError: The variable is a URL.
+    """
+    return as_path(os.environ.get("NONLOCAL_JAX_DATA") or "~/.cache/nonlocal_jax")
 
 
 def local_directory(name: str, data_dir: PathLike | None) -> epath.Path:
@@ -35,7 +38,7 @@ def local_directory(name: str, data_dir: PathLike | None) -> epath.Path:
     Raises:
       InputError: ``data_dir`` is a URL.
     """
-    root = as_path(data_dir or default_data_dir()).expanduser()
+    root = as_path(data_dir or default_data_dir())
     return root / name / _VERSIONS.get(name, VERSION)
 
 

@@ -1,5 +1,6 @@
-"""The manifest of a prepared dataset: its numbers of examples, and the sizes of its files."""
+"""The manifest of a prepared dataset: its examples, and the sizes of its files."""
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -12,10 +13,23 @@ from nonlocal_jax.errors import InputError
 FILE = "manifest.json"
 
 
-def write(directory: epath.Path, examples: Mapping[str, int]) -> None:
-    """Writes ``manifest.json``: the number of examples of each split, the size of each file."""
+def write(directory: epath.Path, examples: Mapping[str, int], checksums: Mapping[str, int]) -> None:
+    """Writes ``manifest.json``.
+
+    Args:
+      directory: The prepared dataset. The manifest contains the size of each file in it.
+      examples: The number of examples of each split.
+      checksums: The CRC-32 of the examples of each split. Without it, another dataset whose files
+        have the same sizes would have the same manifest.
+    """
     sizes = {path.name: os.stat(path).st_size for path in sorted(directory.iterdir())}
-    write_json(directory / FILE, {"examples": dict(examples), "files": sizes})
+    manifest = {"examples": dict(examples), "crc32": dict(checksums), "files": sizes}
+    write_json(directory / FILE, manifest)
+
+
+def digest(directory: epath.Path) -> str:
+    """Returns a short hash of the manifest."""
+    return hashlib.sha256((directory / FILE).read_bytes()).hexdigest()[:8]
 
 
 def read_sizes(text: str | bytes) -> dict[str, int]:
@@ -38,13 +52,14 @@ def examples(directory: epath.Path) -> dict[str, int]:
 def damage(directory: epath.Path) -> str | None:
     """Returns how the files of a directory differ from its manifest, or None."""
     try:
-        sizes = read_sizes((directory / FILE).read_text())
-    except (OSError, InputError):
+        sizes = read_sizes((directory / FILE).read_bytes())
+    except (FileNotFoundError, NotADirectoryError, InputError):
         return f"{FILE} is missing or damaged"
     for name, expected in sizes.items():
         try:
-            actual = os.stat(directory / name).st_size
-        except OSError:
+            with open(directory / name, "rb") as file:
+                actual = os.fstat(file.fileno()).st_size
+        except FileNotFoundError:
             return f"{name} is missing"
         if actual != expected:
             return f"{name} has {actual:,} bytes instead of {expected:,}"

@@ -5,12 +5,13 @@ from typing import Any
 import tensorflow_datasets as tfds
 from etils import epath
 
+from nonlocal_jax.data.datasets import _manifest
 from nonlocal_jax.data.datasets._dataset import Dataset
 from nonlocal_jax.data.images import decode_image, decode_label
 from nonlocal_jax.data.source import Example
 from nonlocal_jax.errors import InputError
 
-# What TFDS and array_record raise if a file is missing, truncated or corrupt.
+# What array_record raises if a file is missing, truncated or corrupt.
 _DAMAGE = (OSError, RuntimeError, KeyError, TypeError, ValueError)
 
 
@@ -23,6 +24,7 @@ class RecordSource:
     Attributes:
       name: Name of the dataset and of the split, such as "digits_flag/train".
       dataset: The dataset.
+      digest: Short hash of the manifest. It is different if any example is.
     """
 
     def __init__(self, dataset: Dataset, split: str, directory: epath.Path, repair: str):
@@ -39,13 +41,14 @@ class RecordSource:
         """
         self.name = f"{dataset.name}/{split}"
         self.dataset = dataset
+        self.digest = _manifest.digest(directory)
         self._arguments = (dataset, split, directory, repair)
         try:
             skip = tfds.decode.SkipDecoding()
             self._records: Any = tfds.builder_from_directory(directory).as_data_source(
                 split, decoders={"image": skip, "label": skip}
             )
-        except _DAMAGE as error:
+        except Exception as error:  # TFDS raises errors of many types for a damaged file
             raise self._damaged(error) from error
 
     def __reduce__(self) -> tuple:

@@ -125,7 +125,7 @@ def _read_classes(
     for number, row in enumerate(rows):
         line = f"line {number + 2} of classes.csv"
         label = (row["name"] or "").strip()
-        text = (row.get("value") or str(number)).strip()
+        text = ((row["value"] or "") if "value" in columns else str(number)).strip()
         value = int(text) if re.fullmatch(r"\d{1,3}", text) else 256
         if value > 255 or value in classes or value in ignored:
             problems.append(f"{line} has the value {text!r}; use a different number from 0 to 255")
@@ -137,8 +137,8 @@ def _read_classes(
             classes[value] = len(names)
             names.append(label)
             palette.append(_color(row.get("color"), len(palette), line, problems))
-    if not names:
-        problems.append("classes.csv has no class; add a line for each class")
+    if not 0 < len(names) <= IGNORE_INDEX:
+        problems.append(f"classes.csv has {len(names)} classes; use 1 to {IGNORE_INDEX}")
     table = value_table(classes, ignored | {IGNORE_INDEX})
     return Dataset(name, tuple(names), tuple(palette)), table
 
@@ -167,7 +167,7 @@ def classes_from(name: str, values: Set[int], problems: list[str]) -> Dataset:
     The classes are the values 0, 1, ..., and 255 is ignored.
     """
     found = sorted(values - {IGNORE_INDEX})
-    if len(found) < 2 or found != list(range(len(found))):
+    if values and (len(found) < 2 or found != list(range(len(found)))):
         listed = ", ".join(map(str, sorted(values)[:20])) + (", ..." if len(values) > 20 else "")
         problems.append(
             f"the masks contain the values {listed}; without classes.csv they must be 0, 1, 2 and "

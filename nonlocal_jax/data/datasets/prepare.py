@@ -97,10 +97,8 @@ def prepare_dataset(
     directory = local_directory(name, data_dir)
 
     def write(target: epath.Path) -> None:
-        root = pathlib.Path(as_path(source)).expanduser()
-        if not root.is_dir():
-            raise InputError(f"there is no directory {source}; use the directory of the download")
-        layout = folder.find(root, name) if kind == FOLDER else _READERS[kind](root)
+        root = pathlib.Path(as_path(source))
+        layout = _find(kind, name, root)
         dataset = _check(layout, name, root, directory, partial=partial)
         _write(dataset, layout, target)
 
@@ -125,6 +123,18 @@ def _check_name(kind: str, name: str | None) -> str:
     if name in (*DATASETS, FOLDER):
         raise InputError(f"the name {name!r} is reserved; use another --name")
     return name
+
+
+def _find(kind: str, name: str, source: pathlib.Path) -> Layout:
+    """Finds the files of a download."""
+    try:
+        if not source.is_dir():
+            raise InputError(f"there is no directory {source}; use the directory of the download")
+        return folder.find(source, name) if kind == FOLDER else _READERS[kind](source)
+    except OSError as error:
+        raise InputError(
+            f"cannot read {error.filename}: {error.strerror}; check the path and its permissions"
+        ) from error
 
 
 def _check(
