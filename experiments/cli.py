@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable
+from logging import Formatter
 
 from absl import app, flags, logging
 from flax.traverse_util import flatten_dict
@@ -118,6 +119,8 @@ def run(main: Callable[[list[str]], None], *, positional: bool = False) -> None:
     # Libraries print only warnings and errors.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
     logging.set_verbosity(logging.WARNING)
+    # Without the time, thread and source line of absl.
+    logging.get_absl_handler().setFormatter(Formatter("%(levelname)s: %(message)s"))
 
     def guarded(arguments: list[str]) -> None:
         try:
