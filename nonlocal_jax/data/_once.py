@@ -58,7 +58,7 @@ def _lock(path: epath.Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"waiting for another process that prepares {path.parent}", file=sys.stderr)
+            print(f"waiting for another process that writes {path.parent}", file=sys.stderr)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         # The process that held the lock has removed its file.
         with contextlib.suppress(FileNotFoundError):

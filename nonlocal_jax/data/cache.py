@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from etils import epath
 
-from nonlocal_jax._files import PathLike, make_directory
+from nonlocal_jax._files import PathLike, as_path, make_directory
 from nonlocal_jax._progress import progress
 from nonlocal_jax.data._cores import parallel_map
 from nonlocal_jax.data._once import create_once
@@ -52,7 +52,9 @@ def cached(source: Source, directory: PathLike) -> Source:
     name = getattr(source, "name", "")
     parts = [*name.split("/"), fingerprint(source), getattr(source, "digest", "")]
     key = "-".join(filter(None, parts))
-    path = make_directory(directory).absolute() / key
+    path = as_path(directory).absolute() / key
+    if not path.exists():  # else the directory may be read-only
+        make_directory(directory)
     create_once(path, functools.partial(_write, source, path))
     return _Cached(path, name, getattr(source, "dataset", None))
 
