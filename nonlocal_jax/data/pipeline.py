@@ -123,6 +123,13 @@ def _copies(batches: grain.DatasetIterator[Batch]) -> Iterator[Batch]:
             yield from map(_copy, batches)
         except InputError as error:
             message = str(error)
+        except RuntimeError as error:
+            if "terminated unexpectedly" not in str(error):  # the words of Grain
+                raise
+            message = (
+                "a worker process was killed, perhaps because the memory was full; use fewer "
+                "data.workers, and run the same command again to resume"
+            )
     # The traceback of the error refers to a batch, and a frame of it to the error.
     gc.collect()
     raise InputError(message)

@@ -1,6 +1,7 @@
 import contextlib
 import itertools
 import multiprocessing
+import os
 import signal
 import subprocess
 import sys
@@ -107,6 +108,19 @@ def test_workers_change_nothing_and_report_a_wrong_example():
             assert_equal([next(batches)], [{k: v[1:] for k, v in batch.items()}])
         with pytest.raises(InputError, match=r"^the label of example 0 is .*; use uint8"):
             next(batches)
+
+
+class Deadly(Numbered):
+    """Reading an example kills the process, as a full memory does."""
+
+    def __getitem__(self, index):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_is_killed_is_reported():
+    batches = data.train_batches(Deadly(), Prepare(CONFIG), batch_size=8, seed=0, workers=1)
+    with contextlib.closing(batches), pytest.raises(InputError, match=r"fewer data\.workers"):
+        next(batches)
 
 
 def test_workers_that_are_starting_are_not_ended_by_the_signals_of_a_job():
