@@ -120,7 +120,7 @@ def _check_image(data: bytes, *, upright: bool) -> tuple[int, int]:
 
 
 def _open(data: bytes, formats: tuple[str, ...]) -> PIL.Image.Image:
-    """Decodes an image. OpenCV alone does not notice all damage, and neither does PIL."""
+    """Decodes an image with PIL. The callers also use OpenCV, which finds other damage."""
     try:
         image = PIL.Image.open(io.BytesIO(data), formats=formats)
         image.load()

@@ -174,7 +174,7 @@ def _square(corner: np.ndarray, size: int) -> tuple[slice, slice]:
 
 
 def build_once(directory: epath.Path) -> None:
-    """Builds the dataset in ``DATA_DIR/digits_flag/VERSION`` if it is not there.
+    """Builds the dataset in ``DATA_DIR/digits_flag/VERSION`` unless it exists.
 
     It takes seconds and always generates the same examples.
 
