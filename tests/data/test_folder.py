@@ -83,6 +83,8 @@ def test_without_a_table_the_values_count_from_zero(values, tmp_path):
         ("0,a\n1,b\n", "has the columns 0, a"),
         ("value;name\n0;a\n", "has the columns value;name; write value,name,color in its first"),
         ("name,color\na,red\nb,\nc,\n", "line 2 of classes.csv has the color 'red'; write it as"),
+        ("name\na\nb\n" + "c" * 201 + "\n", "line 4 of classes.csv has the name 'cccc"),
+        ("name\na\nb\nc\x1bd\n", "line 4 of classes.csv has the name 'c\\x1bd'"),
         ("name\na\nb\nb\n", "line 4 of classes.csv has the name 'b'"),
         ("name,value\na,0\nb,1\nc,\n,3\n", "line 5 of classes.csv has the name ''"),
         ("name,value\na,0\nb,0\nc,2\nd,1\n", "line 3 of classes.csv has the value '0'"),

@@ -29,6 +29,7 @@ from nonlocal_jax.data.source import IGNORE_INDEX
 
 # The name of a row of classes.csv whose value is not a class.
 IGNORE = "ignore"
+_MAX_NAME = 200
 _OTHER_IMAGES = (".bmp", ".gif", ".heic", ".tif", ".tiff", ".webp")
 
 
@@ -133,6 +134,11 @@ def _read_classes(
             ignored.add(value)
         elif not label or label in names:
             problems.append(f"{line} has the name {label!r}; give every class its own name")
+        elif len(label) > _MAX_NAME or not label.isprintable():  # checkpoints refuse it, too
+            problems.append(
+                f"{line} has the name {label[:_MAX_NAME]!r}; use at most {_MAX_NAME} printable "
+                "characters"
+            )
         else:
             classes[value] = len(names)
             names.append(label)
