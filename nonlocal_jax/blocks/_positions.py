@@ -29,6 +29,7 @@ def relate(
     queries: jax.Array,
     *keys: jax.Array,
     axes: str,
+    frames: int | None = None,
     axis_name: str | None = None,
     **masks: jax.Array | None,
 ) -> jax.Array:
@@ -44,6 +45,7 @@ def relate(
       *keys: Feature maps ``[B, *S', C]`` or scores ``[B, *S']`` of the keys, such as keys and
         values. Their size S' is S, or S after ``max_pool_space``.
       axes: The axes of S along which positions attend: "spacetime", "space" or "time".
+      frames: Number of consecutive frames that attend to each other, or None for all.
       axis_name: Axis of the user's own ``jax.shard_map`` that these positions are split over.
       **masks: The masks that the operation takes, each an array or None. They are False where the
         feature map is padding. ``mask`` is that of the keys, ``[B, *S']``, and ``query_mask`` that
@@ -56,7 +58,7 @@ def relate(
     size = queries.shape[1 : rank + 1]
     sharding = jax.typeof(queries).sharding.spec[: rank + 1]
     maps = queries, keys, masks
-    positions = jax.tree.map(lambda x: _flatten(_gather(x, sharding), axes, rank), maps)
+    positions = jax.tree.map(lambda x: _flatten(_gather(x, sharding), axes, frames, rank), maps)
     if axis_name is None:
         y = _over_mesh(operation, *positions)
     else:
@@ -70,6 +72,7 @@ def on_positions(
     x: jax.Array,
     *,
     axes: str,
+    frames: int | None = None,
     mask: jax.Array | None = None,
 ) -> jax.Array:
     """Computes ``function(x, mask)`` on the positions of a feature map.
@@ -80,19 +83,21 @@ def on_positions(
       function: Maps positions ``[..., N, C]`` and their mask ``[..., N]`` to ``[..., N, D]``.
       x: Feature map ``[B, *S, C]``.
       axes: The axes of S that become N.
+      frames: Number of consecutive frames whose positions become N, or None for all.
       mask: Mask ``[B, *S]``, False where x is padding.
 
     Returns:
       Feature map ``[B, *S, D]``. With Explicit mesh axes it is sharded like ``x``.
     """
     rank, sharding = x.ndim - 2, jax.typeof(x).sharding.spec
-    positions = jax.tree.map(lambda x: _flatten(_gather(x, sharding), axes, rank), (x, mask))
+    maps = x, mask
+    positions = jax.tree.map(lambda x: _flatten(_gather(x, sharding), axes, frames, rank), maps)
     y = function(*positions)
     return _reshard(_restore(y, x.shape[1:-1], axes), PartitionSpec(*sharding[:-1]))
 
 
 def read_feature_map(
-    x: jax.Array, axes: str, mask: jax.Array | None, train: bool
+    x: jax.Array, axes: str, frames: int | None, mask: jax.Array | None, train: bool
 ) -> tuple[jax.Array, jax.Array | None]:
     """Checks a block's arguments and sets the padding of its input to zero.
 
@@ -102,6 +107,8 @@ def read_feature_map(
       x: Feature map ``[B, *S, C]`` with one to three axes S.
       axes: One of "spacetime", "space" and "time". "space" requires two or three axes S, "time"
         three.
+      frames: Number of consecutive frames that share an attention matrix, or None for all. A
+        number requires three axes S and "spacetime".
       mask: Mask ``[B, *S]``, False where x is padding.
       train: Second argument of the block, where a mask may be passed by mistake.
 
@@ -130,9 +137,26 @@ def read_feature_map(
         raise InputError(
             f"axes is 'space', but x has shape {x.shape}; use [B, H, W, C] or [B, T, H, W, C]"
         )
+    if frames is not None:
+        _check_frames(x, axes, frames)
     if mask is not None:
         mask = _reshard(mask, PartitionSpec(*jax.typeof(x).sharding.spec[:-1]))
     return zero_padding(mask, x), mask
+
+
+def _check_frames(x: jax.Array, axes: str, frames: int) -> None:
+    if axes != "spacetime" or x.ndim != 5:
+        raise InputError(
+            f"frames is {frames}, axes is {axes!r}, and x has shape {x.shape}; use frames only "
+            "with a clip [B, T, H, W, C] and axes='spacetime'"
+        )
+    if not isinstance(frames, int) or frames < 1:
+        raise InputError(f"frames is {frames!r}; use an integer of 1 or more, or None")
+    if x.shape[1] > frames and x.shape[1] % frames:
+        raise InputError(
+            f"frames is {frames}, but x has shape {x.shape} with {x.shape[1]} frames; use a "
+            f"multiple of {frames} frames, or at most {frames}"
+        )
 
 
 def max_pool_space(x: jax.Array) -> jax.Array:
@@ -147,17 +171,21 @@ def max_pool_mask(mask: jax.Array) -> jax.Array:
     return max_pool_space((~mask)[..., None].astype(jnp.float32))[..., 0] == 0
 
 
-def _flatten(x: jax.Array, axes: str, rank: int) -> jax.Array:
+def _flatten(x: jax.Array, axes: str, frames: int | None, rank: int) -> jax.Array:
     """Reshapes ``[B, *S, ...]``, with ``rank`` axes S, to ``[..., N, ...]``.
 
-    The N positions attend to each other. "spacetime" gives ``[B, prod(S), ...]``, "space"
-    ``[B, T, H*W, ...]`` and "time" ``[B, H, W, T, ...]``.
+    The N positions attend to each other. "spacetime" gives ``[B, prod(S), ...]``, or with F
+    ``frames`` ``[B, T/F, F*H*W, ...]``. "space" is the case F = 1. "time" gives
+    ``[B, H, W, T, ...]``.
     """
     if axes == "time":
         return jnp.moveaxis(x, 1, rank)
-    batch, size = x.shape[0], x.shape[1 : rank + 1]
-    frames = size[:1] if axes == "space" and rank == 3 else ()
-    return x.reshape(batch, *frames, math.prod(size[len(frames) :]), *x.shape[rank + 1 :])
+    batch, size, rest = x.shape[0], x.shape[1 : rank + 1], x.shape[rank + 1 :]
+    if axes == "space" and rank == 3:
+        frames = 1
+    elif frames is None or size[0] <= frames:
+        return x.reshape(batch, math.prod(size), *rest)
+    return x.reshape(batch, size[0] // frames, frames * math.prod(size[1:]), *rest)
 
 
 def _restore(y: jax.Array, size: Sequence[int], axes: str) -> jax.Array:

@@ -113,9 +113,8 @@ class DisentangledNonLocalBlock(NonLocalBlock):
         )
         m = self._pool_after(conv_mask(keys))[..., 0]
         scale = self._scale(theta)
-        whiten = functools.partial(
-            relate, ops.channel_whiten, axes=self.axes, axis_name=self._axis()
-        )
+        relation = {"axes": self.axes, "frames": self.frames, "axis_name": self._axis()}
+        whiten = functools.partial(relate, ops.channel_whiten, **relation)
         self._record(scale * whiten(theta, mask=mask), whiten(phi, mask=key_mask))
         operation = functools.partial(ops.disentangled, scale=scale)
         if self.output == "factor":

@@ -82,6 +82,8 @@ class GlobalContextBlock(nn.Module):
       fusion: Transforms that are used: "add", "multiply" or both.
       axes: The positions that share a context: "spacetime" (all), "space" (those of a frame) or
         "time" (the same pixel in all frames).
+      frames: Number of consecutive frames that share a context, or None for all. See
+        :class:`NonLocalBlock`.
       norm: Constructor of the norm inside t, or None. Its input is one vector per context, so batch
         statistics are unreliable. Use a layer norm.
       dtype: Type of the computation. None promotes the input with the parameters.
@@ -96,6 +98,7 @@ class GlobalContextBlock(nn.Module):
     pooling: Pooling = "attention"
     fusion: tuple[Fusion, ...] = ("add",)
     axes: Axes = "spacetime"
+    frames: int | None = None
     norm: NormFn | None = LayerNorm
     dtype: jax.typing.DTypeLike | None = None
     param_dtype: jax.typing.DTypeLike = jnp.float32
@@ -135,9 +138,9 @@ class GlobalContextBlock(nn.Module):
             )
 
         check_norm(self.norm)
-        x, mask = read_feature_map(x, self.axes, mask, train)
+        x, mask = read_feature_map(x, self.axes, self.frames, mask, train)
         fuse = functools.partial(self._fuse, train=train)
-        return on_positions(fuse, x, axes=self.axes, mask=mask)
+        return on_positions(fuse, x, axes=self.axes, frames=self.frames, mask=mask)
 
     def _fuse(self, x: jax.Array, mask: jax.Array | None, *, train: bool) -> jax.Array:
         """Computes z on positions ``[..., N, C]``."""

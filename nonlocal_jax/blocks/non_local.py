@@ -132,6 +132,10 @@ class NonLocalBlock(nn.Module):
         width must be even.
       axes: The positions that attend to each other: "spacetime" (all), "space" (those of a frame)
         or "time" (the same pixel in all frames).
+      frames: If a number F, the positions of F consecutive frames attend to each other, and those
+        of the other frames do not. A clip must have a multiple of F frames, or fewer than F. None:
+        all frames. It requires ``axes="spacetime"``. The authors' networks for 128 frames use 4 in
+        some of their blocks.
       norm: Constructor of the norm after W, or None.
       dtype: Type of the computation. None promotes the input with the parameters.
       param_dtype: Type of the parameters.
@@ -148,6 +152,7 @@ class NonLocalBlock(nn.Module):
     use_scale: bool = True
     sub_sample: SubSample = False
     axes: Axes = "spacetime"
+    frames: int | None = None
     # A default_factory, as a class attribute would hide the submodule "norm" from ``nnx.bridge``.
     norm: NormFn | None = dataclasses.field(default_factory=lambda: BatchNorm)
     dtype: jax.typing.DTypeLike | None = None
@@ -176,7 +181,7 @@ class NonLocalBlock(nn.Module):
           InputError: A type, a shape or an attribute is wrong.
         """
         self._check(x)
-        queries, mask = read_feature_map(x, self.axes, mask, train)
+        queries, mask = read_feature_map(x, self.axes, self.frames, mask, train)
         keys = max_pool_space(queries) if self.sub_sample == "before" else queries
         key_mask = mask
         if mask is not None:
@@ -264,7 +269,8 @@ class NonLocalBlock(nn.Module):
         operation = functools.partial(
             operation, precision=self.precision, implementation=self.implementation
         )
-        return relate(operation, *maps, axes=self.axes, axis_name=self._axis(), **masks)
+        relation = {"axes": self.axes, "frames": self.frames, "axis_name": self._axis()}
+        return relate(operation, *maps, **relation, **masks)
 
     def _axis(self) -> str | None:
         """Returns ``axis_name``, but None in ``init``, where the axis need not exist."""

@@ -66,7 +66,8 @@ def attention_map(
     Returns:
       Weights ``[L']``, ``[H', W']`` or ``[T', H', W']``, the size of the block's keys. Where the
       keys are padding, they are zero. For a block with ``axes="space"``, they are zero in all other
-      frames. For a block with ``axes="time"``, they are zero at all other places.
+      frames. For a block with ``axes="time"``, they are zero at all other places. For a block with
+      ``frames``, they are zero in the frames of other groups.
 
     Raises:
       InputError: The inputs have the wrong shape, the position is outside them, the model has no
@@ -90,7 +91,13 @@ def attention_map(
     # Index of the keys that the query attends to.
     related: tuple = ()
     if len(size) == 3:
-        along = {"spacetime": (), "space": index[:1], "time": (slice(None), *index[1:])}
+        frames = record.relation.frames or len(record.query)
+        first = index[0] // frames * frames
+        along = {
+            "spacetime": (slice(first, first + frames),),
+            "space": index[:1],
+            "time": (slice(None), *index[1:]),
+        }
         related = along[record.relation.axes]
     keys = record.key[related]
     valid = np.ones(keys.shape[:-1], bool) if record.mask is None else record.mask[related]
@@ -118,6 +125,7 @@ class _Relation:
 
     mode: str
     axes: str
+    frames: int | None
 
 
 class _Record(NamedTuple):
@@ -213,8 +221,9 @@ def _records(
 
     def sow_relation(method, args, kwargs, context):
         if isinstance(context.module, NonLocalBlock) and context.method_name == "__call__":
-            relation = _Relation(context.module.mode, context.module.axes)
-            context.module.sow("intermediates", "relation", relation)
+            block = context.module
+            relation = _Relation(block.mode, block.axes, block.frames)
+            block.sow("intermediates", "relation", relation)
         return method(*args, **kwargs)
 
     # ``sow`` would append to the records of an earlier call.
