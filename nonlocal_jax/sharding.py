@@ -220,6 +220,11 @@ def use_mesh(mesh: Mesh) -> contextlib.AbstractContextManager:
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
+def are_positions_split() -> bool:
+    """Returns whether the current mesh splits the positions of an image or clip over "context"."""
+    return jax.sharding.get_abstract_mesh().shape.get(CONTEXT, 1) > 1
+
+
 def split_positions(x: jax.Array) -> jax.Array:
     """Splits the second axis of ``[B, *S, ...]`` over the mesh axis "context".
 
