@@ -1,19 +1,52 @@
-"""Residual networks for dense prediction: bottlenecks, two stems, dilated stages."""
+"""Residual networks for images and clips: bottlenecks, two stems, dilated stages."""
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import flax.linen as nn
 import jax
 
+from nonlocal_jax.backbones.temporal import Temporal, check_places
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.layers import BatchNorm, Conv, NormFn, apply_norm
 from nonlocal_jax.layers.dense import promote_dtype
 from nonlocal_jax.ops._numerics import check_floating
+from nonlocal_jax.ops.shift import Shift, temporal_shift
 
 BlockPosition = Literal["after_residual", "after_conv3"]
 Stem = Literal["v1", "v1c"]
+
+
+def _conv(
+    features: int,
+    size: int,
+    stride: int = 1,
+    dilation: int = 1,
+    *,
+    frames: int = 1,
+    frame_stride: int = 1,
+    **options: Any,
+) -> Conv:
+    """A convolution whose kernel has a time axis only if it spans frames or strides over them."""
+    if frames == frame_stride == 1:
+        return Conv(features, size, stride, dilation, **options)
+    sizes, strides = (frames, size, size), (frame_stride, stride, stride)
+    return Conv(features, sizes, strides, (1, dilation, dilation), **options)
+
+
+def _max_pool(
+    x: jax.Array, size: int, stride: int, padding: int, *, frames: int = 1, frame_stride: int = 1
+) -> jax.Array:
+    """Max-pools an image, or a clip, whose frames are not padded."""
+    if frames > 1 and x.shape[1] < frames:
+        raise InputError(
+            f"the clip is too short: a max pool over {frames} frames gets {x.shape[1]}; "
+            "use a clip with more frames"
+        )
+    axes, space = x.ndim - 2, (padding, padding)
+    window, strides = (frames, size, size)[-axes:], (frame_stride, stride, stride)[-axes:]
+    return nn.max_pool(x, window, strides, padding=((0, 0), space, space)[-axes:])
 
 
 class Bottleneck(nn.Module):
@@ -24,6 +57,7 @@ class Bottleneck(nn.Module):
     This is the block of ResNet (arXiv:1512.03385) with the stride in the 3x3 convolution, as in
     PyTorch. conv1 and conv2 include a ReLU. The shortcut is x, or a 1x1 convolution with norm where
     the shape changes. ``block`` is optional. The scale of the last norm is initialized to zero.
+    Clips are processed frame by frame, unless ``frames`` or ``shift`` is set.
 
     Attributes:
       width: Channels of the 3x3 convolution. The output has four times as many.
@@ -31,6 +65,9 @@ class Bottleneck(nn.Module):
       dilation: Dilation of the 3x3 convolution.
       block: Constructor of a block after conv3, inside the residual branch (GCNet), or None. See
         ``ResNet``.
+      frames: Frames of the kernels of conv1 and of conv2.
+      shift: Direction of the temporal shift of the input of conv1, or None. The shortcut is not
+        shifted.
       norm: Constructor of the norms, see ``layers.apply_norm``.
       dtype: Type of the computation. None promotes the input with the float32 parameters.
       precision: Precision of the products, see ``ops.conv``.
@@ -40,6 +77,8 @@ class Bottleneck(nn.Module):
     stride: int = 1
     dilation: int = 1
     block: Callable[..., nn.Module] | None = None
+    frames: tuple[int, int] = (1, 1)
+    shift: Shift | None = None
     norm: NormFn = BatchNorm
     dtype: jax.typing.DTypeLike | None = None
     precision: jax.lax.PrecisionLike = None
@@ -49,14 +88,16 @@ class Bottleneck(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Maps ``[B, *S, C]`` to ``[B, *S', 4 * width]``."""
-        conv = functools.partial(Conv, dtype=self.dtype, precision=self.precision)
+        conv = functools.partial(_conv, dtype=self.dtype, precision=self.precision)
         norm = functools.partial(self.norm, dtype=self.dtype)
         normalize = functools.partial(apply_norm, train=train)
         channels = self.width * self.expansion
 
-        y = conv(self.width, 1, name="conv1")(x)
+        y = x if self.shift is None else temporal_shift(x, direction=self.shift)
+        y = conv(self.width, 1, frames=self.frames[0], name="conv1")(y)
         y = nn.relu(normalize(norm(name="bn1"), y))
-        y = conv(self.width, 3, self.stride, self.dilation, name="conv2")(y)
+        options = {"frames": self.frames[1], "name": "conv2"}
+        y = conv(self.width, 3, self.stride, self.dilation, **options)(y)
         y = nn.relu(normalize(norm(name="bn2"), y))
         y = conv(channels, 1, name="conv3")(y)
         y = normalize(norm(name="bn3", scale_init=nn.initializers.zeros), y)
@@ -79,10 +120,10 @@ class ResNet(nn.Module):
     ResNet-101 has ``stage_sizes=(3, 4, 23, 3)``. The stem "v1" is the 7x7 convolution of
     torchvision.
 
-    Clips ``[B, T, H, W, 3]`` are processed frame by frame, with two exceptions: blocks whose
-    ``axes`` is not "space", and norms whose statistics are over positions. At inference, a batch
-    norm treats frames independently. In training, its statistics are those of all frames.
-    ``nn.GroupNorm`` normalizes a clip as a whole.
+    Clips ``[B, T, H, W, 3]`` are processed frame by frame, with three exceptions: the layers that
+    ``temporal`` changes, blocks whose ``axes`` is not "space", and norms whose statistics are over
+    positions. At inference, a batch norm treats frames independently. In training, its statistics
+    are those of all frames. ``nn.GroupNorm`` normalizes a clip as a whole.
 
     Parameters have the names of PyTorch, with ``layer3.0`` written ``layer3_0``. Parameter paths
     are final. They will not change for rematerialization or for scanning over layers.
@@ -101,6 +142,9 @@ class ResNet(nn.Module):
         stages from 1 and indices from 0.
       block_position: Position of the inserted block. "after_residual" is after the residual block
         (NL paper), "after_conv3" is inside its residual branch (GCNet).
+      temporal: What the network does along the frames of a clip.
+      remat: Whether the backward pass computes the activations inside the residual blocks again
+        instead of storing them. This needs less memory and more time.
       norm: Constructor of the norms, see ``layers.apply_norm``. Inserted blocks have their own.
       dtype: Type of the computation. None promotes the input with the float32 parameters.
       precision: Precision of the products, see ``ops.conv``.
@@ -115,6 +159,8 @@ class ResNet(nn.Module):
     block: Callable[..., nn.Module] | None = None
     block_at: Sequence[str] = ()
     block_position: BlockPosition = "after_conv3"
+    temporal: Temporal = Temporal()
+    remat: bool = False
     norm: NormFn = BatchNorm
     dtype: jax.typing.DTypeLike | None = None
     precision: jax.lax.PrecisionLike = None
@@ -124,35 +170,35 @@ class ResNet(nn.Module):
         """Returns a feature map for each stage. The first is ``[B, H/4, W/4, 4 * width]``.
 
         Images are ``[B, H, W, 3]``. Clips are ``[B, T, H, W, 3]``, with feature maps
-        ``[B, T, ...]``.
+        ``[B, T', ...]``. T' is T, unless ``temporal`` has strides or pools over frames.
 
         Raises:
           InputError: A shape, a type or an attribute is wrong.
         """
         self._check(images)
-        x = self._apply_stem(images, train)
-        frames = images.ndim - 4  # number of axes of frames: 0 or 1
-        x = nn.max_pool(
-            x,
-            (1,) * frames + (3, 3),
-            strides=(1,) * frames + (2, 2),
-            padding=((0, 0),) * frames + ((1, 1), (1, 1)),
-        )
+        x, time = self._apply_stem(images, train), self.temporal
+        pool1 = {"frames": time.pool1_frames, "frame_stride": time.pool1_stride}
+        x = _max_pool(x, 3, 2, time.pool1_padding, **pool1)
 
+        residual = nn.remat(Bottleneck, static_argnums=2) if self.remat else Bottleneck
         outputs = []
         stages = zip(self.stage_sizes, self.strides, self.dilations, strict=True)
         for stage, (size, stride, dilation) in enumerate(stages, start=1):
             for index in range(size):
-                first = index == 0
-                block = self.block if f"layer{stage}.{index}" in self.block_at else None
+                first, place = index == 0, f"layer{stage}.{index}"
+                block = self.block if place in self.block_at else None
+                if place in time.group_at:
+                    block = functools.partial(block, frames=time.group_frames)
                 inside = self.block_position == "after_conv3"
                 contract = first and self.contract_dilation
                 name = f"layer{stage}_{index}"
-                x = Bottleneck(
+                x = residual(
                     width=self.width * 2 ** (stage - 1),
                     stride=stride if first else 1,
                     dilation=max(dilation // 2, 1) if contract else dilation,
                     block=block if inside else None,
+                    frames=time.kernel_frames(place),
+                    shift=time.shift if place in time.shift_at else None,
                     norm=self.norm,
                     dtype=self.dtype,
                     precision=self.precision,
@@ -161,13 +207,17 @@ class ResNet(nn.Module):
                 if block is not None and not inside:
                     x = block(name=f"{name}_block")(x, train=train)
             outputs.append(x)
+            if stage == 1 and time.pool2_frames > 1:
+                x = _max_pool(x, 1, 1, 0, frames=time.pool2_frames, frame_stride=time.pool2_frames)
         return outputs
 
     def _apply_stem(self, x: jax.Array, train: bool) -> jax.Array:
-        conv = functools.partial(Conv, dtype=self.dtype, precision=self.precision)
+        conv = functools.partial(_conv, dtype=self.dtype, precision=self.precision)
         norm = functools.partial(self.norm, dtype=self.dtype)
         if self.stem == "v1":
-            x = conv(self.width, 7, 2, name="conv1")(x)
+            time = self.temporal.conv1_frames, self.temporal.conv1_stride
+            options = {"frames": time[0], "frame_stride": time[1], "name": "conv1"}
+            x = conv(self.width, 7, 2, **options)(x)
             return nn.relu(apply_norm(norm(name="bn1"), x, train=train))
         half = self.width // 2
         for i, (width, stride) in enumerate(((half, 2), (half, 1), (self.width, 1)), start=1):
@@ -198,8 +248,10 @@ class ResNet(nn.Module):
         places = [
             f"layer{s}.{i}" for s, size in enumerate(self.stage_sizes, 1) for i in range(size)
         ]
-        if unknown := [place for place in self.block_at if place not in places]:
+        check_places("block_at", self.block_at, places)
+        self.temporal.check(places, self.block_at, self.stem)
+        if images.ndim == 4 and self.temporal.relates_frames:
             raise InputError(
-                f"block_at is {self.block_at}, but there is no {', '.join(unknown)}; "
-                f"use some of {', '.join(places)}"
+                f"images has shape {images.shape}, but {self.temporal} relates frames; "
+                "use clips [B, T, H, W, 3]"
             )

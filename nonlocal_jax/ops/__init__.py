@@ -15,6 +15,7 @@ from nonlocal_jax.ops.pairwise import (
     softmax_attention,
 )
 from nonlocal_jax.ops.resize import resize
+from nonlocal_jax.ops.shift import temporal_shift
 from nonlocal_jax.ops.softmax import attention_weights
 from nonlocal_jax.ops.upsampled import upsampled_cross_entropy
 
@@ -30,5 +31,6 @@ __all__ = [
     "dot_product",
     "resize",
     "softmax_attention",
+    "temporal_shift",
     "upsampled_cross_entropy",
 ]
