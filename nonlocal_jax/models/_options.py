@@ -13,6 +13,7 @@ from nonlocal_jax.errors import InputError
 # A type, what else is required of the value, and the test.
 Positive = Annotated[int, "of at least 1", lambda n: n >= 1]
 Odd = Annotated[int, "of at least 1 that is odd", lambda n: n >= 1 and n % 2 == 1]
+PositiveNumber = Annotated[float, "above 0", lambda x: x > 0]
 Probability = Annotated[float, "from 0 to 1", lambda p: 0 <= p <= 1]
 
 _WORDS = {

@@ -50,4 +50,5 @@ def create_experiment(config: ConfigDict) -> Experiment:
       InputError: A field of the config is unknown, missing or invalid.
     """
     task = get_task(config)
-    return Experiment(config, task, create_model(config.model), *create_optimizer(config))
+    model = create_model(config.model, remat=config.train.get("remat", False))
+    return Experiment(config, task, model, *create_optimizer(config))
