@@ -56,7 +56,7 @@ def base_config(
                 # For kind "step": the rate is multiplied by the factor at each of these steps.
                 "boundaries": (),
                 "factor": 0.1,
-                # For both kinds: the rate rises linearly from this fraction of itself.
+                # For all kinds: the rate rises linearly from this fraction of itself.
                 "warmup_steps": 0,
                 "warmup_factor": 0.1,
             },
