@@ -73,13 +73,17 @@ def classification_config(
         interval=2,
         # The short side of the frames is drawn uniformly from these two sizes, both inclusive.
         short_side=(256, 256),
+        # Whether the size of the long side is rounded down ("floor") or to the nearest ("round").
+        long_side="floor",
+        # Training clips are random crops of this size. With crop_scales, they are crops whose sides
+        # are these fractions of the short side, at most crop_scale_gap apart in the list, at one of
+        # crop_positions fixed places. With crop_area, they are crops that cover a part of the
+        # frame between these two fractions. Both are resized to the size of a crop.
         crop=224,
-        # () for a crop of `crop` pixels at a random place. Otherwise the crop's sides are drawn
-        # from these fractions of the short side, and its place from `crop_positions` fixed ones.
-        # The indices of both sides in `crop_scales` differ by at most `crop_scale_gap`.
         crop_scales=(),
         crop_positions=5,
         crop_scale_gap=0,
+        crop_area=(),
         flip=0.5,
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,

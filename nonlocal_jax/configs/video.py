@@ -114,6 +114,7 @@ _SOURCES: Mapping[str, Leaves] = {
         "recipe": "mmaction2 1.x; the warm-up rises in every step instead of every epoch",
         "model.block_use_scale": False,
         "model.block_sub_sample": "after",
+        "data.long_side": "round",
         "data.crop_scales": (1.0, 0.875, 0.75, 0.66),
         "data.crop_scale_gap": 1,
         "evaluation.starts": "even",
@@ -192,13 +193,11 @@ _RECIPES: Mapping[tuple[str, str], Leaves] = {
     },
     ("mmaction2", "slowonly"): {
         **_step_schedule(150, (90, 130), batch_size=128, warmup=10),
-        "recipe": "mmaction2 1.x; the warm-up rises in every step instead of every epoch; crops "
-        "have random scales instead of random areas and aspect ratios",
         "model.norm_group_size": 16,
         "data.interval": 8,
-        "data.short_side": (256, 320),
         "data.crop_scales": (),
         "data.crop_scale_gap": 0,
+        "data.crop_area": (0.08, 1.0),
         "optimizer.learning_rate": 0.02,
         "optimizer.clip_global_norm": 40.0,
     },
