@@ -206,8 +206,10 @@ _RECIPES: Mapping[tuple[str, str], Leaves] = {
         **_step_schedule(50, (20, 40), batch_size=128),
         "evaluation.crops": 1,
     },
-    # The epochs of the drops are not published. They are twice those of 50 epochs.
     ("mit", "tsm_dense"): {
+        "recipe": "temporal-shift-module; batch norm normalizes the global batch; the rate drops at "
+        "twice the epochs of the networks without dense (its own are not published); clips of the "
+        "test are spread over 7 more frames",
         **_step_schedule(100, (40, 80), batch_size=128),
         "data.interval": 8,
         "evaluation.starts": "even",
