@@ -207,9 +207,9 @@ _RECIPES: Mapping[tuple[str, str], Leaves] = {
         "evaluation.crops": 1,
     },
     ("mit", "tsm_dense"): {
-        "recipe": "temporal-shift-module; batch norm normalizes the global batch; the rate drops at "
-        "twice the epochs of the networks without dense (its own are not published); clips of the "
-        "test are spread over 7 more frames",
+        "recipe": "temporal-shift-module; batch norm normalizes the global batch; the rate drops "
+        "at twice the epochs of the network without dense, because its own are not published; the "
+        "clips of the test are spread over 7 more frames",
         **_step_schedule(100, (40, 80), batch_size=128),
         "data.interval": 8,
         "evaluation.starts": "even",
