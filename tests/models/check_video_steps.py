@@ -110,7 +110,9 @@ def check(name):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=pathlib.Path, required=True)
-    parser.add_argument("names", nargs="*", default=video.NAMES)
+    parser.add_argument(
+        "names", nargs="*", default=[name for name in video.NAMES if not name.startswith("demo_")]
+    )
     arguments = parser.parse_args()
     networks = {json.dumps(small(name).model.to_dict()): name for name in reversed(arguments.names)}
     rows, failed = [], False
