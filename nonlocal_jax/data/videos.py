@@ -114,10 +114,7 @@ class EncodedVideo:
           InputError: The file cannot be read, or has no frame that can be decoded.
         """
         if self._index is None:
-            indexer = Indexer()
-            for frame in self.decode():
-                indexer.add(frame)
-            self._index = indexer.index(self._name)
+            self._index = self._find_frames()
         return self._index
 
     @property
@@ -127,15 +124,6 @@ class EncodedVideo:
     @property
     def size(self) -> tuple[int, int]:
         return self.index.size
-
-    def decode(self) -> Iterator["av.VideoFrame"]:
-        """Yields all frames that can be decoded.
-
-        Raises:
-          InputError: The file cannot be read, or is not a video.
-        """
-        with self._open() as container:
-            yield from _frames(container)
 
     def read(self, indices: Sequence[int]) -> np.ndarray:
         """Returns frames: RGB, uint8 ``[len(indices), H, W, 3]``.
@@ -150,8 +138,8 @@ class EncodedVideo:
         wanted, inverse = np.unique(np.arange(len(timestamps))[indices], return_inverse=True)
         starts = key_frames[np.searchsorted(key_frames, wanted, side="right") - 1]
         places = [(start, *place) for start, place in zip(starts, enumerate(wanted), strict=True)]
-        frames = np.empty((len(wanted), *size, 3), np.uint8)
-        with self._open() as container:
+        result = np.empty((len(wanted), *size, 3), np.uint8)
+        with self.open() as container:
             convert = Converter(size)
             for start, group in itertools.groupby(places, key=lambda place: place[0]):
                 numbered = self._decode_from(container, start)
@@ -162,31 +150,52 @@ class EncodedVideo:
                             f"frame {number} of {self._name} cannot be decoded; the file is "
                             "damaged or has changed, so replace it"
                         )
-                    frames[place] = convert(frame)
-        return frames[inverse]
+                    result[place] = convert(frame)
+        return result[inverse]
+
+    def _find_frames(self) -> FrameIndex:
+        stamps: list[int | None] = []
+        keys = {0}
+        with self.open() as container:
+            for frame in decode(container):
+                if not stamps:
+                    size = upright_size(frame)
+                if frame.key_frame:
+                    keys.add(len(stamps))
+                stamps.append(frame.pts)
+        if not stamps:
+            raise InputError(f"{self._name} has no frame that can be decoded; replace the file")
+        if None in stamps or any(b <= a for a, b in itertools.pairwise(stamps)):
+            # Frames without a time stamp of their own are counted from the first one.
+            stamps, keys = list(range(len(stamps))), {0}
+        return FrameIndex(np.array(stamps, np.int64), np.array(sorted(keys), np.int64), size)
 
     def _decode_from(
         self, container: "av.container.InputContainer", start: int
     ) -> Iterator[tuple[int, "av.VideoFrame"]]:
         """Yields the frames from a key frame on, with their numbers."""
         if start == 0:  # also in files whose time stamps are not in order
-            yield from enumerate(_frames(container))
+            yield from enumerate(decode(container))
             return
         timestamps = self.index.timestamps.tolist()
         numbers = {stamp: number for number, stamp in enumerate(timestamps)}
         container.seek(timestamps[start], stream=container.streams.video[0])
-        numbered = ((numbers[f.pts], f) for f in _frames(container) if f.pts in numbers)
+        numbered = ((numbers[f.pts], f) for f in decode(container) if f.pts in numbers)
         first = next(numbered, None)
         if first is not None and first[0] <= start:
             yield first
             yield from numbered
         else:  # some files lead to a later key frame
-            with self._open() as reopened:
-                yield from enumerate(_frames(reopened))
+            with self.open() as reopened:
+                yield from enumerate(decode(reopened))
 
     @contextlib.contextmanager
-    def _open(self) -> Iterator["av.container.InputContainer"]:
-        """Opens the file. Its content decides what it is, and not its name."""
+    def open(self) -> Iterator["av.container.InputContainer"]:
+        """Opens the file. Its content decides what it is, and not its name.
+
+        Raises:
+          InputError: The file cannot be read, or is not a video.
+        """
         av = import_av()
         data = self._data if isinstance(self._data, bytes) else _read(self._data)
         # Before version 19, PyAV refuses metadata that is not UTF-8.
@@ -204,32 +213,6 @@ class EncodedVideo:
                 f"{self._name} is damaged or not a video ({error.strerror}, {len(data):,} bytes); "
                 "replace the file"
             ) from error
-
-
-class Indexer:
-    """Makes the index of a video from its decoded frames."""
-
-    def __init__(self) -> None:
-        self._stamps: list[int | None] = []
-        self._keys: list[int] = []
-        self._size = (0, 0)
-
-    def add(self, frame: "av.VideoFrame") -> None:
-        if not self._stamps:
-            self._size = upright_size(frame)
-        if frame.key_frame:
-            self._keys.append(len(self._stamps))
-        self._stamps.append(frame.pts)
-
-    def index(self, name: str) -> FrameIndex:
-        """Returns the index. ``name`` is what a message calls the video."""
-        if not self._stamps:
-            raise InputError(f"{name} has no frame that can be decoded; replace the file")
-        stamps, keys = self._stamps, sorted({0, *self._keys})
-        if None in stamps or any(b <= a for a, b in itertools.pairwise(stamps)):
-            # Frames without a time stamp of their own are counted from the first one.
-            stamps, keys = list(range(len(stamps))), [0]
-        return FrameIndex(np.array(stamps, np.int64), np.array(keys, np.int64), self._size)
 
 
 class Converter:
@@ -250,8 +233,8 @@ def upright_size(frame: "av.VideoFrame") -> tuple[int, int]:
     return (frame.width, frame.height) if frame.rotation % 180 else (frame.height, frame.width)
 
 
-def _frames(container: "av.container.InputContainer") -> Iterator["av.VideoFrame"]:
-    """Yields the frames that can be decoded. Packets that cannot are left out."""
+def decode(container: "av.container.InputContainer") -> Iterator["av.VideoFrame"]:
+    """Yields the frames of an open video that can be decoded. The others are left out."""
     from av.error import InvalidDataError
 
     # Reading ends where the file is truncated.
