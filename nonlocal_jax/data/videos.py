@@ -5,7 +5,7 @@ import io
 import itertools
 import os
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
@@ -15,6 +15,8 @@ from nonlocal_jax.errors import InputError
 if TYPE_CHECKING:
     import av
 
+# In other formats, a seek may lead to a place whose frames have wrong time stamps.
+_SEEKABLE = ("mov,mp4", "matroska,webm")
 SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 
 
@@ -137,26 +139,28 @@ class EncodedVideo:
         timestamps, key_frames, size = self.index
         wanted, inverse = np.unique(np.arange(len(timestamps))[indices], return_inverse=True)
         starts = key_frames[np.searchsorted(key_frames, wanted, side="right") - 1]
-        places = [(start, *place) for start, place in zip(starts, enumerate(wanted), strict=True)]
-        result = np.empty((len(wanted), *size, 3), np.uint8)
+        convert = Converter(size)
+        frames: list[np.ndarray] = []
         with self.open() as container:
-            convert = Converter(size)
-            for start, group in itertools.groupby(places, key=lambda place: place[0]):
-                numbered = self._decode_from(container, start)
-                for _, place, number in group:
-                    frame = next((frame for n, frame in numbered if n == number), None)
-                    if frame is None:
-                        raise InputError(
-                            f"frame {number} of {self._name} cannot be decoded; the file is "
-                            "damaged or has changed, so replace it"
-                        )
-                    result[place] = convert(frame)
-        return result[inverse]
+            for start in np.unique(starts):
+                numbers = wanted[starts == start]
+                found = _take(self._decode_from(container, start), numbers, convert)
+                if len(found) < len(numbers):  # in some files, a seek leads to a later key frame
+                    with self.open() as reopened:
+                        found = _take(enumerate(decode(reopened)), numbers, convert)
+                if len(found) < len(numbers):
+                    raise InputError(
+                        f"frame {numbers[len(found)]} of {self._name} cannot be decoded; the file "
+                        "is damaged or has changed, so replace it"
+                    )
+                frames += found
+        return np.stack([frames[place] for place in inverse])
 
     def _find_frames(self) -> FrameIndex:
         stamps: list[int | None] = []
         keys = {0}
         with self.open() as container:
+            seekable = container.format.name.startswith(_SEEKABLE)
             for frame in decode(container):
                 if not stamps:
                     size = upright_size(frame)
@@ -166,8 +170,9 @@ class EncodedVideo:
         if not stamps:
             raise InputError(f"{self._name} has no frame that can be decoded; replace the file")
         if None in stamps or any(b <= a for a, b in itertools.pairwise(stamps)):
-            # Frames without a time stamp of their own are counted from the first one.
-            stamps, keys = list(range(len(stamps))), {0}
+            stamps, seekable = list(range(len(stamps))), False
+        if not seekable:  # frames are counted from the first one
+            keys = {0}
         return FrameIndex(np.array(stamps, np.int64), np.array(sorted(keys), np.int64), size)
 
     def _decode_from(
@@ -180,14 +185,10 @@ class EncodedVideo:
         timestamps = self.index.timestamps.tolist()
         numbers = {stamp: number for number, stamp in enumerate(timestamps)}
         container.seek(timestamps[start], stream=container.streams.video[0])
-        numbered = ((numbers[f.pts], f) for f in decode(container) if f.pts in numbers)
-        first = next(numbered, None)
-        if first is not None and first[0] <= start:
-            yield first
-            yield from numbered
-        else:  # some files lead to a later key frame
-            with self.open() as reopened:
-                yield from enumerate(decode(reopened))
+        # Frames that are shown before a key frame may refer to frames that were not decoded.
+        for frame in itertools.dropwhile(lambda frame: not frame.key_frame, decode(container)):
+            if frame.pts in numbers:
+                yield numbers[frame.pts], frame
 
     @contextlib.contextmanager
     def open(self) -> Iterator["av.container.InputContainer"]:
@@ -226,6 +227,19 @@ class Converter:
         height, width = self._size[::-1] if frame.rotation % 180 else self._size
         rgb = self._reformatter.reformat(frame, width=width, height=height, format="rgb24")
         return np.rot90(rgb.to_ndarray(), frame.rotation // 90)
+
+
+def _take(
+    numbered: Iterable[tuple[int, "av.VideoFrame"]], numbers: np.ndarray, convert: Converter
+) -> list[np.ndarray]:
+    """Returns the frames with these numbers, up to the first one that is not there."""
+    found: list[np.ndarray] = []
+    for number, frame in numbered:
+        if number == numbers[len(found)]:
+            found.append(convert(frame))
+        if len(found) == len(numbers) or number > numbers[len(found)]:
+            break
+    return found
 
 
 def upright_size(frame: "av.VideoFrame") -> tuple[int, int]:
