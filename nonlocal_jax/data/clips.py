@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from nonlocal_jax.data.checks import check_labels
 from nonlocal_jax.data.images import Window, keep_ratio_size, resize_image, resize_window
 from nonlocal_jax.data.source import Example
 from nonlocal_jax.data.videos import Video
@@ -73,11 +72,21 @@ def clip_label(example: Example, kind: str, num_classes: int) -> np.ndarray:
             f"an example lacks {', '.join(missing)} (it has {', '.join(example) or 'no fields'}); "
             "add each missing field to the source"
         )
+    if not hasattr(example["video"], "read"):
+        raise InputError(
+            f"the video of example {example['id']!r} is of the type "
+            f"{type(example['video']).__name__}; use an EncodedVideo or a FrameArray"
+        )
     name = f"the labels of example {example['id']!r}"
-    labels = np.asarray(example["label"], np.int32)
+    labels = np.asarray(example["label"])
+    whole = np.issubdtype(labels.dtype, np.integer)
+    if labels.size and not (whole and labels.min() >= 0 and labels.max() < num_classes):
+        raise InputError(
+            f"{name} are {labels.tolist()}; use the class indices 0 to {num_classes - 1}"
+        )
+    labels = labels.astype(np.int32)
     if kind == "softmax" and labels.ndim:
         raise InputError(f"{name} are {labels.tolist()}; give one class, or use loss.kind=sigmoid")
-    check_labels(labels, num_classes, ignore_index=-1, name=name)
     if kind == "softmax":
         return labels
     target = np.zeros(num_classes, np.float32)
