@@ -52,7 +52,7 @@ def prepare_clip(
     video = example["video"]
     indices = draw_frames(video.num_frames, options, rng)
     short = int(rng.integers(options.short_side[0], options.short_side[1] + 1))
-    size = resized_size(video.size, short, options.get("long_side", "floor"))
+    size = resized_size(video.size, short, options.long_side)
     window = draw_window(size, options, rng)
     flip = rng.random() < options.flip
     frames = [resize_window(frame, size, window) for frame in video.read(indices)]
@@ -193,7 +193,7 @@ def draw_window(
     Raises:
       InputError: The crop is larger than the frames.
     """
-    if area := config.get("crop_area", ()):
+    if area := config["crop_area"]:
         return _draw_area(size, area, rng)
     crop, scales = config["crop"], config["crop_scales"]
     if crop > min(size):
@@ -297,7 +297,7 @@ def read_views(video: Video, config: ConfigDict) -> np.ndarray:
     """
     options = config.evaluation
     numbers = view_frames(video.num_frames, config)
-    size = resized_size(video.size, options.short_side, config.data.get("long_side", "floor"))
+    size = resized_size(video.size, options.short_side, config.data.long_side)
     windows = view_windows(size, options.crop, options.crops)
     # A frame that occurs in several clips is decoded and resized once.
     distinct, places = np.unique(numbers, return_inverse=True)
