@@ -47,7 +47,8 @@ def cached(source: Source, directory: PathLike) -> Source:
       directory: Directory of all caches, on a disk of this host. It is created if necessary.
 
     Raises:
-      InputError: The disk is full, a field has another type, an example is a video, or the files are damaged.
+      InputError: The disk is full, a field has another type, an example is a video, or the files
+        are damaged.
     """
     name = getattr(source, "name", "")
     parts = [*name.split("/"), fingerprint(source), getattr(source, "digest", "")]

@@ -128,7 +128,8 @@ def encode(video: EncodedVideo, storage: str, short_side: int) -> bytes:
                 reduced = resized_size(size, min(short_side, *size), "floor")
                 # The colors have half of the resolution, so both sides must be even.
                 height, width = (max(2, n // 2 * 2) for n in reduced)
-            if frame.rotation:
+            # JPEG has one color space of its own. H.264 keeps that of the video.
+            if frame.rotation or storage == "jpeg":
                 frame = av.VideoFrame.from_ndarray(upright(frame), format="rgb24")
             frame = resize(frame, width, height, format=pixels, interpolation="BICUBIC")
             if number == 0:
