@@ -149,7 +149,7 @@ def list_files(
     return [file for file in files if _is_text(file.name)]
 
 
-def list_videos(
+def videos_by_name(
     source: pathlib.Path, directory: pathlib.Path, problems: list[str]
 ) -> dict[str, File]:
     """Returns the videos in a directory and below, by their names without the suffix."""

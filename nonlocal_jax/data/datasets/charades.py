@@ -8,9 +8,9 @@ from nonlocal_jax.data.datasets._layout import (
     Layout,
     VideoFile,
     find_root,
-    list_videos,
     read_list,
     read_table,
+    videos_by_name,
 )
 
 NUM_CLASSES = 157
@@ -31,7 +31,7 @@ def find(source: pathlib.Path) -> Layout:
         problems.append(
             f"Charades_v1_classes.txt has {len(names)} lines instead of {NUM_CLASSES}; replace it"
         )
-    videos = list_videos(source, source / "Charades_v1_480", problems)
+    videos = videos_by_name(source, source / "Charades_v1_480", problems)
     splits: dict[str, list[VideoFile]] = {}
     for split, name in _LISTS.items():
         splits[split] = []

@@ -3,7 +3,13 @@
 import pathlib
 
 from nonlocal_jax.data.datasets._dataset import Dataset
-from nonlocal_jax.data.datasets._layout import Layout, VideoFile, find_root, list_videos, read_table
+from nonlocal_jax.data.datasets._layout import (
+    Layout,
+    VideoFile,
+    find_root,
+    read_table,
+    videos_by_name,
+)
 
 _COLUMNS = ("label", "youtube_id", "time_start", "time_end", "split")
 
@@ -26,7 +32,7 @@ def find(source: pathlib.Path) -> Layout:
     numbers = {label: number for number, label in enumerate(classes)}
     splits: dict[str, list[VideoFile]] = {}
     for split in rows:
-        videos = list_videos(source, source / split, problems)
+        videos = videos_by_name(source, source / split, problems)
         splits[split] = []
         for line, row in rows[split]:
             if not (row["time_start"].isdecimal() and row["time_end"].isdecimal()):
