@@ -359,13 +359,12 @@ data.prepare_dataset("kinetics400", {str(source)!r}, {str(directory)!r})
     assert len(encoded) == 8 - len(times)
     assert prepared.examples == movies.EXAMPLES
     assert [path.name for path in prepared.directory.parent.iterdir()] == ["1.0.0"]
-    whole = opened(prepare("kinetics400", source, tmp_path / "other"), tmp_path / "other")
-    for split, examples in opened(prepared, directory).items():
-        assert len(whole[split]) == len(examples)
-        for one, other in zip(examples, whole[split], strict=True):
-            assert (one["id"], one["label"]) == (other["id"], other["label"])
-            numbers = range(one["num_frames"])
-            np.testing.assert_array_equal(one["video"].read(numbers), other["video"].read(numbers))
+    for examples in opened(prepared, directory).values():
+        for example in examples:
+            (path,) = source.rglob(f"{example['id']}.mp4")
+            original = movies.decoded(path.read_bytes())
+            stored = example["video"].read(range(example["num_frames"]))
+            assert np.abs(stored.astype(int) - original).mean() < 3
 
 
 def test_a_file_that_was_replaced_is_encoded_again(copied, tmp_path, monkeypatch):
