@@ -181,7 +181,7 @@ LEAVES: Mapping[str, Leaf] = {
     "optimizer.no_decay": sequence(regex()),
     "optimizer.lr_factors": sequence(pair(regex(), number(above=0))),
     "optimizer.frozen": sequence(regex()),
-    "schedule.kind": choice("poly", "step"),
+    "schedule.kind": choice("poly", "step", "cosine"),
     "schedule.power": number(above=0),
     "schedule.end": number(0),
     "schedule.boundaries": sequence(integer(1)),

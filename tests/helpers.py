@@ -9,7 +9,7 @@ import sys
 import flax.linen as nn
 import jax
 import numpy as np
-from flax.traverse_util import unflatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from nonlocal_jax.convert import names
 from nonlocal_jax.layers import BatchNorm
@@ -54,16 +54,26 @@ NO_AUGMENTATION = AUGMENTATION | {
 
 
 def random_variables(config, seed=0):
-    """Unlike those of ``init``: blocks are not the identity, no two channels have the same norm."""
+    """Random variables of the model that ``config`` describes, see ``draw``."""
+    return draw(unflatten_dict(names.shapes(config), sep="/"), seed)
+
+
+def draw(tree, seed=0):
+    """Random variables of these shapes.
+
+    Unlike those of ``init``: blocks are not the identity, no two channels have the same norm.
+    """
     rng = np.random.default_rng(seed)
 
-    def draw(leaf):
-        if leaf.path.endswith("kernel"):  # features keep their scale
-            return rng.standard_normal(leaf.shape) / np.prod(leaf.shape[:-1]) ** 0.5
-        return rng.uniform(0.5, 1.5, leaf.shape)  # some are variances
+    def draw_leaf(path, leaf):
+        shape = getattr(leaf, "shape", leaf)
+        if path.endswith("kernel"):  # features keep their scale
+            return rng.standard_normal(shape) / np.prod(shape[:-1]) ** 0.5
+        return rng.uniform(0.5, 1.5, shape)  # some are variances
 
-    flat = {leaf.path: draw(leaf).astype(np.float32) for leaf in names.leaves(config)}
-    return unflatten_dict(flat, sep="/")
+    flat = flatten_dict(tree, sep="/")
+    drawn = {path: draw_leaf(path, leaf).astype(np.float32) for path, leaf in flat.items()}
+    return unflatten_dict(drawn, sep="/")
 
 
 def one_device():

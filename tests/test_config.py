@@ -90,7 +90,7 @@ def test_lists_of_a_json_file_pass():
             ("fc", 5.0),
             "a tuple of pairs (a regular expression, a positive number)",
         ),
-        ("schedule.kind", "cosine", "'poly' or 'step'"),
+        ("schedule.kind", "linear", "'poly', 'step' or 'cosine'"),
         ("schedule.warmup_factor", 2, "a number of at least 0 and at most 1"),
     ],
 )

@@ -2,8 +2,9 @@
 
 import difflib
 from collections.abc import Sequence
+from typing import Any
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict, FieldReference, config_dict
 
 from nonlocal_jax.errors import InputError
 
@@ -55,7 +56,7 @@ def base_config(
                 # For kind "step": the rate is multiplied by the factor at each of these steps.
                 "boundaries": (),
                 "factor": 0.1,
-                # For both kinds: the rate rises linearly from this fraction of itself.
+                # For all kinds: the rate rises linearly from this fraction of itself.
                 "warmup_steps": 0,
                 "warmup_factor": 0.1,
             },
@@ -72,6 +73,30 @@ def base_config(
             "published": {},
         }
     )
+
+
+def block_options(block: str) -> dict[str, Any]:
+    """Returns the options of a block with their defaults, for ``config.model``.
+
+    Args:
+      block: "nonlocal", "disentangled_nonlocal", "global_context", or "none", which has no options.
+    """
+    if block == "none":
+        return {}
+    if block == "global_context":
+        return {"block_ratio": 0.25, "block_pooling": "attention", "block_fusion": ("add",)}
+    options = {
+        "block_mode": "embedded_gaussian",
+        "block_reduction": 2,
+        "block_use_scale": True,
+        # False, "after" (or True) or "before". The type lets the command line set either of them.
+        # Each config needs its own reference.
+        "block_sub_sample": FieldReference(False, field_type=object),
+        "block_implementation": "auto",
+    }
+    if block == "disentangled_nonlocal":
+        options["block_temperature"] = 0.05
+    return options
 
 
 def unknown_name(name: str, names: Sequence[str]) -> InputError:

@@ -12,14 +12,19 @@ Context, for which mmsegmentation published nothing. ``recipe`` names the source
 demo (``demo_*``) trains in minutes on a laptop.
 """
 
-import copy
 import csv
 import pathlib
 from typing import NamedTuple
 
-from ml_collections import ConfigDict, FieldReference
+from ml_collections import ConfigDict
 
-from nonlocal_jax.configs.common import IMAGENET_MEAN, IMAGENET_STD, base_config, unknown_name
+from nonlocal_jax.configs.common import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    base_config,
+    block_options,
+    unknown_name,
+)
 
 
 class _Dataset(NamedTuple):
@@ -58,24 +63,6 @@ _DEMO_BLOCKS = {
     "demo_dnl": "disentangled_nonlocal",
     "demo_gc": "global_context",
     "demo_fcn": "none",
-}
-_NONLOCAL_OPTIONS = {
-    "block_mode": "embedded_gaussian",
-    "block_reduction": 2,
-    "block_use_scale": True,
-    # False, "after" (or True) or "before". The type lets the command line set either of them.
-    "block_sub_sample": FieldReference(False, field_type=object),
-    "block_implementation": "auto",
-}
-_BLOCK_OPTIONS = {
-    "nonlocal": _NONLOCAL_OPTIONS,
-    "disentangled_nonlocal": {**_NONLOCAL_OPTIONS, "block_temperature": 0.05},
-    "global_context": {
-        "block_ratio": 0.25,
-        "block_pooling": "attention",
-        "block_fusion": ("add",),
-    },
-    "none": {},
 }
 
 
@@ -199,7 +186,7 @@ def _segmentation(
         "network": "segmentation",
         "num_classes": num_classes,
         "block": block,
-        **copy.deepcopy(_BLOCK_OPTIONS[block]),  # configs must not share references
+        **block_options(block),
         "block_in_head": True,
         "block_at": (),
         "block_position": "after_conv3",

@@ -93,7 +93,8 @@ def _sliding_mean(x: jax.Array, window: Window) -> jax.Array:
             f"window is {window}, but the last feature map has the size {size}; use positive sizes "
             "that are not larger, or None for a whole axis"
         )
-    return nn.avg_pool(x, window)
+    with jax.numpy_dtype_promotion("standard"):  # Flax divides by an integer
+        return nn.avg_pool(x, window)
 
 
 def video(

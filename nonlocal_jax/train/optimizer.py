@@ -30,8 +30,9 @@ def create_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, 
 
     The learning rate at t = 0, 1, ..., steps - 1 is, with s for ``config.schedule`` ::
 
-        poly:  lr(t) = (learning_rate - s.end) (1 - t / steps)^s.power + s.end
-        step:  lr(t) = learning_rate s.factor^(number of s.boundaries <= t)
+        poly:    lr(t) = (learning_rate - s.end) (1 - t / steps)^s.power + s.end
+        step:    lr(t) = learning_rate s.factor^(number of s.boundaries <= t)
+        cosine:  lr(t) = learning_rate (1 + cos(pi t / steps)) / 2
 
     "poly" is the schedule of mmsegmentation 0.x: the rate of the last step is still above ``end``.
     In the first ``warmup_steps`` steps, lr(t) is multiplied, as in MMCV, by ::
@@ -111,8 +112,10 @@ def _schedule(config: ConfigDict) -> optax.Schedule:
             )
         rates = [learning_rate * options.factor**i for i in range(len(boundaries) + 1)]
         schedule = optax.join_schedules([optax.constant_schedule(r) for r in rates], boundaries)
+    elif options.kind == "cosine":
+        schedule = optax.cosine_decay_schedule(learning_rate, decay_steps=config.steps)
     else:
-        raise InputError(f"schedule.kind is {options.kind!r}; use 'poly' or 'step'")
+        raise InputError(f"schedule.kind is {options.kind!r}; use 'poly', 'step' or 'cosine'")
     if not options.warmup_steps:
         return schedule
     warmup = optax.linear_schedule(options.warmup_factor, 1.0, options.warmup_steps)

@@ -18,6 +18,7 @@ CASES = {
     "sub_sample": (NonLocalBlock(sub_sample=True, implementation="chunked"), SEQUENCE),
     "space": (NonLocalBlock(mode="gaussian", axes="space"), CLIP),
     "time": (NonLocalBlock(mode="dot_product", axes="time"), CLIP),
+    "frames": (NonLocalBlock(frames=2), CLIP),
     "concatenation": (NonLocalBlock(mode="concatenation", implementation="sorted"), ODD),
     "disentangled": (DisentangledNonLocalBlock(implementation="ring"), ODD),
     "disentangled_clip": (DisentangledNonLocalBlock(sub_sample="before"), CLIP),

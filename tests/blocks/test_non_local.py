@@ -136,6 +136,19 @@ def test_space_and_time_only(x64, block, axes):
     np.testing.assert_allclose(block.apply(variables, x), expected, rtol=1e-10)
 
 
+@pytest.mark.parametrize("frames", [1, 2, 4, 9])
+@pytest.mark.parametrize("block", BLOCKS.values())
+def test_groups_of_frames(x64, block, frames):
+    """The block is applied to each group of consecutive frames separately."""
+    x, variables = build(block(), (2, 4, 3, 5, 8))
+    groups = x.reshape(-1, min(frames, 4), *x.shape[2:])
+    expected = block().apply(variables, groups).reshape(x.shape)
+    np.testing.assert_allclose(block(frames=frames).apply(variables, x), expected, rtol=1e-10)
+    if frames == 1:
+        space = block(axes="space").apply(variables, x)
+        np.testing.assert_allclose(space, expected, rtol=1e-10)
+
+
 @pytest.mark.parametrize("order", ["before", "after", True])
 @pytest.mark.parametrize("kind", SHAPES)
 @pytest.mark.parametrize("block", [NonLocalBlock, DisentangledNonLocalBlock])
@@ -266,6 +279,14 @@ def test_scale_divides_by_the_root_of_the_channels(x64):
             (1, 4, 4, 8),
             r"axes is 'hw'; use one of spacetime, space, time",
         ),
+        (
+            NonLocalBlock(frames=4),
+            (1, 6, 2, 2, 8),
+            r"frames is 4.*with 6 frames; use a multiple of 4 frames, or at most 4",
+        ),
+        (GlobalContextBlock(frames=4), (1, 4, 4, 8), r"frames is 4.*use frames only with a clip"),
+        (NonLocalBlock(frames=2, axes="time"), (1, 4, 2, 2, 8), r"use frames only with a clip"),
+        (DisentangledNonLocalBlock(frames=0), (1, 4, 2, 2, 8), r"frames is 0; use an integer of 1"),
         (NonLocalBlock(mode="sum"), (1, 4, 4, 8), r"mode is 'sum'; use one of gaussian"),
         (NonLocalBlock(reduction=0), (1, 4, 4, 8), r"reduction is 0; use an integer of 1 or more"),
         (NonLocalBlock(sub_sample="x"), (1, 4, 4, 8), r"sub_sample is 'x'; use one of False, True"),

@@ -192,7 +192,7 @@ def test_unknown_name_gives_the_nearest():
 
 @pytest.mark.parametrize("package", ["configs", "nonlocal_jax.configs"])
 def test_configs_do_not_import_jax(package):
-    code = f"import sys; from {package} import segmentation; "
+    code = f"import sys; from {package} import segmentation, video; "
     code += "print(len(segmentation.NAMES), 'jax' in sys.modules, 'flax' in sys.modules)"
     output = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True

@@ -88,7 +88,14 @@ def test_step_divides_at_the_boundaries():
     np.testing.assert_allclose(jax.vmap(schedule)(jnp.array(t)), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["poly", "step"])
+def test_cosine_is_half_a_period():
+    _, schedule = create_optimizer(get_config(steps=100, schedule={"kind": "cosine"}))
+    t = np.array([0, 1, 50, 75, 99, 100])
+    expected = 0.01 * (1 + np.cos(np.pi * t / 100)) / 2
+    np.testing.assert_allclose([schedule(i) for i in t], expected, rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["poly", "step", "cosine"])
 def test_warmup_is_linear_and_multiplies_the_schedule(kind):
     options = {"kind": kind, "boundaries": (60,)}
     _, without = create_optimizer(get_config(steps=100, schedule=options))
@@ -109,8 +116,9 @@ def test_step_needs_increasing_boundaries(boundaries):
 
 
 def test_unknown_schedule():
-    with pytest.raises(InputError, match=r"schedule\.kind is 'cosine'; use 'poly' or 'step'"):
-        create_optimizer(get_config(schedule={"kind": "cosine"}))
+    message = r"schedule\.kind is 'linear'; use 'poly', 'step' or 'cosine'"
+    with pytest.raises(InputError, match=message):
+        create_optimizer(get_config(schedule={"kind": "linear"}))
 
 
 @pytest.mark.parametrize("nesterov", [False, True])

@@ -61,11 +61,17 @@ def test_the_map_of_a_clip_with_pooled_keys():
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("axes", ["space", "time"])
-def test_positions_that_a_block_does_not_relate_have_no_weight(axes):
-    model, variables, clips, query, key = run(NonLocalBlock(axes=axes, norm=None), (1, 4, 6, 8, 3))
+@pytest.mark.parametrize(
+    ("options", "related"),
+    [
+        ({"axes": "space"}, np.s_[2]),
+        ({"axes": "time"}, np.s_[:, 2, 0]),
+        ({"frames": 2}, np.s_[2:4]),
+    ],
+)
+def test_positions_that_a_block_does_not_relate_have_no_weight(options, related):
+    model, variables, clips, query, key = run(NonLocalBlock(norm=None, **options), (1, 4, 6, 8, 3))
     found = attention_map(model, variables, clips, (2, 5, 1))
-    related = (2,) if axes == "space" else (slice(None), 2, 0)
     expected = np.zeros((4, 3, 4))
     keys = key[related]
     expected[related] = attention_matrix(query[2, 2, 0], keys).reshape(keys.shape[:-1])
