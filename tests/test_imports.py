@@ -171,7 +171,7 @@ def test_an_extra_installs_all_that_its_parts_import(extra, parts):
 
 
 def test_the_extra_all():
-    parts = "convert", "data", "train", "visualize"
+    parts = "convert", "data", "train", "video", "visualize"
     assert set(declared("all")) == {name for part in parts for name in declared(part)}
 
 

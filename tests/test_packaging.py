@@ -85,14 +85,14 @@ def test_the_dependencies(wheel):
     base = {requirement.name for requirement in requirements if not requirement.marker}
     assert base == {"flax", "jax", "ml_collections", "numpy"}
     assert set(metadata.get_all("Provides-Extra")) == {
-        *("all", "convert", "data", "train", "visualize"),
+        *("all", "convert", "data", "train", "video", "visualize"),
         *("cuda13", "demo", "dev", "parity", "tpu"),
     }
 
 
 @pytest.mark.parametrize("part", ["convert", "data", "train", "visualize"])
 def test_an_extra_lists_what_its_part_imports(part):
-    extras = [part, "demo"] if part == "data" else [part]
+    extras = [part, "demo", "video"] if part == "data" else [part]
     used = {name for path in (LIBRARY / part).rglob("*.py") for name in _imported(path)}
     assert used <= BASE | set(declared(*extras))
 

@@ -47,7 +47,8 @@ def cached(source: Source, directory: PathLike) -> Source:
       directory: Directory of all caches, on a disk of this host. It is created if necessary.
 
     Raises:
-      InputError: The disk is full, a field has another type, or the files are damaged.
+      InputError: The disk is full, a field has another type, an example is a video, or the files
+        are damaged.
     """
     name = getattr(source, "name", "")
     parts = [*name.split("/"), fingerprint(source), getattr(source, "digest", "")]
@@ -142,6 +143,11 @@ def _append(file: BinaryIO, written: int, example: Example) -> tuple[dict[str, A
             written += file.write(value.tobytes())
         elif isinstance(value, str | int | float | None):
             entry["values"][field] = value
+        elif hasattr(value, "read"):
+            raise InputError(
+                f"example {example.get('id')!r} is a video, of which only the frames of a clip are "
+                "decoded, so data.cache cannot be used; set it to None"
+            )
         else:
             raise InputError(
                 f"the field {field!r} of example {example.get('id')!r} is of the type "

@@ -17,8 +17,10 @@ class Source(Protocol):
 
     An example is a mapping. For segmentation its fields are ``"image"`` (RGB, uint8 ``[H, W, 3]``),
     ``"label"`` (uint8 ``[H, W]``, class indices, 255 for ignored pixels) and ``"id"`` (str or int).
-    A source may also have a ``name`` and a ``dataset``. Its fingerprint includes the name. If
-    ``dataset`` is a ``Dataset``, reports and checkpoints contain its classes.
+    For the classification of videos, they are ``"video"`` (see ``data.Video``), ``"label"`` (a
+    class index, or a tuple of them) and ``"id"``. A source may also have a ``name`` and a
+    ``dataset``. Its fingerprint includes the name. If ``dataset`` is a ``Dataset``, reports and
+    checkpoints contain its classes.
     """
 
     def __len__(self) -> int: ...
@@ -29,8 +31,9 @@ class Source(Protocol):
 def fingerprint(source: Source) -> str:
     """Returns a short hash of a source: its name, its length, its first, middle and last example.
 
-    The hash of an example covers its id and all fields that are arrays or numbers. The fingerprint
-    is cheap to compute. It distinguishes datasets, but does not detect changes of other examples.
+    The hash of an example covers its id and all fields that are arrays, numbers or tuples, but not
+    the frames of a video. The fingerprint is cheap to compute. It distinguishes datasets, but does
+    not detect changes of other examples.
     """
     digest = hashlib.sha256(f"{getattr(source, 'name', '')} {len(source)}".encode())
     for index in sorted({0, len(source) // 2, len(source) - 1} if len(source) else ()):
@@ -41,4 +44,6 @@ def fingerprint(source: Source) -> str:
                 array = np.ascontiguousarray(example[field])
                 digest.update(f"{array.dtype} {array.shape}".encode())
                 digest.update(array)
+            elif isinstance(example[field], tuple):  # the classes of a video
+                digest.update(repr(example[field]).encode())
     return digest.hexdigest()[:16]

@@ -8,12 +8,13 @@ from nonlocal_jax.visualize.attention import attention_map
 if TYPE_CHECKING:
     from nonlocal_jax.visualize.curves import curves_png
     from nonlocal_jax.visualize.overlays import add_legend, attention_overlay, color_overlay
-    from nonlocal_jax.visualize.sheet import example_sheet
+    from nonlocal_jax.visualize.sheet import clip_sheet, example_sheet
 
 __all__ = [
     "add_legend",
     "attention_map",
     "attention_overlay",
+    "clip_sheet",
     "color_overlay",
     "curves_png",
     "example_sheet",
@@ -25,6 +26,7 @@ import_on_use(
     {
         "add_legend": "overlays",
         "attention_overlay": "overlays",
+        "clip_sheet": "sheet",
         "color_overlay": "overlays",
         "curves_png": "curves",
         "example_sheet": "sheet",

@@ -1,7 +1,7 @@
 """Draws training examples and their labels on one sheet."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -19,6 +19,8 @@ _STRIPES = np.array([(250, 250, 250), (205, 0, 110)], np.uint8)
 # The longer side of a picture is reduced to at most the second number of pixels, or enlarged by the
 # largest whole factor up to the first.
 _SMALL, _LARGE = 256, 448
+# The longer side of a frame of a clip, and the largest number of them.
+_FRAME, _FRAMES = 128, 8
 # Width / height that the sheet should have.
 _ASPECT = 1.5
 _GAP, _MARGIN = 6, 24
@@ -56,29 +58,75 @@ def example_sheet(
     if len(images) == 0:
         raise InputError("there are no images; give at least one")
     pairs = [_pair(*example, palette) for example in zip(images, labels, strict=True)]
-    height, width = pairs[0].shape[:2]
+
+    def draw_legend(width: int, size: int) -> np.ndarray:
+        return _legend(np.stack(labels), names, palette, width, size)
+
+    return _arrange(pairs, captions, title, draw_legend)
+
+
+def clip_sheet(clips: Sequence[np.ndarray], captions: Sequence[str], title: str = "") -> np.ndarray:
+    """Draws up to eight frames of each clip side by side: the first, the last, and those between.
+
+    Args:
+      clips: RGB, uint8 ``[T, H, W, 3]``, all of the same shape.
+      captions: A line of text for each clip, such as its id and its class.
+      title: A line of text above the clips.
+
+    Returns:
+      RGB, uint8.
+
+    Raises:
+      InputError: There are no clips.
+    """
+    if len(clips) == 0:
+        raise InputError("there are no clips; give at least one")
+    return _arrange([_strip(clip) for clip in clips], captions, title)
+
+
+def _strip(clip: np.ndarray) -> np.ndarray:
+    """Returns frames of a clip, side by side."""
+    numbers = np.linspace(0, len(clip) - 1, min(len(clip), _FRAMES)).round().astype(int)
+    longer = max(clip.shape[1:3])
+    factor = max(1, _FRAME // longer) if longer <= _FRAME else _FRAME / longer
+    size = tuple(max(1, round(n * factor)) for n in clip.shape[2:0:-1])
+    smooth = cv2.INTER_AREA if factor < 1 else cv2.INTER_NEAREST
+    frames = [cv2.resize(clip[n], size, interpolation=smooth) for n in numbers]
+    gap = np.full((size[1], _GAP, 3), 255, np.uint8)
+    return np.concatenate([part for frame in frames for part in (gap, frame)][1:], axis=1)
+
+
+def _arrange(
+    pictures: Sequence[np.ndarray],
+    captions: Sequence[str],
+    title: str,
+    draw_legend: Callable[[int, int], np.ndarray] | None = None,
+) -> np.ndarray:
+    """Arranges pictures of one size in rows and columns, with a legend below."""
+    height, width = pictures[0].shape[:2]
     size = max(_FONT, round(width * _FONT_PART))
     font, small = ImageFont.load_default(size), ImageFont.load_default(round(0.875 * size))
     cell = width + _MARGIN, height + 2 * size + _GAP
-    columns = min(range(1, len(pairs) + 1), key=lambda n: _badness(n, len(pairs), cell))
-    rows = math.ceil(len(pairs) / columns)
+    columns = min(range(1, len(pictures) + 1), key=lambda n: _badness(n, len(pictures), cell))
+    rows = math.ceil(len(pictures) / columns)
     # A sheet of few small images must be as wide as its title.
     inner = max(columns * cell[0] - _MARGIN, math.ceil(font.getlength(title)), 400)
-    panel = _legend(np.stack(labels), names, palette, inner, size)
+    panel = draw_legend(inner, size) if draw_legend else np.empty((0, inner, 3), np.uint8)
 
     top = _MARGIN + 2 * size
     bottom = top + rows * cell[1]
     sheet = Image.new("RGB", (panel.shape[1] + 2 * _MARGIN, bottom + len(panel) + _MARGIN), _WHITE)
     draw = ImageDraw.Draw(sheet)
     draw.text((_MARGIN, _MARGIN), title, _TEXT, font)
-    for index, (picture, caption) in enumerate(zip(pairs, captions, strict=True)):
+    for index, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
         row, column = divmod(index, columns)
         x, y = _MARGIN + column * cell[0], top + row * cell[1]
         sheet.paste(Image.fromarray(picture), (x, y))
         text = _shorten(caption, small, width)
         draw.text((x, y + height + _GAP // 2), text, _GRAY, small)
-    # The legend begins with a gap.
-    sheet.paste(Image.fromarray(panel), (_MARGIN - size // 2, bottom))
+    if len(panel):
+        # The legend begins with a gap.
+        sheet.paste(Image.fromarray(panel), (_MARGIN - size // 2, bottom))
     return np.asarray(sheet)
 
 

@@ -2,7 +2,7 @@ import os
 import signal
 
 from nonlocal_jax.data.datasets import _build
-from tests.data import archives
+from tests.data import archives, movies
 
 
 def test_a_folder_is_prepared_and_described(command, tmp_path):
@@ -58,3 +58,21 @@ def test_arguments_are_checked(command, tmp_path):
         status, _, err = command("prepare", *arguments)
         assert status == 2
         assert message in err
+
+
+def test_videos_are_left_out_by_name(command, tmp_path):
+    source = movies.kinetics400(tmp_path / "source", {"train": 3, "val": 1})
+    next(source.rglob("*_000007_000017.mp4")).write_bytes(b"")
+    arguments = ["prepare", "kinetics400", f"--source={source}", f"--data-dir={tmp_path / 'data'}"]
+    status, out, err = command(*arguments, "--storage=jpeg", "--short_side=32")
+    assert (status, out) == (2, "")
+    assert "a problem; --allow_missing=N leaves out" in err
+    assert "-id_1xyz_000007_000017.mp4 is damaged" in err
+    assert "Traceback" not in err
+    status, out, err = command(*arguments, "--allow_missing=1", "--storage=jpeg", "--short_side=32")
+    assert status == 0
+    assert "left out: train/-id_1xyz_000007_000017.mp4 is damaged" in err
+    assert out.splitlines()[1:] == [
+        "examples: 2 train, 1 val",
+        "classes:  3 (archery, indoors, zumba, \u00e9crire)",
+    ]

@@ -18,6 +18,7 @@ from unittest import mock
 import mmsegmentation
 import numpy as np
 import torch
+from draws import Recorder
 from mmengine.config import Config
 from mmseg.datasets.transforms import transforms as their_transforms
 from mmseg.models.data_preprocessor import SegDataPreProcessor
@@ -36,24 +37,6 @@ DATASETS = [
     ("dnl_r101-d8_480x480_40k_pascal-context-59", "pascal_context_59", [(375, 500), (500, 333)]),
 ]
 COLUMNS = ("draws", "largest difference", "pixels that differ, %", "labels that differ")
-
-
-class Recorder:
-    """A generator of random numbers that keeps what it draws."""
-
-    def __init__(self, seed: int):
-        self._rng = np.random.default_rng(seed)
-        self.drawn: list[tuple[str, tuple, Any]] = []
-
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self._rng, name)
-
-        def draw(*arguments):
-            value = method(*arguments)
-            self.drawn.append((name, arguments, value))
-            return value
-
-        return draw
 
 
 class Replay:

@@ -14,7 +14,7 @@ from etils import epath
 
 from nonlocal_jax._files import PathLike
 from nonlocal_jax.data.datasets import _manifest
-from nonlocal_jax.data.datasets._dataset import DATASETS, SPLITS, Color, Dataset
+from nonlocal_jax.data.datasets._dataset import DATASETS, SPLITS, VIDEO_DATASETS, Color, Dataset
 from nonlocal_jax.data.datasets._location import VERSION, default_data_dir, find_directory
 from nonlocal_jax.data.source import Source
 from nonlocal_jax.errors import InputError
@@ -79,12 +79,12 @@ def check_prepared(name: str, directory: epath.Path) -> None:
     """
     data_dir = directory.parent.parent
     if not directory.exists():
-        if name in DATASETS:
+        if name in (*DATASETS, *VIDEO_DATASETS):
             raise InputError(
                 f"{name} is not prepared in {data_dir}; run `{_command(name, directory)}`, or use "
                 "another --data_dir"
             )
-        names = [*DATASETS, *_prepared(data_dir)]
+        names = [*DATASETS, *VIDEO_DATASETS, *_prepared(data_dir)]
         near = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(names)}."
         raise InputError(
@@ -117,11 +117,13 @@ def _read_dataset(name: str, directory: epath.Path) -> Dataset:
 def _prepared(data_dir: epath.Path) -> list[str]:
     """Returns the names of the prepared folders."""
     directories = data_dir.glob(f"*/{VERSION}")
-    return sorted({directory.parent.name for directory in directories} - DATASETS.keys())
+    names = {directory.parent.name for directory in directories}
+    return sorted(names - DATASETS.keys() - set(VIDEO_DATASETS))
 
 
 def _command(name: str, directory: epath.Path) -> str:
-    kind = name if name in DATASETS else f"folder --name={name}"
+    known = name in (*DATASETS, *VIDEO_DATASETS)
+    kind = name if known else f"folder --name={name}"
     data_dir = shlex.quote(os.fspath(directory.parent.parent))
     return f"python -m experiments.prepare {kind} --source=DIR --data-dir={data_dir}"
 

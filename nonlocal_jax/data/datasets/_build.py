@@ -15,6 +15,25 @@ from nonlocal_jax.data.source import IGNORE_INDEX
 
 # Random access needs one example in each group. Compressed images cannot be compressed further.
 _OPTIONS = "group_size:1,uncompressed"
+_COMMON = {"id": tfds.features.Text(), "height": np.int32, "width": np.int32}
+IMAGE_FEATURES = {
+    "image": tfds.features.Image(shape=(None, None, 3)),
+    "label": tfds.features.Image(shape=(None, None, 1)),
+    **_COMMON,
+}
+# A video with one class; with several, "label" is a list. The other fields are its FrameIndex.
+VIDEO_FEATURES = {
+    "video": tfds.features.Text(),
+    "label": np.int64,
+    "num_frames": np.int32,
+    "timestamps": tfds.features.Tensor(shape=(None,), dtype=np.int64),
+    "key_frames": tfds.features.Tensor(shape=(None,), dtype=np.int64),
+    **_COMMON,
+}
+MULTI_LABEL_FEATURES = {
+    **VIDEO_FEATURES,
+    "label": tfds.features.Tensor(shape=(None,), dtype=np.int64),
+}
 # Bytes of the examples after which a new file begins.
 SHARD_SIZE = 256 << 20
 
@@ -23,6 +42,7 @@ def build(
     dataset: Dataset,
     splits: Mapping[str, Iterable[Mapping[str, Any]]],
     directory: epath.Path,
+    features: Mapping[str, Any] = IMAGE_FEATURES,
 ) -> None:
     """Writes a prepared dataset.
 
@@ -31,19 +51,11 @@ def build(
 
     Args:
       dataset: The dataset.
-      splits: The examples of each split: "image" and "label" (encoded bytes), "id" (unique in the
-        split), "height" and "width".
+      splits: The examples of each split. "id" is unique in the split.
       directory: An empty directory ``NAME/VERSION``.
+      features: The fields of an example. Images, label maps and videos are encoded bytes.
     """
-    features = tfds.features.FeaturesDict(
-        {
-            "image": tfds.features.Image(shape=(None, None, 3)),
-            "label": tfds.features.Image(shape=(None, None, 1)),
-            "id": tfds.features.Text(),
-            "height": np.int32,
-            "width": np.int32,
-        }
-    )
+    features = tfds.features.FeaturesDict(features)
     name, version = directory.parts[-2:]
     info = tfds.core.DatasetInfo(
         builder=tfds.core.dataset_info.DatasetIdentity(

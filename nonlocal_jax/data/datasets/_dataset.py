@@ -10,6 +10,8 @@ from nonlocal_jax.errors import InputError
 
 Color = tuple[int, int, int]
 
+# Datasets whose classes are read from the download.
+VIDEO_DATASETS = ("kinetics400", "charades")
 # The splits of every dataset.
 SPLITS = ("train", "val")
 
@@ -21,12 +23,17 @@ class Dataset:
     Attributes:
       name: Name of the dataset, as in ``config.data.name``.
       classes: Names of the classes. A label is an index into them.
-      palette: Colors of the classes, RGB from 0 to 255.
+      palette: Colors of the classes, RGB from 0 to 255. Default: those of PASCAL VOC.
     """
 
     name: str
     classes: tuple[str, ...]
-    palette: tuple[Color, ...]
+    palette: tuple[Color, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.palette:
+            colors = tuple(default_color(index) for index in range(len(self.classes)))
+            object.__setattr__(self, "palette", colors)
 
     def check_num_classes(self, num_classes: int) -> None:
         """Requires a model with as many classes as the dataset.
@@ -57,6 +64,14 @@ class Dataset:
             classes=tuple(values["classes"]),
             palette=tuple((r, g, b) for r, g, b in values["palette"]),
         )
+
+
+def default_color(index: int) -> Color:
+    """Returns a color of the palette of PASCAL VOC: black, dark red, dark green, ..."""
+    channels = [0, 0, 0]
+    for bit in range(8):
+        channels[bit % 3] |= (index >> bit & 1) << 7 - bit // 3
+    return tuple(channels)
 
 
 def _read_classes(name: str) -> tuple[tuple[str, ...], tuple[Color, ...]]:

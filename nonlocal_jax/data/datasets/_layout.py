@@ -1,6 +1,8 @@
 """The files of a download, and the examples that they form."""
 
+import csv
 import dataclasses
+import hashlib
 import os
 import pathlib
 import zipfile
@@ -11,6 +13,7 @@ import numpy as np
 
 from nonlocal_jax.data.datasets._dataset import Dataset
 from nonlocal_jax.data.source import IGNORE_INDEX
+from nonlocal_jax.data.videos import SUFFIXES
 
 # In a table of values: the value must not occur.
 INVALID = -1
@@ -52,23 +55,39 @@ class Pair(NamedTuple):
     table: np.ndarray
 
 
+class VideoFile(NamedTuple):
+    """An example: the file of a video and its label.
+
+    Attributes:
+      id: Identifier, unique in the dataset.
+      file: The video.
+      label: Its class, or all of its classes.
+    """
+
+    id: str
+    file: File
+    label: int | tuple[int, ...]
+
+
 @dataclasses.dataclass
 class Layout:
     """The examples of a download.
 
     Attributes:
-      splits: The examples of each split.
+      splits: The examples of each split: all are of the same type.
       problems: What is wrong with the download, one line each.
       dataset: The classes. None if they must be found in the labels.
       advice: What to do if a label contains other values.
       upright: Whether images with an EXIF orientation are refused.
+      missing: Videos that a list contains, but the download does not, one line each.
     """
 
-    splits: dict[str, list[Pair]]
+    splits: dict[str, list[Pair]] | dict[str, list[VideoFile]]
     problems: list[str]
     dataset: Dataset | None
     advice: str = "replace the file"
     upright: bool = False
+    missing: list[str] = dataclasses.field(default_factory=list)
 
 
 def value_table(classes: Mapping[int, int], ignored: Iterable[int] = (IGNORE_INDEX,)) -> np.ndarray:
@@ -130,6 +149,21 @@ def list_files(
     return [file for file in files if _is_text(file.name)]
 
 
+def videos_by_name(
+    source: pathlib.Path, directory: pathlib.Path, problems: list[str]
+) -> dict[str, File]:
+    """Returns the videos in a directory and below, by their names without the suffix."""
+    found: dict[str, File] = {}
+    for file in list_files(source, directory, problems):
+        name = pathlib.PurePosixPath(file.name)
+        if name.suffix.lower() in SUFFIXES:
+            if name.stem in found:
+                other = found[name.stem].name
+                problems.append(f"{other} and {file.name} have the same id; remove one")
+            found[name.stem] = file
+    return found
+
+
 def _is_text(name: str) -> bool:
     """Returns whether a file name is valid UTF-8. Python replaces other bytes by surrogates."""
     return not any("\ud800" <= character <= "\udfff" for character in name)
@@ -154,6 +188,48 @@ def read_list(source: pathlib.Path, path: pathlib.Path, problems: list[str]) -> 
     if not ids:
         problems.append(f"{name} is empty; list at least one image")
     return list(ids)
+
+
+def read_table(
+    source: pathlib.Path, path: pathlib.Path, columns: Iterable[str], problems: list[str]
+) -> list[tuple[str, dict[str, str]]]:
+    """Returns the rows of a CSV file, each with what messages call it.
+
+    Args:
+      source: Directory of the download.
+      path: The file.
+      columns: Names of the columns that the file must have.
+      problems: What is wrong with the file is appended to this list.
+    """
+    name = path.relative_to(source).as_posix()
+    rows = []
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            found = reader.fieldnames or []
+            if missing := [column for column in columns if column not in found]:
+                problems.append(
+                    f"{name} has no column {' and no column '.join(missing)} (its first line is "
+                    f"{','.join(found)!r}); see docs/datasets.md for the columns"
+                )
+                return []
+            for row in reader:
+                line = f"line {reader.line_num} of {name}"
+                if empty := [column for column in columns if row[column] is None]:
+                    problems.append(f"{line} has no {' and no '.join(empty)}; complete it")
+                else:
+                    rows.append((line, row))
+    except FileNotFoundError:
+        problems.append(f"there is no {name}; see docs/datasets.md for the layout")
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        problems.append(f"{name} cannot be read ({error}); save it as CSV in UTF-8")
+    return rows
+
+
+def draw_val(ids: Iterable[str]) -> list[str]:
+    """Returns a fifth of the ids, but at least one: those with the smallest SHA-256 hashes."""
+    ordered = sorted(ids, key=lambda key: hashlib.sha256(key.encode()).digest())
+    return ordered[: max(1, len(ordered) // 5)]
 
 
 def pair(

@@ -1,7 +1,9 @@
 """Prepared datasets as sources."""
 
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
@@ -9,6 +11,7 @@ from nonlocal_jax.data.datasets import _manifest
 from nonlocal_jax.data.datasets._dataset import Dataset
 from nonlocal_jax.data.images import decode_image, decode_label
 from nonlocal_jax.data.source import Example
+from nonlocal_jax.data.videos import EncodedVideo, FrameIndex
 from nonlocal_jax.errors import InputError
 
 # What array_record raises if a file is missing, truncated or corrupt.
@@ -18,8 +21,8 @@ _DAMAGE = (OSError, RuntimeError, KeyError, TypeError, ValueError)
 class RecordSource:
     """Random access to the examples of a split of a prepared dataset.
 
-    The images are decoded here, because TFDS applies the EXIF orientation. A source can be pickled.
-    Its copy opens the files again.
+    The images are decoded here, because TFDS applies the EXIF orientation. Videos are not decoded
+    yet. A source can be pickled. Its copy opens the files again.
 
     Attributes:
       name: Name of the dataset and of the split, such as "digits_flag/train".
@@ -44,10 +47,10 @@ class RecordSource:
         self.digest = _manifest.digest(directory)
         self._arguments = (dataset, split, directory, repair)
         try:
+            builder = tfds.builder_from_directory(directory)
             skip = tfds.decode.SkipDecoding()
-            self._records: Any = tfds.builder_from_directory(directory).as_data_source(
-                split, decoders={"image": skip, "label": skip}
-            )
+            images = ("image", "label") if "image" in builder.info.features else ()
+            self._records: Any = builder.as_data_source(split, decoders=dict.fromkeys(images, skip))
         except Exception as error:  # TFDS raises errors of many types for a damaged file
             raise self._damaged(error) from error
 
@@ -64,6 +67,8 @@ class RecordSource:
         except _DAMAGE as error:
             raise self._damaged(error) from error
         name = record["id"].decode()
+        if "video" in record:
+            return _video_example(record, name)
         return {
             "image": decode_image(record["image"], f"the image of {name!r}"),
             "label": decode_label(record["label"], f"the label of {name!r}"),
@@ -74,3 +79,17 @@ class RecordSource:
         _, _, directory, repair = self._arguments
         reason = f"{type(error).__name__}: {error}"
         return InputError(f"the data in {directory} is damaged: {reason}; {repair}")
+
+
+def _video_example(record: Mapping[str, Any], name: str) -> Example:
+    size = int(record["height"]), int(record["width"])
+    index = FrameIndex(record["timestamps"], record["key_frames"], size)
+    label = record["label"]
+    return {
+        "video": EncodedVideo(record["video"], f"the video of {name!r}", index),
+        "label": tuple(label.tolist()) if np.ndim(label) else int(label),
+        "id": name,
+        "num_frames": int(record["num_frames"]),
+        "height": size[0],
+        "width": size[1],
+    }

@@ -28,12 +28,14 @@ class Facts(NamedTuple):
     Attributes:
       problems: What is wrong with them, one line each.
       values: The values of the label file.
-      size: Number of bytes of both files.
+      size: Number of bytes that will be stored.
+      notes: What the user should know, one line each.
     """
 
     problems: list[str]
-    values: frozenset[int]
-    size: int
+    values: frozenset[int] = frozenset()
+    size: int = 0
+    notes: tuple[str, ...] = ()
 
 
 def scan(pair: Pair, layout: Layout) -> Facts:

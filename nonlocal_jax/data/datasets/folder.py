@@ -7,18 +7,18 @@ train.txt, val.txt       optional: the ids or file names of each split, one in e
 """
 
 import csv
-import hashlib
 import pathlib
 import re
 from collections.abc import Iterable, Set
 
 import numpy as np
 
-from nonlocal_jax.data.datasets._dataset import SPLITS, Color, Dataset
+from nonlocal_jax.data.datasets._dataset import SPLITS, Color, Dataset, default_color
 from nonlocal_jax.data.datasets._layout import (
     File,
     Layout,
     Pair,
+    draw_val,
     list_files,
     pair,
     read_list,
@@ -82,14 +82,8 @@ def _by_id(
 
 
 def _split(pairs: list[Pair], lists: dict[str, list[str]]) -> dict[str, list[Pair]]:
-    """Splits the examples by the lists.
-
-    If one list is missing, its split is the rest. Without lists, ``val`` is a fifth of the
-    examples, but at least one: those whose ids have the smallest SHA-256 hashes.
-    """
-    if not lists:
-        ordered = sorted(pairs, key=lambda p: hashlib.sha256(p.id.encode()).digest())
-        lists = {"val": [p.id for p in ordered[: max(1, len(pairs) // 5)]]}
+    """Splits the examples by the lists. If one is missing, its split is the rest."""
+    lists = lists or {"val": draw_val(p.id for p in pairs)}
     by_id = {p.id: p for p in pairs}
     listed = {key for ids in lists.values() for key in ids}
     return {
@@ -159,14 +153,6 @@ def _color(text: str | None, index: int, line: str, problems: list[str]) -> Colo
     return tuple(bytes.fromhex(text[1:]))
 
 
-def default_color(index: int) -> Color:
-    """Returns a color of the palette of PASCAL VOC: black, dark red, dark green, ..."""
-    channels = [0, 0, 0]
-    for bit in range(8):
-        channels[bit % 3] |= (index >> bit & 1) << 7 - bit // 3
-    return tuple(channels)
-
-
 def classes_from(name: str, values: Set[int], problems: list[str]) -> Dataset:
     """Returns the dataset of a folder without classes.csv, whose masks contain these values.
 
@@ -179,4 +165,4 @@ def classes_from(name: str, values: Set[int], problems: list[str]) -> Dataset:
             f"the masks contain the values {listed}; without classes.csv they must be 0, 1, 2 and "
             "so on, and 255 for ignored pixels; say in classes.csv which class each value is"
         )
-    return Dataset(name, tuple(f"class {i}" for i in found), tuple(default_color(i) for i in found))
+    return Dataset(name, tuple(f"class {i}" for i in found))
