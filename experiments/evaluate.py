@@ -5,11 +5,14 @@
 
 PATH is the work directory of a training run, a saved step in it, a .safetensors file or a PyTorch
 file. The command prints a table in percent and writes DIR/metrics.json. In this file the metrics
-are fractions of one, or null if a class does not occur. With --multi_scale, the protocol is that of
-the "ms+flip" columns: six scales, each with and without a flip.
+are fractions of one, or null if a class does not occur. It also contains the protocol.
 
-The network is compiled once for each image size. If the images have many sizes, set
-JAX_COMPILATION_CACHE_DIR to a directory, so that later runs reuse the compiled programs.
+Segmentation: with --multi_scale, the protocol is that of the "ms+flip" columns: six scales, each
+with and without a flip. The network is compiled once for each image size. If the images have many
+sizes, set JAX_COMPILATION_CACHE_DIR to a directory, so that later runs reuse the compiled programs.
+
+Videos: each has config.evaluation.clips times config.evaluation.crops views, such as 10x3. The
+metrics that training logs ("val/top1_1clip") are those of one view and not comparable with them.
 """
 
 import jax
@@ -25,7 +28,9 @@ _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Work directory, saved step, .safetensors file or .pth file.", required=True
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Directory for metrics.json.", required=True)
-_MULTI_SCALE = flags.DEFINE_bool("multi_scale", False, "Whether to average over scales and flips.")
+_MULTI_SCALE = flags.DEFINE_bool(
+    "multi_scale", False, "Whether to average over scales and flips. Not for videos."
+)
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Directory of the prepared datasets.")
 _SPLIT = flags.DEFINE_string("split", "val", "Split of the dataset.")
 

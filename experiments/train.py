@@ -45,7 +45,7 @@ def main(_: list[str]) -> None:
         config,
         _WORKDIR.value,
         training,
-        evaluate=task.evaluator(config, validation),
+        evaluate=task.evaluator(config, validation, quick=True),
         init=_INIT.value,
         reinit_head=_REINIT_HEAD.value,
     )

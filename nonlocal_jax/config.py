@@ -91,10 +91,15 @@ def text() -> Leaf:
     return Leaf("a non-empty string", "non-empty strings", lambda v: isinstance(v, str) and v != "")
 
 
-def choice(*values: str) -> Leaf:
-    """One of several strings."""
+def choice(*values: str | int) -> Leaf:
+    """One of several strings or integers."""
     one = f"{', '.join(map(repr, values[:-1]))} or {values[-1]!r}"
-    return Leaf(one, f"values of {one}", lambda value: value in values)
+    kind = type(values[0])
+
+    def accepts(value: Any) -> bool:
+        return isinstance(value, kind) and not isinstance(value, bool) and value in values
+
+    return Leaf(one, f"values of {one}", accepts)
 
 
 def regex() -> Leaf:
@@ -192,13 +197,14 @@ LEAVES: Mapping[str, Leaf] = {
     "train.log_every": integer(1),
     "train.checkpoint_every": integer(1),
     "train.evaluate_every": integer(1),
+    "train.remat": boolean(),
     "recipe": optional(text()),
     "published": mapping(),
 }
 """The config fields of every task. ``create_model`` checks the fields of ``model``."""
 
 # Configs of other projects and of older runs may lack these fields.
-_OPTIONAL = ("data.workers", "data.cache", "recipe")
+_OPTIONAL = ("data.workers", "data.cache", "train.remat", "recipe")
 
 
 def check(config: Mapping[str, Any], leaves: Mapping[str, Leaf]) -> None:
@@ -210,7 +216,8 @@ def check(config: Mapping[str, Any], leaves: Mapping[str, Leaf]) -> None:
 
     Raises:
       InputError: A field is unknown or missing, or has a value that is not allowed. The message
-        lists all problems. ``data.workers``, ``data.cache`` and ``recipe`` may be missing.
+        lists all problems. ``data.workers``, ``data.cache``, ``train.remat`` and ``recipe`` may be
+        missing.
     """
     leaves = {**LEAVES, **leaves}
     values = dict(_flatten(config, leaves))

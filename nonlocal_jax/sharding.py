@@ -76,6 +76,11 @@ class Shardings:
         return NamedSharding(self.mesh, self.batch_spec)
 
     @property
+    def batch_parts(self) -> int:
+        """The number of parts that a batch is split into."""
+        return _number_of_parts(self.mesh, self.batch_spec[0])
+
+    @property
     def replicated(self) -> NamedSharding:
         """The sharding of an array that every device has a copy of."""
         return NamedSharding(self.mesh, PartitionSpec())
@@ -154,7 +159,7 @@ def check_batch_size(batch_size: int, shardings: Shardings) -> None:
       InputError: The batch size is not a multiple of the number of parts. The message gives the
         nearest sizes that are.
     """
-    parts = _number_of_parts(shardings.mesh, shardings.batch_spec[0])
+    parts = shardings.batch_parts
     below = batch_size // parts * parts
     if below == batch_size and batch_size > 0:
         return
@@ -205,7 +210,7 @@ def to_global(batch: Mapping[str, np.ndarray], shardings: Shardings) -> dict[str
 
 def _batch_parts(shardings: Shardings, process: int | None = None) -> tuple[list[int], int]:
     """Returns the parts of a batch that the devices of a process hold, and the number of parts."""
-    number = _number_of_parts(shardings.mesh, shardings.batch_spec[0])
+    number = shardings.batch_parts
     process = jax.process_index() if process is None else process
     indices = shardings.batch.devices_indices_map((number,))
     held = {i.start or 0 for device, (i,) in indices.items() if device.process_index == process}

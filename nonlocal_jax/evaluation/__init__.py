@@ -1,5 +1,7 @@
-"""Inference with the published protocols, and segmentation metrics."""
+"""Inference with the published protocols, and the metrics of segmentation and classification."""
 
+from nonlocal_jax.evaluation import classification
+from nonlocal_jax.evaluation.classification import average_precision, top_k_correct
 from nonlocal_jax.evaluation.inference import (
     Predictor,
     inference_fn,
@@ -8,9 +10,13 @@ from nonlocal_jax.evaluation.inference import (
 )
 from nonlocal_jax.evaluation.metrics import confusion_matrix, markdown_table, summarize
 from nonlocal_jax.evaluation.segmentation import evaluator, report
+from nonlocal_jax.evaluation.videos import VideoPredictor
 
 __all__ = [
     "Predictor",
+    "VideoPredictor",
+    "average_precision",
+    "classification",
     "confusion_matrix",
     "evaluator",
     "inference_fn",
@@ -19,4 +25,5 @@ __all__ = [
     "report",
     "slide_inference",
     "summarize",
+    "top_k_correct",
 ]

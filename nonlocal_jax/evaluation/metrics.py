@@ -104,7 +104,32 @@ def summarize(confusion: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _percent(fraction: float) -> str:
+def gather_shares(share: np.ndarray, number: int) -> np.ndarray:
+    """Returns the rows of all processes in order. Every process must call it and receives them.
+
+    Args:
+      share: The float64 rows ``index, index + count, index + 2 count, ...`` of ``number``, where
+        ``index`` is that of the process and ``count`` the number of processes.
+      number: The number of rows of all processes together.
+    """
+    count = jax.process_count()
+    if count == 1:
+        return share
+    padded = np.zeros((-(-number // count), *share.shape[1:]))
+    padded[: len(share)] = share
+    # JAX arrays are 32-bit by default, so each number is sent as two halves.
+    halves = padded[..., None].view(np.uint32)
+    gathered = np.ascontiguousarray(multihost_utils.process_allgather(halves)).view(np.float64)
+    return np.swapaxes(gathered[..., 0], 0, 1).reshape(-1, *share.shape[1:])[:number]
+
+
+def or_none(fraction: float) -> float | None:
+    """Returns a value for JSON, which has no NaN."""
+    return None if np.isnan(fraction) else float(fraction)
+
+
+def percent(fraction: float) -> str:
+    """Formats a fraction of one as text."""
     return "-" if np.isnan(fraction) else f"{100 * fraction:.2f}"
 
 
@@ -116,11 +141,11 @@ def markdown_table(summary: Mapping[str, Any], names: Sequence[str]) -> str:
       names: Names of the classes.
     """
     rows = [
-        (name, _percent(iou), _percent(accuracy))
+        (name, percent(iou), percent(accuracy))
         for name, iou, accuracy in zip(names, summary["iou"], summary["accuracy"], strict=True)
     ]
-    rows.append(("**mean**", _percent(summary["miou"]), _percent(summary["mean_accuracy"])))
-    rows.append(("**all pixels**", "", _percent(summary["overall_accuracy"])))
+    rows.append(("**mean**", percent(summary["miou"]), percent(summary["mean_accuracy"])))
+    rows.append(("**all pixels**", "", percent(summary["overall_accuracy"])))
     header = ("class", "IoU %", "accuracy %")
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
 

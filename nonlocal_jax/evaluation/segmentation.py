@@ -9,12 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from nonlocal_jax._progress import progress
-from nonlocal_jax.data import DATASETS, Dataset, Source, check_example
+from nonlocal_jax.data import Source, check_example
 from nonlocal_jax.errors import InputError
+from nonlocal_jax.evaluation._classes import dataset_classes
 from nonlocal_jax.evaluation.inference import Predictor, Variables
 from nonlocal_jax.evaluation.metrics import (
     confusion_matrix,
     markdown_table,
+    or_none,
     sum_over_processes,
     summarize,
 )
@@ -51,17 +53,16 @@ def evaluator(
 
     Returns:
       ``run(variables)``. It returns the metrics of ``summarize``, the number of ``images``, the
-      ``protocol``, and the names of the ``dataset`` and of its ``classes``: those of the source, or
-      if it has no ``dataset``, those of ``config.data.name``. Classes that are not known are
-      numbered. The function raises an ``InputError`` if there are no examples, or if one of them is
-      invalid.
+      ``protocol``, and the names of the ``dataset`` and of its ``classes``, see
+      ``dataset_classes``. The function raises an ``InputError`` if there are no examples, or if one
+      of them is invalid.
 
     Raises:
       InputError: The dataset of the source has another number of classes than the model.
     """
     predictor = Predictor(config, multi_scale=multi_scale, shardings=shardings)
     num_classes = config["model"]["num_classes"]
-    name, classes = _classes(source, config)
+    name, classes = dataset_classes(source, config)
     together = shardings is not None and shardings.mesh.is_multi_process
 
     def run(variables: Variables) -> dict[str, Any]:
@@ -93,18 +94,6 @@ def evaluator(
     return run
 
 
-def _classes(source: Source, config: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
-    """Returns the name of the dataset and the names of its classes, see ``evaluator``."""
-    num_classes, name = config["model"]["num_classes"], config["data"]["name"]
-    dataset = getattr(source, "dataset", None)
-    if isinstance(dataset, Dataset):
-        dataset.check_num_classes(num_classes)
-        return dataset.name, dataset.classes
-    if name in DATASETS and len(DATASETS[name].classes) == num_classes:
-        return name, DATASETS[name].classes
-    return getattr(source, "name", name), tuple(map(str, range(num_classes)))
-
-
 def report(summary: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Reports an evaluation, as text and as plain values.
 
@@ -121,14 +110,10 @@ def report(summary: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         "protocol": summary["protocol"],
         **{key: summary[key] for key in ("miou", "mean_accuracy", "overall_accuracy")},
         "classes": [
-            {"name": name, "iou": _or_none(iou), "accuracy": _or_none(accuracy)}
+            {"name": name, "iou": or_none(iou), "accuracy": or_none(accuracy)}
             for name, iou, accuracy in zip(
                 summary["classes"], summary["iou"], summary["accuracy"], strict=True
             )
         ],
     }
     return markdown_table(summary, summary["classes"]), values
-
-
-def _or_none(fraction: float) -> float | None:
-    return None if np.isnan(fraction) else float(fraction)

@@ -31,6 +31,12 @@ class BatchNorm(nn.Module):
     passes. Statistics are at least float32. Under ``jit``, a batch that is sharded over devices is
     normalized as one batch (SyncBN).
 
+    Networks that were published without SyncBN normalize the examples of each device separately:
+    those of Caffe2, for example, 8 clips per GPU. ``group_size=8`` does the same on any number of
+    devices: examples 0 to 7 are normalized together, then 8 to 15, and so on. The running
+    statistics are updated with the mean over the groups. In Caffe2 each GPU has its own, so this is
+    the mean over the GPUs. Groups that do not span devices are normalized without communication.
+
     Attributes:
       momentum: Weight of the old statistics:
         running = momentum * running + (1 - momentum) * batch. In PyTorch, ``momentum`` is the
@@ -45,6 +51,8 @@ class BatchNorm(nn.Module):
       axis_name: Axes of the user's own ``jax.shard_map``, or of ``jax.vmap`` with ``axis_name``,
         that the statistics are over. The parts of all devices have the same shape. ``init`` ignores
         it.
+      group_size: Number of consecutive examples, along the first axis, that are normalized
+        together. A smaller batch is one group. None: the whole batch.
     """
 
     momentum: float = 0.9
@@ -54,6 +62,7 @@ class BatchNorm(nn.Module):
     scale_init: nn.initializers.Initializer = nn.initializers.ones
     use_running_average: bool | None = None
     axis_name: str | tuple[str, ...] | None = None
+    group_size: int | None = None
 
     @nn.compact
     def __call__(
@@ -65,6 +74,12 @@ class BatchNorm(nn.Module):
         """Normalizes ``[..., C]``.
 
         The ``mask`` has the shape of x. Where it is False, x is not part of the statistics.
+
+        With the statistics of the batch, their mean and biased variance over all groups are also
+        stored in the collection "batch_moments" if it is mutable.
+
+        Raises:
+          InputError: The batch is not a multiple of ``group_size``, or ``axis_name`` is set too.
         """
         use_running_average = nn.merge_param(
             "use_running_average", self.use_running_average, use_running_average
@@ -77,8 +92,13 @@ class BatchNorm(nn.Module):
         dtype = self.dtype or promoted_dtype(x, scale)
 
         wide = float32_or_more(x, scale)
-        x, scale, bias = (a.astype(wide) for a in (x, scale, bias))
-        axes = tuple(range(x.ndim - 1))
+        shape, x = x.shape, x.astype(wide)
+        grouped = not use_running_average and self._has_groups(x)
+        if grouped:
+            x, mask = jax.tree.map(
+                lambda a: a.reshape(-1, self.group_size, *a.shape[1:]), (x, mask)
+            )
+        axes = tuple(range(1 if grouped else 0, x.ndim - 1))
         expand = functools.partial(jnp.expand_dims, axis=axes)
         if use_running_average:
             mean, var = (a.value.astype(wide) for a in (running_mean, running_var))
@@ -86,7 +106,7 @@ class BatchNorm(nn.Module):
             axis_name = None if self.is_initializing() else self.axis_name
             total = functools.partial(over_devices, axis_name=axis_name)
             if mask is None:
-                n = math.prod(x.shape[:-1])
+                n = math.prod(x.shape[axis] for axis in axes)
                 n *= 1 if axis_name is None else jax.lax.axis_size(axis_name)
             else:
                 n = total(jnp.sum(mask, axes, dtype=wide))
@@ -96,11 +116,36 @@ class BatchNorm(nn.Module):
             if not self.is_initializing():
                 unbiased = var * (n / jnp.maximum(n - 1, 1))
                 for running, new in ((running_mean, mean), (running_var, unbiased)):
+                    new = jnp.mean(new, axis=0) if grouped else new
                     update = self.momentum * running.value + (1 - self.momentum) * new
                     running.value = update.astype(running.value.dtype)
-        factor = jax.lax.rsqrt(var + self.epsilon) * scale
-        y = (x - expand(mean)) * expand(factor) + expand(bias)
-        return y.astype(dtype)
+                self._store_moments(mean, var, grouped)
+        ones = (1,) * (x.ndim - 1)
+        scale, bias = (a.astype(wide).reshape(ones + channels) for a in (scale, bias))
+        y = (x - expand(mean)) * (expand(jax.lax.rsqrt(var + self.epsilon)) * scale) + bias
+        return y.reshape(shape).astype(dtype)
+
+    def _has_groups(self, x: jax.Array) -> bool:
+        """Returns whether the batch consists of more than one group."""
+        if self.group_size is None or len(x) <= self.group_size:
+            return False
+        if self.axis_name is not None:
+            raise InputError(
+                f"the batch norm has group_size={self.group_size} and axis_name="
+                f"{self.axis_name!r}; use one of them"
+            )
+        if len(x) % self.group_size:
+            raise InputError(
+                f"a batch of {len(x)} is not a multiple of {self.group_size}, the number of "
+                "examples that are normalized together; use another batch size or group_size"
+            )
+        return True
+
+    def _store_moments(self, mean: jax.Array, var: jax.Array, grouped: bool) -> None:
+        if grouped:  # the variance over all groups
+            mean, var = jnp.mean(mean, axis=0), jnp.mean(var, axis=0) + jnp.var(mean, axis=0)
+        for name, value in (("mean", mean), ("var", var)):
+            self.sow("batch_moments", name, value, reduce_fn=lambda _, new: new, init_fn=tuple)
 
 
 def apply_norm(

@@ -28,8 +28,8 @@ class Task:
     and ml_collections.
 
     Attributes:
-      headline: Name of the metric that describes a network in one number, such as "miou". It is a
-        key of the evaluator's summary.
+      headline: Name of the metric that describes a network in one number, such as "miou", or a
+        function ``config -> name``. It is a key of the summary of the evaluation during training.
       leaves: The config fields of this task, in addition to the common ones, with the values
         allowed for each. See ``nonlocal_jax.config``.
       batch: Returns the shapes and types of a global batch:
@@ -44,13 +44,15 @@ class Task:
       open_source: Opens the split "train" or "val" of the dataset:
         ``(config, split, data_dir) -> source``, with ``len(source)`` and ``source[index]``.
       evaluator: Makes a function that evaluates variables on a source:
-        ``(config, source, *, multi_scale=False, shardings=None) -> run``. ``run(variables)``
-        returns the summary, a dict of metrics. Metrics of type float are logged.
+        ``(config, source, *, quick=False, multi_scale=False, shardings=None) -> run``.
+        ``run(variables)`` returns the summary, a dict of metrics. Metrics of type float are logged.
+        ``quick=True`` is for the evaluations during training: if the published protocol takes too
+        long for them, the task uses a shorter one and names its metrics after it.
       report: Formats a summary as a Markdown table and as plain values for JSON:
         ``(summary, config) -> (text, values)``.
     """
 
-    headline: str
+    headline: str | Callable[[ConfigDict], str]
     leaves: Mapping[str, Leaf]
     batch: Callable[[ConfigDict], dict[str, jax.ShapeDtypeStruct]]
     inputs: Callable[[Batch, ConfigDict], Any]

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from nonlocal_jax._lazy import import_on_use
-from nonlocal_jax.tasks.segmentation import loss_fn
+from nonlocal_jax.tasks import loss_fn
 from nonlocal_jax.train.experiment import Experiment, create_experiment
 from nonlocal_jax.train.optimizer import create_optimizer
 from nonlocal_jax.train.state import TrainState, create_state

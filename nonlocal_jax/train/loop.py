@@ -21,6 +21,7 @@ from nonlocal_jax.train._shutdown import ShutdownRequest
 from nonlocal_jax.train.checkpoint import Checkpoints
 from nonlocal_jax.train.experiment import Experiment, create_experiment
 from nonlocal_jax.train.log import Monitor, RunLog
+from nonlocal_jax.train.precise_batch_norm import precise_batch_norm
 from nonlocal_jax.train.state import TrainState, abstract_state, create_state
 from nonlocal_jax.train.step import make_train_step
 
@@ -75,7 +76,9 @@ def train(
     step, saves the state and returns.
 
     It writes ``config.json``, ``checkpoints/STEP``, ``metrics.jsonl`` and ``curves.png`` to
-    ``workdir``. Step n is the state after n updates.
+    ``workdir``. Step n is the state after n updates. With ``train.precise_batch_norm``, evaluations
+    and the last checkpoint have the statistics of ``precise_batch_norm``. Training goes on with the
+    running ones.
 
     Args:
       config: Config of the experiment.
@@ -134,7 +137,8 @@ def train(
             # A run that stops before the next checkpoint resumes from this one, at step 0.
             checkpoints.save(state)
         step = int(state.step)
-        log = RunLog(workdir, step, task.headline)
+        headline = task.headline if isinstance(task.headline, str) else task.headline(config)
+        log = RunLog(workdir, step, headline)
         if jax.process_index() == 0:
             write_file(workdir / "config.json", config.to_json(indent=2) + "\n")
         log.say(_headline(experiment, state, shardings.mesh.size))
@@ -143,15 +147,16 @@ def train(
             log, steps=config.steps, log_every=config.train.log_every, batch_size=batch_size
         )
         train_step = make_train_step(experiment, shardings)
-        batches = train_batches(
+        batches_from = functools.partial(
+            train_batches,
             source,
             functools.partial(_prepare, task, config),  # can be pickled, for workers
             batch_size=batch_size,
             seed=config.seed,
-            step=step,
             rows=process_rows(shardings, batch_size),
             workers=workers,
         )
+        precise = precise_batch_norm(experiment, shardings, batches_from)
 
         def is_due(every: int) -> bool:
             return step % every == 0 or step == config.steps
@@ -160,7 +165,8 @@ def train(
             due = evaluate is not None and step > 0 and is_due(config.train.evaluate_every)
             if due and not log.was_evaluated(step):
                 monitor.flush()
-                metrics = evaluate(state.variables)
+                # The last state is precise already.
+                metrics = evaluate((state if step == config.steps else precise(state)).variables)
                 scalars = {k: v for k, v in metrics.items() if isinstance(v, float)}
                 log.add_evaluation(step, scalars)
                 log.draw()
@@ -168,6 +174,7 @@ def train(
         # If the run was killed during an evaluation, that evaluation runs now.
         evaluate_if_due()
         metrics = {"loss": None}
+        batches = batches_from(step=step)
         with contextlib.closing(batches), NextBatch(batches) as next_batch:
             while step < config.steps and not shutdown.requested(step):
                 batch, waited = next_batch.take(metrics["loss"])
@@ -175,6 +182,9 @@ def train(
                 state, metrics = train_step(state, to_global(batch, shardings))
                 step += 1
                 monitor.add(step, metrics, waited)
+                if step == config.steps:
+                    monitor.flush()
+                    state = precise(state)
                 if is_due(config.train.checkpoint_every):
                     monitor.flush()
                     checkpoints.save(state)

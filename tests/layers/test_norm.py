@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from nonlocal_jax.layers import BatchNorm, apply_norm
+from nonlocal_jax.errors import InputError
+from nonlocal_jax.layers import BatchNorm, Constructor, apply_norm
 from tests.helpers import NORMS
 
 
@@ -158,3 +159,75 @@ def test_half_precision_parameters_and_gradients(half, running):
     for leaf in jax.tree.leaves(gradients(variables["params"], x)):
         assert leaf.dtype == half
         assert np.all(np.isfinite(leaf))
+
+
+def _statistics(shape):
+    return {
+        "params": {"scale": jnp.full(shape, 1.5), "bias": jnp.full(shape, 0.5)},
+        "batch_stats": {"mean": jnp.full(shape, 0.5), "var": jnp.full(shape, 2.0)},
+    }
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("masked", [False, True])
+def test_groups_are_normalized_one_by_one(masked):
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((6, 3, 4, 5)))
+    mask = jnp.asarray(np.random.default_rng(1).random((6, 3, 4, 1)) < 0.5)
+    mask = jnp.broadcast_to(mask, x.shape) if masked else None
+    variables = _statistics((5,))
+
+    def run(norm, x, mask):
+        return norm.apply(variables, x, False, mask, mutable=["batch_stats", "batch_moments"])
+
+    y, updates = run(Constructor(BatchNorm, group_size=2)(), x, mask)
+    parts = [
+        run(BatchNorm(), x[i : i + 2], None if mask is None else mask[i : i + 2]) for i in (0, 2, 4)
+    ]
+    np.testing.assert_allclose(y, jnp.concatenate([part for part, _ in parts]), rtol=1e-12)
+    mean_of_parts = jax.tree.map(
+        lambda *leaves: np.mean(leaves, axis=0), *(own["batch_stats"] for _, own in parts)
+    )
+    for name, expected in mean_of_parts.items():
+        np.testing.assert_allclose(updates["batch_stats"][name], expected, rtol=1e-12)
+    if not masked:
+        for name, expected in run(BatchNorm(), x, None)[1]["batch_moments"].items():
+            np.testing.assert_allclose(updates["batch_moments"][name], expected, rtol=1e-12)
+    # A smaller batch is one group, and inference has no groups.
+    for module in (BatchNorm(group_size=9), BatchNorm()):
+        np.testing.assert_array_equal(run(module, x, mask)[0], run(BatchNorm(), x, mask)[0])
+    running = [
+        norm.apply(variables, x[:5], True) for norm in (BatchNorm(group_size=2), BatchNorm())
+    ]
+    np.testing.assert_array_equal(*running)
+
+
+def test_groups_that_do_not_fit_are_refused():
+    with pytest.raises(InputError, match="a batch of 5 is not a multiple of 2"):
+        BatchNorm(group_size=2).init(jax.random.key(0), jnp.ones((5, 3)), False)
+    with pytest.raises(InputError, match="group_size=2 and axis_name='a'; use one of them"):
+        BatchNorm(group_size=2, axis_name="a").init(jax.random.key(0), jnp.ones((4, 3)), False)
+
+
+@pytest.mark.parametrize(
+    ("group_size", "communicates"), [(2, False), (4, False), (8, True), (None, True)]
+)
+def test_groups_within_a_device_need_no_communication(group_size, communicates):
+    mesh = jax.make_mesh((4,), ("data",), (AxisType.Auto,), devices=jax.devices()[:4])
+    split = jax.NamedSharding(mesh, jax.P("data"))
+    norm, variables = BatchNorm(group_size=group_size), _statistics((5,))
+    x = jax.device_put(np.random.default_rng(0).standard_normal((16, 3, 5), np.float32), split)
+
+    def normalize(x):
+        return norm.apply(variables, x, False, mutable=["batch_stats"])[0]
+
+    compiled = jax.jit(normalize, out_shardings=split).lower(x).compile()
+    text = compiled.as_text()
+    assert any(name in text for name in ("all-reduce", "all-gather")) == communicates
+    np.testing.assert_allclose(compiled(x), normalize(np.asarray(x)), rtol=1e-4, atol=1e-5)
+
+
+def test_moments_are_stored_only_on_request():
+    norm, x = BatchNorm(), jnp.ones((2, 3))
+    assert set(norm.init(jax.random.key(0), x, False)) == {"params", "batch_stats"}
+    _, updates = norm.apply(_statistics((3,)), x, False, mutable=["batch_stats"])
+    assert set(updates) == {"batch_stats"}
