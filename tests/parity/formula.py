@@ -10,10 +10,6 @@ from collections.abc import Mapping
 
 import numpy as np
 
-# mmaction2's norms whose sum a residual block returns. The products of its non-local blocks are not
-# divided, so that large features would leave one key for each query.
-_SMALL = re.compile(r"\.(conv3|downsample|non_local_block\.conv_out)\.bn\.")
-
 
 def uniform(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """float64 in [0, 1)."""
@@ -24,6 +20,16 @@ def uniform(name: str, shape: tuple[int, ...]) -> np.ndarray:
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         z = z ^ (z >> np.uint64(31))
     return ((z >> np.uint64(11)) * 2.0**-53).reshape(shape)
+
+
+def _scale_in_mmaction2(name: str) -> float:
+    """Makes the features between residual blocks small, as some non-local blocks multiply them.
+
+    The exponents of a softmax grow with their square, and dot products with their cube.
+    """
+    if ".conv3.bn." in name or ".downsample.bn." in name:
+        return 0.06
+    return 0.02 if ".non_local_block." in name else 1.0
 
 
 def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -42,14 +48,14 @@ def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
         value = 0.5 + u
         if ".bn3." in name:
             value = 0.15 * value
-        elif name.endswith("weight") and _SMALL.search(name):
-            value = 0.06 * value
+        elif name.endswith("weight"):
+            value = value * _scale_in_mmaction2(name)
     elif name.endswith("weight"):
         gain = 1.2
         if "dnl_block.theta" in name or "dnl_block.phi" in name:
             gain = 0.4  # the temperature multiplies their product by 20
         elif re.search(r"non_local_block\.(theta|phi)", name):
-            gain = 5.0  # the features there are small, see below
+            gain = 5.0  # the features are small
         fan_in = np.prod(shape[1:], dtype=np.int64)
         value = symmetric * gain * (3 / fan_in) ** 0.5
     else:

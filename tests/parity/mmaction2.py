@@ -90,9 +90,9 @@ def _narrow(model: torch.nn.Module, width: int) -> None:
 def _calibrate(model: torch.nn.Module, frames: int) -> None:
     """Sets the running statistics to about those of a batch.
 
-    With other statistics, features shrink from layer to layer until only the biases matter. The
-    variances are the means of the squares. With those around the mean, each non-local block would
-    multiply the mean that it gives to all positions.
+    With other statistics, features shrink from layer to layer until only the biases matter.
+    Positions have about the same output of a non-local block, so there the variance is the mean of
+    the squares. Otherwise the block would multiply each change of that output.
     """
     norms = {
         k: m
@@ -109,7 +109,8 @@ def _calibrate(model: torch.nn.Module, frames: int) -> None:
             torch.from_numpy(formula.uniform(f"{name}.{part}", norm.running_var.shape))
             for part in ("shift", "factor")
         )
-        norm.running_var += norm.running_mean**2
+        if "conv_out" in name:
+            norm.running_var += norm.running_mean**2
         norm.running_mean += 0.4 * (shift - 0.5) * norm.running_var.sqrt()
         norm.running_var *= 0.8 + 0.4 * factor
 
