@@ -30,15 +30,15 @@ from configs import video
 # name of the experiment: classes; frames, height and width of a clip.
 NETWORKS = {
     "mmaction2_i3d_nl_dot_product_r50_32f": (400, (17, 72, 81)),
-    "mmaction2_i3d_nl_embedded_gaussian_r50_32f": (11, (32, 64, 64)),
-    "mmaction2_i3d_nl_gaussian_r50_32f": (21, (19, 65, 97)),
-    "mmaction2_i3d_r50_32f": (11, (21, 81, 64)),
+    "mmaction2_i3d_nl_embedded_gaussian_r50_32f": (101, (32, 64, 64)),
+    "mmaction2_i3d_nl_gaussian_r50_32f": (157, (19, 65, 97)),
+    "mmaction2_i3d_r50_32f": (174, (21, 81, 64)),
     "mmaction2_c2d_r50_16f": (400, (15, 65, 80)),
-    "mmaction2_tsm_r50_8f": (11, (7, 64, 97)),
-    "mmaction2_tsm_nl_dot_product_r50_8f": (21, (8, 64, 64)),
+    "mmaction2_tsm_r50_8f": (174, (7, 64, 97)),
+    "mmaction2_tsm_nl_dot_product_r50_8f": (101, (8, 64, 64)),
     "mmaction2_tsm_nl_embedded_gaussian_r50_8f": (400, (9, 65, 81)),
-    "mmaction2_tsm_nl_gaussian_r50_8f": (11, (5, 80, 65)),
-    "mmaction2_slowonly_nl_embedded_gaussian_r50_8f": (21, (7, 65, 72)),
+    "mmaction2_tsm_nl_gaussian_r50_8f": (157, (5, 80, 65)),
+    "mmaction2_slowonly_nl_embedded_gaussian_r50_8f": (101, (7, 65, 72)),
 }
 # What is printed, and its bound.
 BOUNDS = {
