@@ -4,6 +4,7 @@ Element k of the array called ``name`` is uniform in [0, 1): the top 53 bits of 
 k + 2**32 * crc32(name). Only integers, so no version of a library changes them.
 """
 
+import re
 import zlib
 from collections.abc import Mapping
 
@@ -19,6 +20,16 @@ def uniform(name: str, shape: tuple[int, ...]) -> np.ndarray:
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         z = z ^ (z >> np.uint64(31))
     return ((z >> np.uint64(11)) * 2.0**-53).reshape(shape)
+
+
+def _scale_in_mmaction2(name: str) -> float:
+    """Makes the features between residual blocks small, as some non-local blocks multiply them.
+
+    The exponents of a softmax grow with their square, and dot products with their cube.
+    """
+    if ".conv3.bn." in name or ".downsample.bn." in name:
+        return 0.06
+    return 0.02 if ".non_local_block." in name else 1.0
 
 
 def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -37,10 +48,14 @@ def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
         value = 0.5 + u
         if ".bn3." in name:
             value = 0.15 * value
+        elif name.endswith("weight"):
+            value = value * _scale_in_mmaction2(name)
     elif name.endswith("weight"):
         gain = 1.2
         if "dnl_block.theta" in name or "dnl_block.phi" in name:
             gain = 0.4  # the temperature multiplies their product by 20
+        elif re.search(r"non_local_block\.(theta|phi)", name):
+            gain = 5.0  # the features are small
         fan_in = np.prod(shape[1:], dtype=np.int64)
         value = symmetric * gain * (3 / fan_in) ** 0.5
     else:
@@ -58,6 +73,11 @@ def images(batch: int, height: int, width: int) -> np.ndarray:
     coarse = uniform("coarse", (batch, -(-height // 16), -(-width // 16), 3))
     coarse = np.repeat(np.repeat(coarse, 16, axis=1), 16, axis=2)[:, :height, :width]
     return 3 * (coarse - 0.5) + uniform("fine", (batch, height, width, 3)) - 0.5
+
+
+def clips(batch: int, frames: int, height: int, width: int) -> np.ndarray:
+    """Normalized clips ``[B, T, H, W, 3]``, float64: images that are not alike."""
+    return images(batch * frames, height, width).reshape(batch, frames, height, width, 3)
 
 
 def image_uint8(height: int, width: int) -> np.ndarray:

@@ -1,22 +1,26 @@
-"""Writes mmsegmentation's float64 numbers for narrow networks to tests/golden/mmsegmentation.
+"""Writes float64 numbers of mmsegmentation and mmaction2 for narrow networks to tests/golden.
 
     make golden
 
-The weights come from ``formula``, so the files contain outputs only.
+The weights come from ``formula``, so the files contain outputs, and for mmaction2 the running
+statistics.
 """
 
 import pathlib
 
 import augmentation
 import formula
+import mmaction2
 import mmsegmentation as reference
 import narrow
+import narrow_video
 import numpy as np
 import step
 
 from nonlocal_jax import data
 
-DIRECTORY = pathlib.Path(__file__).parents[1] / "golden" / "mmsegmentation"
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
+DIRECTORY = GOLDEN / "mmsegmentation"
 
 
 def train(row: str, model, images: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
@@ -49,7 +53,33 @@ def augment() -> dict[str, np.ndarray]:
     return {"image": np.stack(images), "label": np.stack(labels)}
 
 
+def video(name: str, size: tuple[int, int, int]) -> dict[str, np.ndarray]:
+    """Numbers of inference, and of one step without the optimizer."""
+    model = mmaction2.build(name, size[0], narrow_video.CHANGES)
+    running = {k: v.numpy().copy() for k, v in model.state_dict().items() if ".running_" in k}
+    clips = formula.clips(2, *size)
+    features, logits = mmaction2.infer(model.double(), clips)
+    losses, gradients, statistics = mmaction2.train(model, clips, narrow_video.LABELS)
+    summaries = [
+        {key: narrow.summary(key, array) for key, array in arrays.items()}
+        for arrays in (gradients, statistics)
+    ]
+    return {
+        "running": narrow_video.concatenate(running),
+        "features": features[..., ::8],
+        "logits": logits,
+        **losses,
+        "gradients": narrow_video.concatenate(summaries[0]),
+        "statistics": narrow_video.concatenate(summaries[1]),
+    }
+
+
 def main() -> None:
+    for name, size in narrow_video.NETWORKS.items():
+        path = GOLDEN / "mmaction2" / f"{name}.npz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(path, **video(name, size))
+        print(name, f"{path.stat().st_size / 1024:.0f} KiB")
     DIRECTORY.mkdir(parents=True, exist_ok=True)
     images, image = formula.images(2, *narrow.SIZE), formula.image_uint8(*narrow.SIZE)
     labels = formula.labels(2, *narrow.SIZE, narrow.CHANGES["num_classes"])
