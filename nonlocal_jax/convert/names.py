@@ -10,13 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from nonlocal_jax.convert import mmsegmentation
+from nonlocal_jax.convert import mmaction2, mmsegmentation
 from nonlocal_jax.convert.source import Row, Shapes, Source
 from nonlocal_jax.errors import InputError, listing
 from nonlocal_jax.models import BLOCKS, create_model, example_input
 
 # Network, as in ``nonlocal_jax.models.NETWORKS`` -> the naming scheme of its PyTorch checkpoints.
-SOURCES: dict[str, Source] = {"segmentation": mmsegmentation.SOURCE}
+SOURCES: dict[str, Source] = {
+    "segmentation": mmsegmentation.SOURCE,
+    "video": mmaction2.SOURCE,
+}
 
 # A kernel of this rank, [O, I, T, H, W] in PyTorch, has a time axis.
 _RANK_WITH_TIME = 5

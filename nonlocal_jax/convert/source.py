@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 Kind = Mapping[str, tuple[str, int]]
 
 CONV: Kind = {"kernel": ("weight", 4), "bias": ("bias", 1)}  # nn.Dense is a 1x1 convolution
+CONV_3D: Kind = {"kernel": ("weight", 5), "bias": ("bias", 1)}  # has a time axis
+LINEAR: Kind = {"kernel": ("weight", 2), "bias": ("bias", 1)}
 BATCH_NORM: Kind = {
     "scale": ("weight", 1),
     "bias": ("bias", 1),
