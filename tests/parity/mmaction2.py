@@ -102,7 +102,7 @@ def _calibrate(model: torch.nn.Module, frames: int) -> None:
     for norm in norms.values():
         norm.momentum = 1.0  # replaces the statistics
     model.train()
-    logits(model, formula.clips(2, frames, 64, 64))
+    infer(model, formula.clips(2, frames, 64, 64))
     for name, norm in norms.items():
         norm.momentum = 0.1
         shift, factor = (
@@ -121,15 +121,20 @@ def _inputs(model: torch.nn.Module, clips: np.ndarray) -> torch.Tensor:
     return x if type(model).__name__ == "Recognizer2D" else x.transpose(1, 2)[:, None]
 
 
-def logits(model, clips: np.ndarray) -> np.ndarray:
-    """Logits ``[B, classes]``."""
+def infer(model: torch.nn.Module, clips: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The last feature map ``[B, T', h, w, C]``, and logits ``[B, classes]``."""
     with torch.no_grad():
         features, options = model.extract_feat(_inputs(model, clips))
-        return model.cls_head(features, **options).numpy()
+        logits = model.cls_head(features, **options)
+    if features.ndim == 4:  # frames are images of the batch
+        features = features.unflatten(0, (len(clips), -1)).transpose(1, 2)
+    return features.permute(0, 2, 3, 4, 1).numpy(), logits.numpy()
 
 
-def train(model, clips, labels) -> tuple[float, dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Loss, the gradient of every parameter and the new running statistics, in train mode.
+def train(
+    model, clips, labels
+) -> tuple[dict[str, float], dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The loss, the gradient of every parameter and the new running statistics, in train mode.
 
     Keeps the running statistics of the model.
     """
@@ -144,4 +149,4 @@ def train(model, clips, labels) -> tuple[float, dict[str, np.ndarray], dict[str,
         for key, value in model.named_buffers():
             value.copy_(buffers[key])
     model.eval()
-    return loss.item(), gradients, statistics
+    return {"loss": loss.item()}, gradients, statistics
