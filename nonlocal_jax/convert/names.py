@@ -89,8 +89,7 @@ class Leaf(NamedTuple):
         outputs, inputs, time, *size = shape
         if array.shape != (outputs, inputs, *size):
             return array
-        wide = array.astype(np.result_type(array.dtype, np.float32))
-        return np.repeat(wide[:, :, None] / time, time, axis=2)
+        return np.repeat(np.float64(array)[:, :, None] / time, time, axis=2)
 
 
 def shapes(config: Mapping[str, Any]) -> Shapes | None:
