@@ -26,6 +26,11 @@ _NEUTRAL = (
 _OF_BLOCKS = re.compile(r"block(_\w+)?|group_(frames|at)")
 
 
+def is_in_block(path: str) -> bool:
+    """Returns whether an array with this path in Flax belongs to a block."""
+    return re.search(r"[/_]block/", path) is not None
+
+
 def check(
     name: object,
     arrays: Mapping[str, np.ndarray],
@@ -79,11 +84,13 @@ def check(
 
 
 def option_differences(
-    source: Source, found: Mapping[str, np.ndarray], wanted: Shapes
+    source: Source, found: Mapping[str, np.ndarray], wanted: Shapes, config: Mapping[str, Any]
 ) -> list[str]:
-    """Lists the options of a model config in which PyTorch's names and shapes differ."""
+    """Lists the options of a model config in which names and shapes of a source differ."""
     theirs = source.options({name: array.shape for name, array in found.items()})
     ours = source.options(wanted)
+    if any(map(is_in_block, wanted)):  # paths, as the source has no names for the block
+        ours |= {"block": config["block"]}
     return differences(theirs, ours, theirs.keys() ^ ours.keys())
 
 

@@ -248,15 +248,15 @@ def _from_flax(
     dtype: Any,
 ) -> dict[str, Any]:
     wanted, fresh = names.shapes(model_config), []
+    if new_blocks:
+        paths = names.known_shapes(model_config)
+        _check_blocks(paths)
+        fresh += filter(fit.is_in_block, paths)
+        arrays = {path: array for path, array in arrays.items() if not fit.is_in_block(path)}
     if reinit_head:
         classifier = names.sources(model_config)[0].classifier
         leaves = names.leaves(model_config)
         fresh += [leaf.path for leaf in leaves if re.match(classifier, leaf.name)]
-    if new_blocks:
-        paths = names.known_shapes(model_config)
-        _check_blocks(paths)
-        fresh += filter(names.is_in_block, paths)
-        arrays = {path: array for path, array in arrays.items() if not names.is_in_block(path)}
     if fresh:
         arrays, wanted = _without(arrays, fresh), _without(wanted, fresh)
     different = []
@@ -294,22 +294,22 @@ def _from_torch(
     table_config = dict(model_config)
     if new_blocks:
         skipped.append(source.block)
-        # Where a residual block is wrapped together with a block, it has another name.
+        # The blocks of the file, as the names of other arrays can depend on them.
         found = source.options({n: array.shape for n, array in arrays.items()})
-        table_config |= {k: v for k, v in found.items() if k == "block_at"}
+        table_config |= {k: v for k, v in found.items() if k in ("block", "block_at")}
     arrays = {n: x for n, x in arrays.items() if not any(re.match(s, n) for s in skipped)}
     leaves = names.leaves_of(source, model_config, table_config)
     fresh = [
         leaf.path
         for leaf in leaves
         if any(re.match(s, leaf.name) for s in skipped)
-        or (new_blocks and names.is_in_block(leaf.path))
+        or (new_blocks and fit.is_in_block(leaf.path))
     ]
     used = {leaf.name: leaf for leaf in leaves if leaf.path not in fresh}
     wanted = {n: leaf.torch_shape for n, leaf in used.items()}
     arrays = source.adapt(arrays, wanted)
     arrays = {n: used[n].inflate(array) if n in used else array for n, array in arrays.items()}
-    different = fit.option_differences(source, arrays, wanted)
+    different = fit.option_differences(source, arrays, wanted, model_config)
     fit.check(name, arrays, wanted, different)
     # Copies: the arrays may view a file.
     values = {
@@ -324,7 +324,7 @@ def _check_blocks(paths: Iterable[str]) -> None:
     Raises:
       InputError: It has none.
     """
-    if not any(map(names.is_in_block, paths)):
+    if not any(map(fit.is_in_block, paths)):
         raise InputError(
             "new_blocks is set, but the model has no blocks; leave out --new-blocks (new_blocks), "
             "or use a model config with blocks"

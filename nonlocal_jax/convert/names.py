@@ -193,11 +193,6 @@ def leaves_of(
     )
 
 
-def is_in_block(path: str) -> bool:
-    """Returns whether an array with this path in Flax belongs to a block."""
-    return re.search(r"[/_]block/", path) is not None
-
-
 def block_rows(block: nn.Module) -> tuple[Row, ...]:
     """Returns the table of the modules of one block, with names relative to the block.
 
