@@ -63,7 +63,8 @@ def test_reinit_head(command, caplog, tmp_path, pth, variables):
 
 
 def test_new_blocks(command, caplog, tmp_path):
-    config, output = MODEL | {"block": "none"}, tmp_path / "dnl.safetensors"
+    config = {**segmentation.get_config("demo_fcn").model, **CHANGES}
+    output = tmp_path / "dnl.safetensors"
     old = random_variables(config)
     convert.export_torch(tmp_path / "fcn.pth", old, config)
     arguments = (*CHANGED, f"--source={tmp_path / 'fcn.pth'}", f"--output={output}")
