@@ -119,9 +119,9 @@ def _numpy_array(state: tuple) -> np.ndarray | Placeholder:
         data = b""
     if isinstance(data, str):  # of Python 2
         data = data.encode("latin1")
-    size = math.prod(shape) * dtype.itemsize
-    if any(n < 0 for n in shape) or not isinstance(data, bytes) or len(data) != size:
-        raise ValueError(f"an array of shape {shape} and type {dtype} does not have {size} bytes")
+    valid = isinstance(data, bytes) and len(shape) <= _MAX_AXES and all(n >= 0 for n in shape)
+    if not valid or math.prod(shape) * dtype.itemsize != len(data):
+        raise ValueError(f"the bytes of an array do not fit its type {dtype} and shape {shape}")
     return np.ndarray(shape, dtype, data, order="F" if is_fortran else "C")
 
 
@@ -141,6 +141,8 @@ def _encode(text: str, encoding: str) -> bytes:
         raise ValueError(f"bytes in the encoding {encoding!r}")
     return text.encode("latin1")
 
+
+_MAX_AXES = 64  # of NumPy
 
 _NUMPY_DTYPES = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
 _NUMPY_ARRAY = Placeholder("numpy.ndarray")
