@@ -89,6 +89,9 @@ def _options(shapes: Shapes) -> dict[str, Any]:
         options["shift_at"] = places(r"(block\.)?conv1\.conv\.net\.")
         options["block_at"] = places(r"\w+_block\.")
         options["block"] = _block(names)
+        if ".non_local_block." in names:
+            has_norm = ".non_local_block.conv_out.bn." in names
+            options["block_norm"] = "batch_norm" if has_norm else "none"
     if "cls_head.fc_cls.weight" in shapes:
         options["num_classes"] = shapes["cls_head.fc_cls.weight"][0]
     return options
