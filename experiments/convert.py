@@ -1,14 +1,15 @@
-"""Imports a PyTorch checkpoint as a .safetensors file, or exports a .pth file for PyTorch.
+"""Imports a PyTorch or Caffe2 checkpoint as a .safetensors file, or exports a .pth file.
 
     python -m experiments.convert --source=FILE.pth --output=FILE.safetensors \\
         --config=configs/segmentation.py:nonlocal_r50-d8_512x1024_40k_cityscapes
     python -m experiments.convert --reverse --source=PATH --output=FILE.pth --config=...
 
-PATH is the work directory of a training run, a saved step in it, a .safetensors file or a .pth
-file. --reinit-head initializes the classifiers, for data with other classes. PyTorch is not needed.
+PATH is the work directory of a training run, a saved step in it, a .safetensors file, a .pth file
+or a .pkl file of Caffe2. --reinit-head initializes the classifiers, for data with other classes.
+--new-blocks initializes the blocks. Neither PyTorch nor Caffe2 is needed.
 
 A .safetensors file contains the names and the colors of the classes: those of PATH, or for a
-PyTorch file, those of the dataset --config.data.name.
+file of PyTorch or Caffe2, those of the dataset --config.data.name.
 """
 
 import hashlib
@@ -31,6 +32,9 @@ _OUTPUT = flags.DEFINE_string("output", None, "File to write.", required=True)
 _REVERSE = flags.DEFINE_boolean("reverse", False, "Whether to write a .pth file for PyTorch.")
 _REINIT_HEAD = flags.DEFINE_boolean(
     "reinit_head", False, "Whether to initialize the classifiers instead of reading them."
+)
+_NEW_BLOCKS = flags.DEFINE_boolean(
+    "new_blocks", False, "Whether to initialize the blocks instead of reading them."
 )
 
 
@@ -72,7 +76,8 @@ def main(_: list[str]) -> None:
         raise InputError(f"--output is {output}; use a path that ends in {suffix}")
     _warn_of_wrong_hash(pathlib.Path(_SOURCE.value))
     dataset = None if _REINIT_HEAD.value else _dataset(_SOURCE.value, config)
-    variables = convert.load(_SOURCE.value, model_config, reinit_head=_REINIT_HEAD.value)
+    fresh = {"reinit_head": _REINIT_HEAD.value, "new_blocks": _NEW_BLOCKS.value}
+    variables = convert.load(_SOURCE.value, model_config, **fresh)
     if _REVERSE.value:
         convert.export_torch(output, variables, model_config)
     else:

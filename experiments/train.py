@@ -2,8 +2,9 @@
 
     python -m experiments.train --workdir=DIR --config=configs/segmentation.py:demo_nonlocal
 
-To train on data with other classes from the checkpoint of an experiment, add --init=PATH and
---reinit-head, which initializes the classifiers. A run that is resumed does not read PATH.
+To start from the checkpoint of an experiment, add --init=PATH. For data with other classes,
+--reinit-head initializes the classifiers. For a network with blocks from one without or with other
+blocks, --new-blocks initializes the blocks. A run that is resumed does not read PATH.
 
 The command writes checkpoints/STEP, config.json, metrics.jsonl and curves.png to DIR. After SIGTERM
 it saves the state and exits with status 0. After Ctrl-C it saves the state and exits with status
@@ -26,12 +27,17 @@ _DATA_DIR = flags.DEFINE_string("data_dir", None, "Directory of the prepared dat
 _INIT = flags.DEFINE_string(
     "init",
     None,
-    "Checkpoint to start from: work directory, saved step, .safetensors file or .pth file.",
+    "Checkpoint to start from: work directory, saved step, .safetensors, .pth or .pkl file.",
 )
 _REINIT_HEAD = flags.DEFINE_boolean(
     "reinit_head",
     False,
     "Whether to initialize the classifiers instead of reading them from --init.",
+)
+_NEW_BLOCKS = flags.DEFINE_boolean(
+    "new_blocks",
+    False,
+    "Whether to initialize the blocks instead of reading them from --init.",
 )
 
 
@@ -48,6 +54,7 @@ def main(_: list[str]) -> None:
         evaluate=task.evaluator(config, validation, quick=True),
         init=_INIT.value,
         reinit_head=_REINIT_HEAD.value,
+        new_blocks=_NEW_BLOCKS.value,
     )
     step = int(result.state.step)
     if result.signal is not None:

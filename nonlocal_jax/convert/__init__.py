@@ -1,6 +1,6 @@
-"""Loads and saves checkpoints: PyTorch's files, ``.safetensors`` files and work directories.
+"""Loads and saves checkpoints: files of PyTorch and Caffe2, ``.safetensors``, work directories.
 
-PyTorch is not needed.
+Neither PyTorch nor Caffe2 is needed.
 """
 
 from typing import TYPE_CHECKING

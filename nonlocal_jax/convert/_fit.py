@@ -1,6 +1,7 @@
 """Checks that named arrays fit a model. One error lists everything that does not fit."""
 
 import inspect
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -16,7 +17,18 @@ from nonlocal_jax.models import NETWORKS, model_options
 COLLECTIONS = ("params", "batch_stats")
 
 # Options that change neither the parameters nor, beyond rounding, the outputs at inference.
-_NEUTRAL = ("dropout", "dtype", "norm", "block_implementation")
+_NEUTRAL = (
+    *("dropout", "dropout_per_frame", "dtype", "head_std", "norm", "norm_group_size"),
+    "block_implementation",
+)
+
+# Options of blocks.
+_OF_BLOCKS = re.compile(r"block(_\w+)?|group_(frames|at)")
+
+
+def is_in_block(path: str) -> bool:
+    """Returns whether an array with this path in Flax belongs to a block."""
+    return re.search(r"[/_]block/", path) is not None
 
 
 def check(
@@ -61,26 +73,44 @@ def check(
     lines = [f"{name} does not fit the {target}", *different]
     lines += [f"{len(p)} {what}:{listing(p)}" for what, p in problems.items() if p]
     advice = f"use the {target} that it was made with, or another checkpoint"
+    commands = "of experiments.train and experiments.convert"
     if any(line.startswith("num_classes is ") for line in different):
         advice += "; for new classes, initialize the classifiers with reinit_head=True "
-        advice += "(--reinit-head of experiments.train and experiments.convert)"
+        advice += f"(--reinit-head {commands})"
+    if any(re.match("(block|block_at|block_norm) is ", line) for line in different):
+        advice += "; for new blocks, initialize the blocks with new_blocks=True "
+        advice += f"(--new-blocks {commands})"
     raise InputError("\n".join([*lines, advice]))
 
 
 def option_differences(
-    source: Source, found: Mapping[str, np.ndarray], wanted: Shapes
+    source: Source, found: Mapping[str, np.ndarray], wanted: Shapes, config: Mapping[str, Any]
 ) -> list[str]:
-    """Lists the options of a model config in which PyTorch's names and shapes differ."""
+    """Lists the options of a model config in which names and shapes of a source differ."""
     theirs = source.options({name: array.shape for name, array in found.items()})
     ours = source.options(wanted)
+    if any(map(is_in_block, wanted)):  # paths, as the source has no names for the block
+        ours |= {"block": config["block"]}
     return differences(theirs, ours, theirs.keys() ^ ours.keys())
 
 
 def config_differences(
-    theirs: Mapping[str, Any], ours: Mapping[str, Any], ignored: Collection[str] = ()
+    theirs: Mapping[str, Any],
+    ours: Mapping[str, Any],
+    *,
+    reinit_head: bool = False,
+    new_blocks: bool = False,
 ) -> list[str]:
-    """Lists the options in which two model configs describe different functions."""
+    """Lists the options in which two model configs describe different functions.
+
+    Options of classifiers and blocks that are initialized may differ.
+    """
     theirs, ours = _complete(theirs), _complete(ours)
+    ignored = {"num_classes"} if reinit_head else set()
+    if new_blocks:
+        ignored |= {
+            option for option in theirs.keys() | ours.keys() if _OF_BLOCKS.fullmatch(option)
+        }
     # Other networks and blocks have other options.
     if any(theirs.get(option) != ours.get(option) for option in ("network", "block")):
         ignored = {*ignored, *(theirs.keys() ^ ours.keys())}
@@ -96,6 +126,8 @@ def _complete(config: Mapping[str, Any]) -> dict[str, Any]:
     options = {k: v for k, v in defaults.items() if v is not inspect.Parameter.empty} | options
     if options.get("block_sub_sample") is True:
         options["block_sub_sample"] = "after"  # means the same
+    if options.get("block_norm") == "frozen_batch_norm":
+        options["block_norm"] = "batch_norm"  # is neutral, as norm is
     return options
 
 

@@ -1,4 +1,4 @@
-"""Reads and writes PyTorch's files without PyTorch.
+"""Reads PyTorch's and Caffe2's files and writes PyTorch's, without either of them.
 
 ``torch.load(path, weights_only=True)`` reads what ``write`` writes.
 """
@@ -16,14 +16,17 @@ from nonlocal_jax._files import PathLike
 from nonlocal_jax.convert import _unpickle as unpickle
 from nonlocal_jax.errors import InputError, listing
 
+# Entries with the state dict: of PyTorch and OpenMMLab, of PySlowFast, of Caffe2.
+_NESTED = ("state_dict", "model", "model_state", "blobs")
+
 _STORAGE_NAMES = {dtype: name for name, dtype in unpickle.STORAGE_DTYPES.items()}
 
 
 def read_state_dict(path: PathLike) -> dict[str, np.ndarray]:
-    """Reads the state dict in a file of PyTorch.
+    """Reads the state dict in a file of PyTorch, or the blobs in a file of Caffe2.
 
-    The state dict is the whole content of the file, or its entry "state_dict" or "model". Other
-    entries of the file are ignored.
+    The state dict is the whole content of the file, or its entry "state_dict", "model",
+    "model_state" or "blobs". Other entries of the file are ignored. Numbers become arrays.
 
     Raises:
       InputError: The file cannot be read, is damaged, or its state dict contains anything but
@@ -31,13 +34,17 @@ def read_state_dict(path: PathLike) -> dict[str, np.ndarray]:
     """
     content = unpickle.read(path)
     if isinstance(content, dict):
-        nested = (content.get(key) for key in ("state_dict", "model"))
+        nested = (content.get(key) for key in _NESTED)
         content = next((value for value in nested if isinstance(value, dict)), content)
     if not isinstance(content, dict):
         raise InputError(
             f"{path} contains {_describe(content)} instead of a state dict; "
             "in PyTorch, save model.state_dict()"
         )
+    content = {
+        key: np.asarray(value) if isinstance(value, (int, float, np.generic)) else value
+        for key, value in content.items()
+    }
     refused = [
         f"{key!r}: {_describe(value)}"
         for key, value in content.items()

@@ -1,12 +1,13 @@
 """Reads pickled checkpoints without running any code that they name.
 
 A pickle is a program that names functions and calls them. This reader knows only the few names
-that tensors and plain containers need. It replaces every other name with an inert ``Placeholder``
-and never imports anything.
+that tensors, NumPy arrays of numbers and plain containers need. It replaces every other name with
+an inert ``Placeholder`` and never imports anything.
 """
 
 import functools
 import io
+import math
 import mmap
 import pickle
 import struct
@@ -76,8 +77,86 @@ def _rebuild_parameter(tensor: Any, *_) -> Any:
     return tensor
 
 
+class _Builder(Placeholder):
+    """An array or a dtype of NumPy whose content follows it in the pickle, as its state."""
+
+    def __init__(self, name: str, build: Callable[[Any], Any]):
+        super().__init__(name)
+        self.build = build
+        self.result = None
+
+
+class _Memo(dict):
+    """The objects that a pickle refers to again. An object that was built replaces its builder."""
+
+    def __getitem__(self, key: int) -> Any:
+        value = super().__getitem__(key)
+        built = isinstance(value, _Builder) and value.result is not None
+        return value.result if built else value
+
+
+def _numpy_dtype(code: str, *_) -> Placeholder:
+    """Returns the builder of a number's dtype. Any other dtype is not imported."""
+    if code not in _NUMPY_DTYPES:
+        return Placeholder(f"numpy.dtype({code!r})")
+
+    def build(state: tuple) -> np.dtype:
+        _, order, *rest = state
+        # Fields, shapes and metadata are not None. Sizes of -1 and flags of 0 are those of numbers.
+        if order not in ("<", ">", "|") or any(x not in (None, -1, 0) for x in rest):
+            raise ValueError(f"the dtype {code} has the state {state!r}")
+        return np.dtype(order + code)
+
+    return _Builder("numpy.dtype", build)
+
+
+def _numpy_array(state: tuple) -> np.ndarray | Placeholder:
+    """Returns a view of the bytes in the state of an array, which must be as many as it needs."""
+    _, shape, dtype, is_fortran, data = state
+    if isinstance(dtype, Placeholder):
+        return Placeholder(f"numpy.ndarray with {dtype.name}")
+    if isinstance(data, Placeholder):  # Python 3 calls ``bytes`` for no bytes
+        data = b""
+    if isinstance(data, str):  # of Python 2
+        data = data.encode("latin1")
+    valid = isinstance(data, bytes) and len(shape) <= _MAX_AXES and all(n >= 0 for n in shape)
+    if not valid or math.prod(shape) * dtype.itemsize != len(data):
+        raise ValueError(f"the bytes of an array do not fit its type {dtype} and shape {shape}")
+    return np.ndarray(shape, dtype, data, order="F" if is_fortran else "C")
+
+
+def _numpy_reconstruct(kind: Any, *_) -> Placeholder:
+    is_array = kind is _NUMPY_ARRAY  # not of a subclass
+    return _Builder("numpy.ndarray", _numpy_array) if is_array else Placeholder("a numpy array")
+
+
+def _numpy_scalar(dtype: np.dtype | Placeholder, data: str | bytes) -> Any:
+    array = _numpy_array((1, (), dtype, False, data))
+    return array if isinstance(array, Placeholder) else array[()]
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """Returns bytes, which Python 3 writes as text for the older protocols."""
+    if encoding != "latin1":
+        raise ValueError(f"bytes in the encoding {encoding!r}")
+    return text.encode("latin1")
+
+
+_MAX_AXES = 64  # of NumPy
+
+_NUMPY_DTYPES = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
+_NUMPY_ARRAY = Placeholder("numpy.ndarray")
+
 _GLOBALS = {
     ("collections", "OrderedDict"): dict,
+    ("_codecs", "encode"): _encode,
+    ("numpy", "ndarray"): _NUMPY_ARRAY,
+    ("numpy", "dtype"): _numpy_dtype,
+    **{
+        (f"numpy.{core}.multiarray", name): function
+        for core in ("core", "_core")  # before and since NumPy 2
+        for name, function in (("_reconstruct", _numpy_reconstruct), ("scalar", _numpy_scalar))
+    },
     ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
@@ -103,6 +182,7 @@ class _Unpickler(pickle._Unpickler):
 
     def __init__(self, file: Any, find_storage: _FindStorage | None = None):
         super().__init__(file, encoding="latin1")
+        self.memo = _Memo()
         self._find_storage = find_storage
 
     def find_class(self, module: str, name: str) -> Any:
@@ -119,8 +199,11 @@ class _Unpickler(pickle._Unpickler):
             raise ValueError(f"unknown kind of storage {kind!r}")
         return self._find_storage(what, key, numel)
 
-    def _drop_state(self) -> None:
-        self.stack.pop()
+    def _set_state(self) -> None:
+        state = self.stack.pop()
+        builder = self.stack[-1]
+        if isinstance(builder, _Builder):
+            builder.result = self.stack[-1] = builder.build(state)
 
     def _new_object(self) -> None:
         cls, args = self.stack[-2:]
@@ -130,8 +213,8 @@ class _Unpickler(pickle._Unpickler):
         cls, args, kwargs = self.stack[-3:]
         self.stack[-3:] = [cls(*args, **kwargs)]
 
-    # The objects of a checkpoint have no state, and creating one means calling its class.
-    dispatch[pickle.BUILD[0]] = _drop_state
+    # The other objects of a checkpoint have no state, and creating one means calling its class.
+    dispatch[pickle.BUILD[0]] = _set_state
     dispatch[pickle.NEWOBJ[0]] = _new_object
     dispatch[pickle.NEWOBJ_EX[0]] = _new_object_with_keywords
 
@@ -178,7 +261,7 @@ def _read_zip(file: io.BufferedReader, content: memoryview) -> Any:
 def _read_pickle(stream: mmap.mmap, content: memoryview) -> Any:
     """Reads a plain pickle, or a file of PyTorch before 1.6: pickles, then the storages."""
     first = _Unpickler(stream).load()
-    if first != _LEGACY_MAGIC:
+    if not (isinstance(first, int) and first == _LEGACY_MAGIC):
         return first
     _Unpickler(stream).load()  # version of the protocol
     _Unpickler(stream).load()  # sizes of C types
@@ -207,8 +290,9 @@ def read(path: PathLike) -> Any:
     """Reads the object in a ``.pth`` file of any PyTorch since 0.4, or in a plain pickle.
 
     Tensors become read-only NumPy arrays that view the memory-mapped file, so only the arrays in
-    use are read from disk. Ordered dicts become dicts. Everything else that the pickle would import
-    becomes a ``Placeholder``.
+    use are read from disk. NumPy arrays and scalars of numbers are read too, as Python 2 and 3
+    pickle them. Ordered dicts become dicts. Everything else that the pickle would import becomes a
+    ``Placeholder``.
 
     Raises:
       InputError: The file cannot be read, is damaged, or is not a pickle.

@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -32,6 +32,7 @@ def load(
     model_config: Mapping[str, Any],
     *,
     reinit_head: bool = False,
+    new_blocks: bool = False,
     allow_missing_heads: bool = True,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -40,11 +41,13 @@ def load(
     A checkpoint is one of:
 
     - A file of PyTorch (``.pth``). It contains a state dict, or one under "state_dict"
-      (mmsegmentation 0.x and 1.x) or "model". Other entries are ignored.
+      (OpenMMLab 0.x and 1.x), "model" or "model_state" (PySlowFast). Other entries are ignored.
+    - A file of Caffe2 (``.pkl``). It contains blobs, or some under "blobs".
     - A ``.safetensors`` file that ``save`` wrote, or one with PyTorch's names.
     - A work directory of ``nonlocal_jax.train``, whose last finished step is loaded.
     - The directory of one step in it, ``WORKDIR/checkpoints/STEP``.
 
+    The names in a file of PyTorch or Caffe2 determine which code base it is from, see ``SOURCES``.
     PyTorch's names may begin with "module.", and ``num_batches_tracked`` may be missing. If a run
     averaged its weights (EMA), the average has the plain names and is loaded. The second copy,
     mmengine's "ema_state_dict" or the entries "ema_..." of mmcv 1.x, is the state that training
@@ -54,10 +57,15 @@ def load(
     a detector) fills the backbone only. The heads are initialized, and so are blocks in the
     backbone if the file has none. A logged warning lists the modules that were initialized.
 
+    Weights of networks for images inflate: a kernel that spans T frames is T copies of the kernel
+    for images, divided by T.
+
     Args:
       path: The checkpoint.
       model_config: The model config, see ``create_model``.
       reinit_head: Whether to initialize the classifiers instead of loading them.
+      new_blocks: Whether to initialize the blocks instead of loading them. The checkpoint may have
+        no blocks or others.
       allow_missing_heads: Whether to accept a file that contains only a backbone, to start a
         training run from it.
       seed: Seed of the modules that are initialized, as in
@@ -74,7 +82,7 @@ def load(
         same shapes but describes another function.
     """
     path = _existing(path)
-    options = {"reinit_head": reinit_head, "seed": seed}
+    options = {"reinit_head": reinit_head, "new_blocks": new_blocks, "seed": seed}
     if path.is_dir():
         arrays, config = orbax.read(path)
         return _from_flax(path, arrays, config, model_config, dtype=None, **options)
@@ -111,12 +119,12 @@ def from_torch(
     model_config: Mapping[str, Any],
     *,
     reinit_head: bool = False,
+    new_blocks: bool = False,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Like ``load``, for a state dict of NumPy arrays."""
-    return _from_torch(
-        "the state dict", state_dict, model_config, reinit_head=reinit_head, seed=seed
-    )
+    options = {"reinit_head": reinit_head, "new_blocks": new_blocks, "seed": seed}
+    return _from_torch("the state dict", state_dict, model_config, **options)
 
 
 def to_torch(variables: Mapping[str, Any], model_config: Mapping[str, Any]) -> Arrays:
@@ -235,17 +243,26 @@ def _from_flax(
     model_config: Mapping[str, Any],
     *,
     reinit_head: bool,
+    new_blocks: bool,
     seed: int,
     dtype: Any,
 ) -> dict[str, Any]:
-    wanted, fresh, ignored = names.shapes(model_config), [], []
+    wanted, fresh = names.shapes(model_config), []
+    if new_blocks:
+        paths = names.known_shapes(model_config)
+        _check_blocks(paths)
+        fresh += filter(fit.is_in_block, paths)
+        arrays = {path: array for path, array in arrays.items() if not fit.is_in_block(path)}
     if reinit_head:
-        fresh = _classifiers(names.leaves(model_config), names.source(model_config))
+        classifier = names.sources(model_config)[0].classifier
+        leaves = names.leaves(model_config)
+        fresh += [leaf.path for leaf in leaves if re.match(classifier, leaf.name)]
+    if fresh:
         arrays, wanted = _without(arrays, fresh), _without(wanted, fresh)
-        ignored = ["num_classes"]
     different = []
     if their_config is not None:
-        different = fit.config_differences(their_config, model_config, ignored)
+        asked = {"reinit_head": reinit_head, "new_blocks": new_blocks}
+        different = fit.config_differences(their_config, model_config, **asked)
     fit.check(name, arrays, wanted, different)
     values = {path: np.asarray(array, dtype) for path, array in arrays.items()}
     return _fill(name, values, fresh, model_config, seed)
@@ -257,42 +274,65 @@ def _from_torch(
     model_config: Mapping[str, Any],
     *,
     reinit_head: bool,
+    new_blocks: bool,
     seed: int,
     allow_missing_heads: bool = True,
+    dtype: Any = np.float32,
 ) -> dict[str, Any]:
-    source, leaves = names.source(model_config), names.leaves(model_config)
-    arrays = names.plain(name, arrays, source.renames)
-    fresh = _classifiers(leaves, source) if reinit_head else []
+    source, arrays = names.identify(name, arrays, model_config)
+    skipped = [source.classifier] if reinit_head else []
+    if new_blocks:
+        _check_blocks(names.known_shapes(model_config))
     if not any(re.match(source.head, found) for found in arrays):
         if not allow_missing_heads:
             raise InputError(
                 f"{name} has no heads, only a backbone; train with --init={name} first, and use "
                 "the work directory of that training"
             )
-        arrays = {n: array for n, array in arrays.items() if re.match(source.backbone, n)}
-        has_blocks = any(re.match(source.block, found) for found in arrays)
-        kept = source.backbone if has_blocks else rf"(?!{source.block}){source.backbone}"
-        fresh = [leaf.path for leaf in leaves if not re.match(kept, leaf.name)]
+        skipped = [rf"(?!{source.backbone})"]
+        new_blocks = new_blocks or not any(re.match(source.block, found) for found in arrays)
+    table_config = dict(model_config)
+    if new_blocks:
+        skipped.append(source.block)
+        # The blocks of the file, as the names of other arrays can depend on them.
+        found = source.options({n: array.shape for n, array in arrays.items()})
+        table_config |= {k: v for k, v in found.items() if k in ("block", "block_at")}
+    arrays = {n: x for n, x in arrays.items() if not any(re.match(s, n) for s in skipped)}
+    leaves = names.leaves_of(source, model_config, table_config)
+    fresh = [
+        leaf.path
+        for leaf in leaves
+        if any(re.match(s, leaf.name) for s in skipped)
+        or (new_blocks and fit.is_in_block(leaf.path))
+    ]
     used = {leaf.name: leaf for leaf in leaves if leaf.path not in fresh}
-    arrays = _without(arrays, [leaf.name for leaf in leaves if leaf.path in fresh])
-    arrays = {n: used[n].inflate(array) if n in used else array for n, array in arrays.items()}
     wanted = {n: leaf.torch_shape for n, leaf in used.items()}
-    different = fit.option_differences(source, arrays, wanted)
+    arrays = source.adapt(arrays, wanted)
+    arrays = {n: used[n].inflate(array) if n in used else array for n, array in arrays.items()}
+    different = fit.option_differences(source, arrays, wanted, model_config)
     fit.check(name, arrays, wanted, different)
     # Copies: the arrays may view a file.
     values = {
-        leaf.path: np.array(leaf.to_flax(arrays[n]), np.float32, order="C")
-        for n, leaf in used.items()
+        leaf.path: np.array(leaf.to_flax(arrays[n]), dtype, order="C") for n, leaf in used.items()
     }
     return _fill(name, values, fresh, model_config, seed)
 
 
+def _check_blocks(paths: Iterable[str]) -> None:
+    """Requires that a model has blocks, because they are to be initialized.
+
+    Raises:
+      InputError: It has none.
+    """
+    if not any(map(fit.is_in_block, paths)):
+        raise InputError(
+            "new_blocks is set, but the model has no blocks; leave out --new-blocks (new_blocks), "
+            "or use a model config with blocks"
+        )
+
+
 def _without(by_name: Mapping[str, Any], removed: Collection[str]) -> dict[str, Any]:
     return {name: value for name, value in by_name.items() if name not in removed}
-
-
-def _classifiers(leaves: Collection[names.Leaf], source: names.Source) -> list[str]:
-    return [leaf.path for leaf in leaves if re.match(source.classifier, leaf.name)]
 
 
 def _fill(

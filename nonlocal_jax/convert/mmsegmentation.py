@@ -7,7 +7,15 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from nonlocal_jax.convert.source import BATCH_NORM, CONV, LAYER_NORM, Row, Shapes, Source
+from nonlocal_jax.convert.source import (
+    BATCH_NORM,
+    CONV,
+    LAYER_NORM,
+    Row,
+    Shapes,
+    Source,
+    stage_sizes,
+)
 
 # Block -> its name in the decode head, and as a plugin in the backbone.
 _BLOCKS = {
@@ -112,10 +120,7 @@ def _options(shapes: Shapes) -> dict[str, Any]:
     names = "\n".join(shapes)
     options = {}
     if layers := re.findall(r"^backbone\.layer(\d+)\.(\d+)\.", names, re.MULTILINE):
-        sizes: dict[int, int] = {}
-        for stage, index in layers:
-            sizes[int(stage)] = max(sizes.get(int(stage), 0), int(index) + 1)
-        options["stage_sizes"] = tuple(sizes[stage] for stage in sorted(sizes))
+        options["stage_sizes"] = stage_sizes((int(stage), int(index)) for stage, index in layers)
         options["stem"] = "v1c" if "backbone.stem." in names else "v1"
         inserted = re.findall(r"^backbone\.(layer\d+\.\d+)\.\w+_block\.", names, re.MULTILINE)
         options["block_at"] = tuple(sorted(set(inserted)))
@@ -148,7 +153,7 @@ SOURCE = Source(
     backbone=r"backbone\.",
     head=r"(decode|auxiliary)_head\.",
     classifier=r"(decode|auxiliary)_head\.conv_seg\.",
-    block=r"backbone\.layer\d+\.\d+\.\w+_block\.",
+    block=r"(backbone\.layer\d+\.\d+|decode_head)\.\w+_block\.",
     # A backbone that was saved without a network around it, as ImageNet classifiers are.
     renames=((r"(stem|conv1|bn1|layer\d+)\.", r"backbone.\g<0>"),),
 )

@@ -1,4 +1,4 @@
-"""The arrays of a model: their names, shapes and layouts in Flax and in PyTorch."""
+"""The arrays of a model: their names, shapes and layouts in Flax and in PyTorch or Caffe2."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -10,13 +10,30 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from nonlocal_jax.convert import mmsegmentation
+from nonlocal_jax.convert import (
+    caffe2,
+    mit_tsm,
+    mmaction2,
+    mmsegmentation,
+    pyslowfast,
+    torchvision,
+)
 from nonlocal_jax.convert.source import Row, Shapes, Source
 from nonlocal_jax.errors import InputError, listing
 from nonlocal_jax.models import BLOCKS, create_model, example_input
 
-# Network, as in ``nonlocal_jax.models.NETWORKS`` -> the naming scheme of its PyTorch checkpoints.
-SOURCES: dict[str, Source] = {"segmentation": mmsegmentation.SOURCE}
+# Network, as in ``nonlocal_jax.models.NETWORKS`` -> the naming schemes of its PyTorch and Caffe2
+# checkpoints. The names in a file determine which one reads it. Files are written with the first.
+SOURCES: dict[str, tuple[Source, ...]] = {
+    "segmentation": (mmsegmentation.SOURCE,),
+    "video": (
+        mmaction2.SOURCE,
+        mit_tsm.SOURCE,
+        pyslowfast.SOURCE,
+        caffe2.SOURCE,
+        torchvision.SOURCE,
+    ),
+}
 
 # A kernel of this rank, [O, I, T, H, W] in PyTorch, has a time axis.
 _RANK_WITH_TIME = 5
@@ -66,12 +83,13 @@ class Leaf(NamedTuple):
         frames has the features of one frame (I3D, arXiv:1705.07750). Other arrays are returned
         unchanged.
         """
-        if self.rank != _RANK_WITH_TIME or not jnp.issubdtype(array.dtype, jnp.floating):
+        shape = self.torch_shape
+        if len(shape) != _RANK_WITH_TIME or not jnp.issubdtype(array.dtype, jnp.floating):
             return array
-        outputs, inputs, time, *size = self.torch_shape
+        outputs, inputs, time, *size = shape
         if array.shape != (outputs, inputs, *size):
             return array
-        return np.repeat(array.astype(np.float32)[:, :, None] / time, time, axis=2)
+        return np.repeat(np.float64(array)[:, :, None] / time, time, axis=2)
 
 
 def shapes(config: Mapping[str, Any]) -> Shapes | None:
@@ -91,8 +109,23 @@ def _shapes(model: nn.Module, example: jax.ShapeDtypeStruct) -> Shapes:
     return {path: leaf.shape for path, leaf in flatten_dict(variables, sep="/").items()}
 
 
-def source(config: Mapping[str, Any]) -> Source:
-    """Returns the naming scheme of a network's PyTorch checkpoints.
+def known_shapes(config: Mapping[str, Any]) -> Shapes:
+    """Returns the shapes of a model's variables by Flax path.
+
+    Raises:
+      InputError: ``config`` does not describe a model, or its input is unknown.
+    """
+    wanted = shapes(config)
+    if wanted is None:
+        raise InputError(
+            f"the parameter shapes of the network {config['network']!r} are unknown; add an "
+            "example input for it to nonlocal_jax.models.EXAMPLE_INPUTS"
+        )
+    return wanted
+
+
+def sources(config: Mapping[str, Any]) -> tuple[Source, ...]:
+    """Returns the naming schemes of a network's PyTorch and Caffe2 checkpoints.
 
     Raises:
       InputError: There is no naming scheme for this network.
@@ -107,21 +140,57 @@ def source(config: Mapping[str, Any]) -> Source:
     return SOURCES[network]
 
 
+def identify(
+    name: object, arrays: Mapping[str, np.ndarray], config: Mapping[str, Any]
+) -> tuple[Source, dict[str, np.ndarray]]:
+    """Returns the source that knows most of the names, and the arrays with the names of its table.
+
+    Raises:
+      InputError: There is no naming scheme for this network, or several arrays of the source get
+        the same name.
+    """
+
+    def known(source: Source) -> int:
+        pattern = re.compile(f"{source.backbone}|{source.head}")
+        renamed = (_plain_name(old, source.renames) for old in arrays)
+        return sum(new is not None and pattern.match(new) is not None for new in renamed)
+
+    source = max(sources(config), key=known)  # the first of several
+    return source, plain(name, arrays, source.renames)
+
+
 def leaves(config: Mapping[str, Any]) -> tuple[Leaf, ...]:
-    """Returns all arrays of the model that ``config`` describes.
+    """Returns all arrays of the model that ``config`` describes, with the names of written files.
 
     Raises:
       InputError: ``config`` does not describe a model, or there is no naming scheme for its
         network.
     """
-    table = source(config).rows(config)
-    wanted = shapes(config)
-    if wanted is None:
-        raise InputError(
-            f"the parameter shapes of the network {config['network']!r} are unknown; add an "
-            "example input for it to nonlocal_jax.models.EXAMPLE_INPUTS"
-        )
-    return tuple(_leaf(path, shape, table) for path, shape in wanted.items())
+    source, wanted = sources(config)[0], known_shapes(config)
+    table = source.rows(config)
+    return tuple(_leaf(path, shape, table, source.separator) for path, shape in wanted.items())
+
+
+def leaves_of(
+    source: Source, config: Mapping[str, Any], table_config: Mapping[str, Any]
+) -> tuple[Leaf, ...]:
+    """Returns all arrays of the model that ``config`` describes, with the names of a source.
+
+    An array without a name there has its path as its name. Other code bases do not have all blocks.
+
+    Args:
+      source: The source.
+      config: The model config.
+      table_config: The model config of the checkpoint, as far as the names depend on it.
+
+    Raises:
+      InputError: ``config`` does not describe a model.
+    """
+    table = source.rows(table_config)
+    return tuple(
+        _leaf(path, shape, table, source.separator, default=path)
+        for path, shape in known_shapes(config).items()
+    )
 
 
 def block_rows(block: nn.Module) -> tuple[Row, ...]:
@@ -163,11 +232,9 @@ def plain(
     """
     found, collisions = {}, []
     for old, array in arrays.items():
-        new = re.sub(r"^module\.", "", old)
-        if new.endswith("num_batches_tracked") or new.startswith("ema_"):
+        new = _plain_name(old, renames)
+        if new is None:
             continue
-        for pattern, replacement in renames:
-            new = re.sub(rf"^{pattern}", replacement, new)
         if new in found:
             collisions.append(f"{old} also maps to {new}")
         found[new] = array
@@ -179,11 +246,29 @@ def plain(
     return found
 
 
-def _leaf(path: str, shape: tuple[int, ...], table: tuple[Row, ...]) -> Leaf:
+def _plain_name(name: str, renames: Sequence[tuple[str, str]]) -> str | None:
+    name = re.sub(r"^module\.", "", name)
+    if name.endswith("num_batches_tracked") or name.startswith("ema_"):
+        return None
+    for pattern, replacement in renames:
+        name = re.sub(rf"^{pattern}", replacement, name)
+    return name
+
+
+def _leaf(
+    path: str,
+    shape: tuple[int, ...],
+    table: tuple[Row, ...],
+    separator: str = ".",
+    default: str | None = None,
+) -> Leaf:
     module, _, leaf = path.partition("/")[2].rpartition("/")
     for pattern, name, kind in table:
         match = re.fullmatch(pattern, module)
         if match and leaf in kind:
             torch_leaf, rank = kind[leaf]
-            return Leaf(path, f"{match.expand(name)}.{torch_leaf}".lstrip("."), shape, rank)
-    raise LookupError(f"the table has no row for {path}")
+            torch_name = f"{match.expand(name)}{separator}{torch_leaf}"
+            return Leaf(path, torch_name.removeprefix(separator), shape, rank)
+    if default is None:
+        raise LookupError(f"the table has no row for {path}")
+    return Leaf(path, default, shape, len(shape))

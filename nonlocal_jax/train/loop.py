@@ -65,6 +65,7 @@ def train(
     evaluate: Evaluate | None = None,
     init: PathLike | None = None,
     reinit_head: bool = False,
+    new_blocks: bool = False,
     shardings: Shardings | None = None,
     dtype: jax.typing.DTypeLike = "float32",
 ) -> Result:
@@ -94,6 +95,8 @@ def train(
         initialized and the step is 0. Ignored if ``workdir`` has a checkpoint.
       reinit_head: Whether to initialize the classifiers instead of loading them from ``init``, for
         data with other classes. ``config.seed`` is their seed.
+      new_blocks: Whether to initialize the blocks instead of loading them from ``init``, such as
+        for the checkpoint of a network without blocks.
       shardings: How the state and the batch are sharded. Default: the state is replicated, and the
         batch is split over groups of ``mesh.context`` devices. The devices of a group share each
         image.
@@ -101,15 +104,16 @@ def train(
 
     Raises:
       InputError: The config does not fit the devices, the checkpoint, the classes of the source or
-        the run in ``workdir``, or ``reinit_head`` is set without ``init``.
+        the run in ``workdir``, or ``reinit_head`` or ``new_blocks`` is set without ``init``.
       NonFiniteError: The loss or the parameters are not finite. The message names the step. The
         checkpoints before it are kept.
     """
-    if reinit_head and init is None:
-        raise InputError(
-            "reinit_head is set, but there is no checkpoint to start from; add --init=PATH (init), "
-            "or leave out --reinit-head"
-        )
+    for option, is_set in (("reinit_head", reinit_head), ("new_blocks", new_blocks)):
+        if is_set and init is None:
+            raise InputError(
+                f"{option} is set, but there is no checkpoint to start from; add --init=PATH "
+                f"(init), or leave out --{option.replace('_', '-')}"
+            )
     experiment = create_experiment(config)
     task, batch_size = experiment.task, experiment.batch_size
     shardings = shardings or Shardings(make_mesh(context=config.mesh.context))
@@ -131,8 +135,8 @@ def train(
         if state is None:
             variables = None
             if init is not None:
-                options = {"reinit_head": reinit_head, "seed": config.seed}
-                variables = convert.load(init, config.model, **options)
+                fresh = {"reinit_head": reinit_head, "new_blocks": new_blocks}
+                variables = convert.load(init, config.model, **fresh, seed=config.seed)
             state = create_state(experiment, shardings, variables, dtype)
             # A run that stops before the next checkpoint resumes from this one, at step 0.
             checkpoints.save(state)

@@ -191,7 +191,7 @@ def test_a_kernel_of_images_is_inflated_to_clips():
     clips = names.Leaf("params/x/kernel", "x.weight", (3, 5, 5, 4, 6), rank=5)
     images = names.Leaf("params/x/kernel", "x.weight", (5, 5, 4, 6), rank=4)
     kernel = rng.normal(size=images.torch_shape).astype(np.float32)
-    inflated = clips.inflate(kernel)
+    inflated = np.float32(clips.inflate(kernel))
     assert inflated.shape == clips.torch_shape
     np.testing.assert_array_equal(
         clips.to_flax(inflated), np.stack([images.to_flax(kernel) / 3] * 3)

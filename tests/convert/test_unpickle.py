@@ -1,6 +1,7 @@
 """The restricted unpickler: it reads what PyTorch writes and runs no code."""
 
 import collections
+import contextlib
 import io
 import os
 import pathlib
@@ -8,15 +9,19 @@ import pickle
 import random
 import struct
 import subprocess
+import sys
 import zipfile
 
 import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nonlocal_jax.convert import _torch_file as torch_file
 from nonlocal_jax.convert import _unpickle as unpickle
 from nonlocal_jax.errors import InputError
+from tests.convert import python2
 
 # Written by the real PyTorch: golden/make.py.
 GOLDEN = pathlib.Path(__file__).with_name("golden")
@@ -72,7 +77,8 @@ def test_foreign_classes_are_not_imported(format):
     foreign = {k: v.name for k, v in meta.items() if isinstance(v, unpickle.Placeholder)}
     assert foreign["config"] == "mmcv_utils_config.ConfigDict"
     assert foreign["time"] == "datetime.datetime"
-    assert {"counts", "best", "path", "size", "device"} <= foreign.keys()
+    assert {"counts", "path", "size", "device"} <= foreign.keys()
+    assert meta["best"] == 0.5
 
 
 def test_reads_what_we_write(tmp_path):
@@ -297,6 +303,234 @@ def test_strings_of_python_2(tmp_path):
     path = tmp_path / "python2.pkl"
     path.write_bytes(b"\x80\x02}U\x05blobsU\x02\xe9\xffs.")
     assert unpickle.read(path) == {"blobs": "\xe9\xff"}
+
+
+NUMPY = {
+    **{
+        code: np.arange(-3 if code[1] in "if" else 0, 6).astype(code)
+        for order in "<>"
+        for code in (f"{order}{kind}" for kind in ("i2", "i4", "i8", "u2", "u4", "u8", "f4", "f8"))
+    },
+    "i1": np.arange(-3, 6, dtype="i1"),
+    "u1": np.arange(256, dtype="u1"),  # every byte
+    "f2": np.float16([0.5, np.inf]),
+    "?": np.array([True, False]),
+    "clip": ARANGE.reshape(2, 3, 4),
+    "fortran": np.asfortranarray(ARANGE.reshape(2, 3, 4)),
+    "scalar": np.array(7.0),
+    "empty": np.zeros((0, 3), np.float32),
+}
+SCALARS = {"f8": np.float64(0.1), "f4": np.float32(0.1), "i8": np.int64(-5), "?": np.bool_(True)}
+
+
+def python3(obj, protocol):
+    """As Python 3 with NumPy 1 pickles it."""
+    return pickle.dumps(obj, protocol).replace(b"numpy._core.", b"numpy.core.")
+
+
+PICKLES = [
+    *((pickle.dumps, protocol) for protocol in range(5)),
+    *((python3, protocol) for protocol in range(4)),
+    *((python2.dumps, protocol) for protocol in (0, 2)),
+]
+
+
+def read(tmp_path, data):
+    path = tmp_path / "a.pkl"
+    path.write_bytes(data)
+    return unpickle.read(path)
+
+
+@pytest.mark.parametrize(("dumps", "protocol"), PICKLES)
+def test_arrays_of_numpy(tmp_path, dumps, protocol):
+    content = {"blobs": NUMPY, "again": NUMPY["clip"], "scalars": SCALARS}
+    found = read(tmp_path, dumps(content, protocol))
+    assert_same(found["blobs"], NUMPY)
+    assert found["again"] is found["blobs"]["clip"]
+    assert not any(array.flags.writeable for array in found["blobs"].values())
+    assert found["scalars"] == SCALARS
+    for code, scalar in found["scalars"].items():
+        assert scalar.dtype == code
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.array([{}, "a"], object),
+        np.array(["text"]),
+        np.array([b"text"]),
+        np.array([1j]),
+        np.array(["2020-01-01"], "datetime64[D]"),
+        np.zeros(2, [("a", "f4"), ("b", "i4")]),
+        np.zeros(2, "V8"),
+        np.array([1, 2], np.longdouble),
+        ARANGE.view(np.recarray),
+    ],
+)
+@pytest.mark.parametrize("protocol", [0, 2])
+def test_other_arrays_are_not_imported(tmp_path, array, protocol):
+    content = read(tmp_path, pickle.dumps({"a": array, "b": ARANGE}, protocol))
+    assert isinstance(content["a"], unpickle.Placeholder)
+    np.testing.assert_array_equal(content["b"], ARANGE)
+    with pytest.raises(InputError, match="'a': an object of"):
+        torch_file.read_state_dict(tmp_path / "a.pkl")
+
+
+def forged(
+    *, shape=b"K\x03\x85", code=b"U\x02f4", order=b"U\x01<", fields=b"N", fortran=b"\x89", size=12
+):
+    """A pickle of one array, as Python 2 writes it."""
+    dtype = b"cnumpy\ndtype\n(" + code + b"K\x00K\x01tR"
+    dtype += b"(K\x03" + order + b"N" + fields + b"NJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    data = b"U" + bytes([size]) + bytes(size)
+    array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01btR"
+    return b"\x80\x02}U\x01a" + array + b"(K\x01" + shape + dtype + fortran + data + b"tbs."
+
+
+FORGED = {
+    "truncated": forged(size=11),
+    "oversized": forged(size=16),
+    "a number more": forged(shape=b"K\x04\x85"),
+    "huge": forged(shape=b"\x8a\x06\0\0\0\0\0\x01\x85"),
+    "of overflowing size": forged(shape=b"\x8a\x05\0\0\0\0\x01" * 2 + b"\x86", size=0),
+    "negative": forged(shape=b"J\xff\xff\xff\xffJ\xfd\xff\xff\xff\x86"),
+    "negative and empty": forged(shape=b"K\x00J\xff\xff\xff\xff\x86", size=0),
+    "of fractions": forged(shape=b"G\x40\x08\0\0\0\0\0\0\x85"),
+    "without a shape": forged(shape=b"K\x03"),
+    "of 70 axes": forged(shape=b"(" + b"K\x01" * 69 + b"K\x03t"),
+    "with fields": forged(fields=b"U\x01a\x85"),
+    "in no byte order": forged(order=b"U\x01V"),
+    "in two byte orders": forged(order=b"U\x02<>"),
+    "with a list of bytes": forged().replace(b"U\x0c" + bytes(12), b"]"),
+    "with text": forged().replace(b"U\x0c" + bytes(12), b"V" + b"\\u0100" * 12 + b"\n"),
+    "with a tensor's type": forged().replace(b"K\x03U\x01<", b"K\x03ctorch\nFloatStorage\n"),
+    "bytes in another encoding": b"\x80\x02c_codecs\nencode\nU\x01aU\x05utf-8\x86R.",
+    "bytes by another codec": b"\x80\x02c_codecs\nencode\nU\x01aU\x05rot13\x86R.",
+    "a scalar of two": b"\x80\x02cnumpy.core.multiarray\nscalar\ncnumpy\ndtype\n(U\x02f4tR"
+    b"(K\x03U\x01<NNNNNNtbU\x08" + bytes(8) + b"\x86R.",
+}
+
+
+def test_the_forged_arrays_are_forged(tmp_path):
+    """Without the forgery, the same bytes are an array."""
+    np.testing.assert_array_equal(read(tmp_path, forged())["a"], np.zeros(3, np.float32))
+    np.testing.assert_array_equal(
+        read(tmp_path, forged(shape=b"K\x00K\x03\x86", size=0, fortran=b"\x88"))["a"],
+        np.zeros((0, 3), np.float32),
+    )
+
+
+@pytest.mark.parametrize("data", FORGED.values(), ids=FORGED)
+def test_forged_arrays_are_refused(tmp_path, data):
+    with pytest.raises(InputError, match="damaged or not a PyTorch checkpoint"):
+        read(tmp_path, data)
+
+
+def test_a_pickled_array_is_not_a_state_dict(tmp_path):
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(ARANGE, 2))
+    with pytest.raises(InputError, match="an object of type ndarray instead of a state dict"):
+        torch_file.read_state_dict(tmp_path / "a.pkl")
+
+
+@pytest.mark.parametrize("protocol", [0, 2])
+@pytest.mark.parametrize("dumps", [pickle.dumps, python2.dumps])
+def test_damaged_arrays(tmp_path, dumps, protocol):
+    """Damage is refused, or changes only values."""
+    data = dumps({"blobs": {"a_w": ARANGE, "lr": np.float32(0.1)}}, protocol)
+    for size in range(0, len(data), 5):
+        with pytest.raises(InputError):
+            read(tmp_path, data[:size])
+    rng = random.Random(0)
+    refused = 0
+    for _ in range(100):
+        damaged = bytearray(data)
+        damaged[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        try:
+            read(tmp_path, damaged)
+        except InputError:
+            refused += 1
+    assert refused > 10
+
+
+# What a pickle can name: what this reader knows, and what would run or read something.
+_GLOBALS = st.sampled_from(
+    [
+        *unpickle._GLOBALS,
+        ("os", "system"),
+        ("builtins", "eval"),
+        ("__builtin__", "getattr"),
+        ("builtins", "open"),
+        ("numpy", "load"),
+        ("numpy", "fromfile"),
+        ("numpy", "memmap"),
+        ("numpy.lib.npyio", "load"),
+        ("numpy.testing._private.utils", "runstring"),
+        ("_codecs", "decode"),
+        ("_codecs", "lookup"),
+        ("copyreg", "_reconstructor"),
+        ("functools", "partial"),
+    ]
+).map(lambda name: b"c" + "\n".join(name).encode() + b"\n")
+_VALUES = st.sampled_from(
+    [
+        *(b"N", b"\x88", b"]", b"}", b")", b"(", b"h\x00", b"h\x01", b"S'touch ran'\n"),
+        *(b"K\x00", b"K\x03", b"K\x03\x85", b"J\xff\xff\xff\xff", b"U\x0c" + bytes(12)),
+        *(b"U\x02f4", b"U\x01<", b"U\x01O", b"U\x06latin1", forged()[2:-1]),
+    ]
+)
+_OPERATIONS = st.sampled_from(
+    [
+        *(b"R", b"b", b"t", b"\x81", b"\x85", b"\x86", b"\x87", b"s", b"u", b"a", b"e", b"o"),
+        *(b"q\x00", b"q\x01", b"\x92", b"Q", b"1", b"l", b"d", b"2", b"0"),
+        *(b"ios\nsystem\n", b"inumpy\ndtype\n"),
+    ]
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(_GLOBALS | _VALUES | _OPERATIONS | _OPERATIONS, max_size=24))
+def test_no_pickle_runs_anything(tmp_path_factory, parts):
+    directory = tmp_path_factory.mktemp("any")
+    (directory / "a.pkl").write_bytes(b"\x80\x02" + b"".join(parts) + b".")
+    happened = []
+    with audited(happened.append), contextlib.suppress(InputError):
+        unpickle.read(directory / "a.pkl")
+    assert not happened
+
+
+_FORBIDDEN = ("import", "exec", "compile", "os.", "subprocess.", "socket.", "ctypes.", "shutil.")
+_listeners = []
+
+
+def _hook(event, args):
+    for listener in _listeners:
+        if event.startswith(_FORBIDDEN):
+            listener((event, args))
+
+
+@contextlib.contextmanager
+def audited(listener):
+    """Reports what the interpreter imports, compiles, starts or executes."""
+    if not audited.installed:  # an audit hook cannot be removed
+        sys.addaudithook(_hook)
+        audited.installed = True
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
+audited.installed = False
+
+
+def test_the_audit_sees_what_a_pickle_runs(tmp_path):
+    happened = []
+    with audited(happened.append):
+        for data in malicious(tmp_path / "ran"):
+            before = len(happened)
+            pickle.loads(data)
+            assert len(happened) > before, data
 
 
 def test_ordered_dicts_keep_their_order(tmp_path):

@@ -60,10 +60,11 @@ def test_fine_tune_then_predict_and_share_without_the_data(command, tmp_path, im
     old = random_variables(five)
     convert.export_torch(init, old, five)
     arguments = [*train_options("demo_fcn"), f"--workdir={run}"]
-    status, _, err = command("train", *arguments, "--reinit-head")
-    assert status == 2
-    assert "add --init=PATH" in err
-    assert not run.exists()
+    for flag in ("--reinit-head", "--new-blocks"):
+        status, _, err = command("train", *arguments, flag)
+        assert status == 2
+        assert f"add --init=PATH (init), or leave out {flag}" in err
+        assert not run.exists()
     status, _, err = command("train", *arguments, f"--init={init}")
     assert status == 2
     assert "num_classes is 5 in the checkpoint, 3 in the config" in err

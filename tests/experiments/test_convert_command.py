@@ -62,6 +62,24 @@ def test_reinit_head(command, caplog, tmp_path, pth, variables):
     assert_equal(loaded["params"]["backbone"], variables["params"]["backbone"])
 
 
+def test_new_blocks(command, caplog, tmp_path):
+    config = {**segmentation.get_config("demo_fcn").model, **CHANGES}
+    output = tmp_path / "dnl.safetensors"
+    old = random_variables(config)
+    convert.export_torch(tmp_path / "fcn.pth", old, config)
+    arguments = (*CHANGED, f"--source={tmp_path / 'fcn.pth'}", f"--output={output}")
+    status, _, err = command("convert", *arguments)
+    assert status == 2
+    assert "(--new-blocks of experiments.train and experiments.convert)" in err
+    assert not output.exists()
+    assert command("convert", *arguments, "--new-blocks")[0] == 0
+    assert caplog.text.endswith("fcn.pth:\n  decode_head/block\n")
+    loaded = convert.load(output, MODEL)
+    assert_equal(loaded["params"]["backbone"], old["params"]["backbone"])
+    # The data is the same.
+    assert convert.read_dataset(output) == data.get_dataset("digits_flag").to_json()
+
+
 @pytest.mark.parametrize("name", ["own", "cityscapes"])
 def test_a_pytorch_file_of_other_data_has_no_classes(command, tmp_path, pth, name):
     output = tmp_path / "dnl.safetensors"

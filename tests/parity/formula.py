@@ -4,10 +4,15 @@ Element k of the array called ``name`` is uniform in [0, 1): the top 53 bits of 
 k + 2**32 * crc32(name). Only integers, so no version of a library changes them.
 """
 
+import re
 import zlib
 from collections.abc import Mapping
 
 import numpy as np
+
+# mmaction2's norms whose sum a residual block returns. The products of its non-local blocks are not
+# divided, so that large features would leave one key for each query.
+_SMALL = re.compile(r"\.(conv3|downsample|non_local_block\.conv_out)\.bn\.")
 
 
 def uniform(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -37,10 +42,14 @@ def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
         value = 0.5 + u
         if ".bn3." in name:
             value = 0.15 * value
+        elif name.endswith("weight") and _SMALL.search(name):
+            value = 0.06 * value
     elif name.endswith("weight"):
         gain = 1.2
         if "dnl_block.theta" in name or "dnl_block.phi" in name:
             gain = 0.4  # the temperature multiplies their product by 20
+        elif re.search(r"non_local_block\.(theta|phi)", name):
+            gain = 5.0  # the features there are small, see below
         fan_in = np.prod(shape[1:], dtype=np.int64)
         value = symmetric * gain * (3 / fan_in) ** 0.5
     else:
@@ -58,6 +67,11 @@ def images(batch: int, height: int, width: int) -> np.ndarray:
     coarse = uniform("coarse", (batch, -(-height // 16), -(-width // 16), 3))
     coarse = np.repeat(np.repeat(coarse, 16, axis=1), 16, axis=2)[:, :height, :width]
     return 3 * (coarse - 0.5) + uniform("fine", (batch, height, width, 3)) - 0.5
+
+
+def clips(batch: int, frames: int, height: int, width: int) -> np.ndarray:
+    """Normalized clips ``[B, T, H, W, 3]``, float64: images that are not alike."""
+    return images(batch * frames, height, width).reshape(batch, frames, height, width, 3)
 
 
 def image_uint8(height: int, width: int) -> np.ndarray:

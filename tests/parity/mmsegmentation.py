@@ -1,33 +1,17 @@
 """The real mmsegmentation 1.2.2 on PyTorch for the CPU, and the numbers that it gives."""
 
-import importlib.machinery
 import pathlib
-import sys
-import types
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import formula
 import numpy as np
+import stubs
 
 _FOLDERS = {"nonlocal": "nonlocal_net", "dnl": "dnlnet", "gcnet": "gcnet"}
 
-
-class _CompiledOperators(types.ModuleType):
-    """In the place of mmcv's compiled operators, which no network here calls."""
-
-    def __init__(self):
-        super().__init__("mmcv.ops")
-        self.__spec__ = importlib.machinery.ModuleSpec("mmcv.ops", None)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return type(name, (), {})
-
-
-sys.modules["mmcv.ops"] = _CompiledOperators()
+stubs.install("mmcv.ops")  # compiled operators
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import mmcv

@@ -117,20 +117,22 @@ def test_init_starts_from_a_checkpoint_and_resume_goes_before_it(config, source,
     jax.tree.map(np.testing.assert_array_equal, start, first)
 
     third, source = tmp_path / "third", Own(source)
-    with pytest.raises(InputError, match="there is no checkpoint to start from; add --init=PATH"):
-        train(config, third, source, reinit_head=True)
-    assert not third.exists()
-    train(config, third, source, init=tmp_path / "first", reinit_head=True)
+    asked = {"reinit_head": True, "new_blocks": True}
+    for option in asked:
+        with pytest.raises(InputError, match=f"{option} is set, but there is no checkpoint to"):
+            train(config, third, source, **{option: True})
+        assert not third.exists()
+    train(config, third, source, init=tmp_path / "first", **asked)
     start = convert.load(third / "checkpoints" / "0", config.model)
     heads = [
         variables["params"]["decode_head"]["conv_seg"]["kernel"] for variables in (start, first)
     ]
     assert not np.array_equal(*heads)
-    fresh = convert.load(tmp_path / "first", config.model, reinit_head=True, seed=1)
+    fresh = convert.load(tmp_path / "first", config.model, **asked, seed=1)
     jax.tree.map(np.testing.assert_array_equal, start, fresh)
     for place in (".", "checkpoints/0", "checkpoints/1"):
         assert convert.read_dataset(third / place) == Own.dataset.to_json()
-    train(config, third, source, init=tmp_path / "gone", reinit_head=True)
+    train(config, third, source, init=tmp_path / "gone", **asked)
 
 
 def test_a_dataset_with_other_classes_than_the_model_is_refused(config, source, tmp_path):
