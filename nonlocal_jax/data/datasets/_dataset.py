@@ -91,5 +91,6 @@ DATASETS: dict[str, Dataset] = {
         "pascal_context59",
         "pascal_context60",
         "digits_flag",
+        "digits_odd",
     )
 }
