@@ -14,12 +14,22 @@ The digits and photographs are those of ``digits_flag``. Train and val share no 
 a photograph.
 """
 
+from collections.abc import Iterator
+from typing import Any
+
 import cv2
 import numpy as np
 from etils import epath
 
 from nonlocal_jax.data.datasets._dataset import DATASETS
-from nonlocal_jax.data.datasets.digits_flag import DIGIT_SIZE, load_material, split_material
+from nonlocal_jax.data.datasets._location import create_directory
+from nonlocal_jax.data.datasets.digits_flag import (
+    DIGIT_SIZE,
+    load_material,
+    shuffled,
+    split_material,
+)
+from nonlocal_jax.data.images import encode_png
 
 NUM_EXAMPLES = {"train": 2048, "val": 512}
 NUM_FRAMES = 8
@@ -52,3 +62,38 @@ def draw_example(
         )
         place += (ink / 255)[..., None] * (colors[color] - place)
     return np.round(clip).astype(np.uint8), int(odd)
+
+
+def build_once(directory: epath.Path) -> None:
+    """Builds the dataset in ``DATA_DIR/digits_odd/VERSION`` unless it exists.
+
+    It takes seconds and always generates the same examples.
+
+    Raises:
+      InputError: scikit-learn is not installed, or the directory is not writable.
+    """
+    create_directory(directory, _write)
+
+
+def _write(directory: epath.Path) -> None:
+    # TFDS is slow to import.
+    from nonlocal_jax.data.datasets._build import FRAMES_FEATURES, build
+
+    material = load_material()
+    splits = {split: _examples(split, *split_material(*material, split)) for split in NUM_EXAMPLES}
+    build(DATASETS["digits_odd"], splits, directory, FRAMES_FEATURES)
+
+
+def _examples(split: str, digits: np.ndarray, photos: list[np.ndarray]) -> Iterator[dict[str, Any]]:
+    for key, index in shuffled(split, NUM_EXAMPLES[split]):
+        # Every example has its own generator, so it does not depend on the others.
+        rng = np.random.default_rng((_SEED, list(NUM_EXAMPLES).index(split), index))
+        clip, label = draw_example(rng, digits, photos)
+        yield {
+            "frames": encode_png(clip.reshape(-1, SIZE, 3)),
+            "label": label,
+            "id": key,
+            "num_frames": NUM_FRAMES,
+            "height": SIZE,
+            "width": SIZE,
+        }
