@@ -9,11 +9,13 @@ if TYPE_CHECKING:
     from nonlocal_jax.visualize.curves import curves_png
     from nonlocal_jax.visualize.overlays import add_legend, attention_overlay, color_overlay
     from nonlocal_jax.visualize.sheet import clip_sheet, example_sheet
+    from nonlocal_jax.visualize.strip import attention_strip
 
 __all__ = [
     "add_legend",
     "attention_map",
     "attention_overlay",
+    "attention_strip",
     "clip_sheet",
     "color_overlay",
     "curves_png",
@@ -29,6 +31,7 @@ import_on_use(
         "clip_sheet": "sheet",
         "color_overlay": "overlays",
         "curves_png": "curves",
+        "attention_strip": "strip",
         "example_sheet": "sheet",
     },
 )

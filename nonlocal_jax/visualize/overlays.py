@@ -110,7 +110,12 @@ def legend(entries: Sequence[tuple[str, np.ndarray]], width: int, size: int) -> 
 
 
 def attention_overlay(
-    image: np.ndarray, weights: np.ndarray, pixel: tuple[int, int], alpha: float = 0.75
+    image: np.ndarray,
+    weights: np.ndarray,
+    pixel: tuple[int, int] | None,
+    alpha: float = 0.75,
+    *,
+    largest: float | None = None,
 ) -> np.ndarray:
     """Draws an attention map over the darkened image, and a ring around its query pixel.
 
@@ -119,8 +124,10 @@ def attention_overlay(
     Args:
       image: RGB, uint8 ``[H, W, 3]``.
       weights: Nonnegative weights ``[H', W']``, see ``attention_map``.
-      pixel: (row, column) of the pixel in the image.
+      pixel: (row, column) of the pixel in the image. None draws no ring.
       alpha: Opacity of the heat map at the largest weight.
+      largest: The largest weight, if ``weights`` are a part of the map. Default: that of
+        ``weights``.
 
     Returns:
       RGB, uint8 ``[H, W, 3]``.
@@ -134,16 +141,19 @@ def attention_overlay(
     height, width = image.shape[:2]
     heat = np.asarray(weights, np.float32)
     heat = cv2.resize(heat, (width, height), interpolation=cv2.INTER_LINEAR)
-    heat = heat / max(heat.max(), np.finfo(np.float32).tiny)
+    largest = heat.max() if largest is None else largest
+    heat = heat / max(largest, np.finfo(np.float32).tiny)
     levels = np.round(255 * heat).astype(np.uint8)
     colors = cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO)[..., ::-1]
     # The root makes small weights visible.
     opacity = alpha * np.sqrt(heat)[..., None]
     picture = (1 - opacity) * _DIM * image + opacity * colors
-    return _ring(np.round(picture).astype(np.uint8), pixel)
+    picture = np.round(picture).astype(np.uint8)
+    return picture if pixel is None else ring(picture, pixel)
 
 
-def _ring(picture: np.ndarray, pixel: tuple[int, int]) -> np.ndarray:
+def ring(picture: np.ndarray, pixel: tuple[int, int]) -> np.ndarray:
+    """Draws a ring around a pixel, in place, and returns the picture."""
     center = int(pixel[1]), int(pixel[0])
     radius = max(3, round(min(picture.shape[:2]) / 50))
     thickness = max(1, radius // 4)

@@ -2,10 +2,11 @@
 
 A prepared dataset is the directory ``DATA_DIR/NAME/VERSION``. It contains array_record files, the
 metadata of TFDS with the classes and their colors, and a manifest. ``experiments.prepare`` writes
-it. ``digits_flag`` is built when it is first opened.
+it. ``digits_flag`` and ``digits_odd`` are built when they are first opened.
 """
 
 import difflib
+import importlib
 import json
 import os
 import shlex
@@ -14,7 +15,14 @@ from etils import epath
 
 from nonlocal_jax._files import PathLike
 from nonlocal_jax.data.datasets import _manifest
-from nonlocal_jax.data.datasets._dataset import DATASETS, SPLITS, VIDEO_DATASETS, Color, Dataset
+from nonlocal_jax.data.datasets._dataset import (
+    BUILT_ON_USE,
+    DATASETS,
+    SPLITS,
+    VIDEO_DATASETS,
+    Color,
+    Dataset,
+)
 from nonlocal_jax.data.datasets._location import VERSION, default_data_dir, find_directory
 from nonlocal_jax.data.source import Source
 from nonlocal_jax.errors import InputError
@@ -40,7 +48,7 @@ def get_dataset(name: str, data_dir: PathLike | None = None) -> Dataset:
 
 
 def load_source(name: str, split: str, data_dir: PathLike | None = None) -> Source:
-    """Opens a split of a prepared dataset. ``digits_flag`` is built when it is first opened.
+    """Opens a split of a prepared dataset. The demo datasets are built when they are first opened.
 
     Args:
       name: Name of the dataset.
@@ -59,10 +67,8 @@ def load_source(name: str, split: str, data_dir: PathLike | None = None) -> Sour
     if split not in SPLITS:
         raise InputError(f"{name} has no split {split!r}; use {' or '.join(SPLITS)}")
     directory = find_directory(name, data_dir)
-    if name == "digits_flag":
-        from nonlocal_jax.data.datasets import digits_flag  # TFDS is slow to import
-
-        digits_flag.build_once(directory)
+    if name in BUILT_ON_USE:
+        importlib.import_module(f"{__name__}.{name}").build_once(directory)
     check_prepared(name, directory)
     from nonlocal_jax.data.datasets._records import RecordSource  # TFDS is slow to import
 
@@ -129,5 +135,5 @@ def _command(name: str, directory: epath.Path) -> str:
 
 
 def _repair(name: str, directory: epath.Path) -> str:
-    again = "the command again" if name == "digits_flag" else f"`{_command(name, directory)}`"
+    again = "the command again" if name in BUILT_ON_USE else f"`{_command(name, directory)}`"
     return f"delete this directory and run {again} to prepare the data again"

@@ -34,6 +34,13 @@ MULTI_LABEL_FEATURES = {
     **VIDEO_FEATURES,
     "label": tfds.features.Tensor(shape=(None,), dtype=np.int64),
 }
+# A short video as one PNG, one frame below the other.
+FRAMES_FEATURES = {
+    "frames": tfds.features.Text(),
+    "label": np.int64,
+    "num_frames": np.int32,
+    **_COMMON,
+}
 # Bytes of the examples after which a new file begins.
 SHARD_SIZE = 256 << 20
 

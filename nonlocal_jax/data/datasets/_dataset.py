@@ -15,6 +15,9 @@ VIDEO_DATASETS = ("kinetics400", "charades")
 # The splits of every dataset.
 SPLITS = ("train", "val")
 
+# Datasets that are generated when they are first opened.
+BUILT_ON_USE = ("digits_flag", "digits_odd")
+
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
@@ -90,6 +93,6 @@ DATASETS: dict[str, Dataset] = {
         "voc12aug",
         "pascal_context59",
         "pascal_context60",
-        "digits_flag",
+        *BUILT_ON_USE,
     )
 }

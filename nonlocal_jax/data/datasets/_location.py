@@ -15,6 +15,7 @@ from nonlocal_jax._progress import progress
 from nonlocal_jax.data._cores import parallel_map
 from nonlocal_jax.data._once import create_once
 from nonlocal_jax.data.datasets import _manifest
+from nonlocal_jax.data.datasets._dataset import BUILT_ON_USE
 from nonlocal_jax.errors import InputError, first_line
 
 # The next version of a dataset is prepared again, and older files are not read.
@@ -47,14 +48,14 @@ def find_directory(name: str, data_dir: PathLike | None) -> epath.Path:
 
     If ``data_dir`` is a URL, the dataset is copied from there. The copy is in the default directory
     of prepared datasets, under the URL and a hash of it and of the manifest. It is made once for
-    all processes of a host. ``digits_flag`` is not copied, because each host can build it.
+    all processes of a host. ``BUILT_ON_USE`` are not copied, because each host can build them.
 
     Raises:
       InputError: The bucket cannot be read, or it does not contain the dataset.
     """
     if data_dir is None or "://" not in os.fspath(data_dir):
         return local_directory(name, data_dir)
-    if name == "digits_flag":
+    if name in BUILT_ON_USE:
         return local_directory(name, None)
     url = os.fspath(data_dir).rstrip("/")
     remote = epath.Path(url) / name / VERSION

@@ -11,7 +11,7 @@ from nonlocal_jax.data.datasets import _manifest
 from nonlocal_jax.data.datasets._dataset import Dataset
 from nonlocal_jax.data.images import decode_image, decode_label
 from nonlocal_jax.data.source import Example
-from nonlocal_jax.data.videos import EncodedVideo, FrameIndex
+from nonlocal_jax.data.videos import EncodedVideo, FrameArray, FrameIndex
 from nonlocal_jax.errors import InputError
 
 # What array_record raises if a file is missing, truncated or corrupt.
@@ -67,7 +67,7 @@ class RecordSource:
         except _DAMAGE as error:
             raise self._damaged(error) from error
         name = record["id"].decode()
-        if "video" in record:
+        if "image" not in record:
             return _video_example(record, name)
         return {
             "image": decode_image(record["image"], f"the image of {name!r}"),
@@ -83,10 +83,15 @@ class RecordSource:
 
 def _video_example(record: Mapping[str, Any], name: str) -> Example:
     size = int(record["height"]), int(record["width"])
-    index = FrameIndex(record["timestamps"], record["key_frames"], size)
     label = record["label"]
+    if "frames" in record:
+        frames = decode_image(record["frames"], f"the video of {name!r}")
+        video = FrameArray(frames.reshape(-1, *size, 3))
+    else:
+        index = FrameIndex(record["timestamps"], record["key_frames"], size)
+        video = EncodedVideo(record["video"], f"the video of {name!r}", index)
     return {
-        "video": EncodedVideo(record["video"], f"the video of {name!r}", index),
+        "video": video,
         "label": tuple(label.tolist()) if np.ndim(label) else int(label),
         "id": name,
         "num_frames": int(record["num_frames"]),

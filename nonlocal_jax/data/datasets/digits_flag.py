@@ -193,13 +193,9 @@ def _write(directory: epath.Path) -> None:
 
 
 def _examples(split: str, digits: np.ndarray, photos: list[np.ndarray]) -> Iterator[dict[str, Any]]:
-    from tensorflow_datasets.core.hashing import Hasher
-
-    keys = {f"{split}_{index:04d}": index for index in range(NUM_EXAMPLES[split])}
-    # The order in which TFDS shuffles examples. Runs can be resumed only with this order.
-    for key in sorted(keys, key=Hasher(split).hash_key):
+    for key, index in shuffled(split, NUM_EXAMPLES[split]):
         # Every example has its own generator, so it does not depend on the others.
-        rng = np.random.default_rng((_SEED, list(NUM_EXAMPLES).index(split), keys[key]))
+        rng = np.random.default_rng((_SEED, list(NUM_EXAMPLES).index(split), index))
         image, label = draw_example(rng, digits, photos)
         yield {
             "image": encode_png(image),
@@ -208,3 +204,12 @@ def _examples(split: str, digits: np.ndarray, photos: list[np.ndarray]) -> Itera
             "height": SIZE,
             "width": SIZE,
         }
+
+
+def shuffled(split: str, number: int) -> list[tuple[str, int]]:
+    """Returns the ids and the numbers of the examples, in the order in which they are stored."""
+    from tensorflow_datasets.core.hashing import Hasher
+
+    keys = {f"{split}_{index:04d}": index for index in range(number)}
+    # The order in which TFDS shuffles examples. Runs can be resumed only with this order.
+    return [(key, keys[key]) for key in sorted(keys, key=Hasher(split).hash_key)]
