@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -60,7 +61,7 @@ def replacing(path: PathLike) -> Iterator[epath.Path]:
       InputError: The file cannot be written. The old file, if any, is unchanged.
     """
     path = as_path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         partial.touch()
         mode = os.stat(partial).st_mode

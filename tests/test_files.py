@@ -1,4 +1,5 @@
 import os
+import threading
 
 import pytest
 
@@ -81,3 +82,15 @@ def test_object_stores_are_refused(function, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=message):
         function("gs://bucket/run")
     assert not os.listdir(tmp_path)
+
+
+def test_two_threads_may_write_the_same_file(tmp_path):
+    path = tmp_path / "file"
+    with replacing(path) as partial:
+        partial.write_text("first")
+        thread = threading.Thread(target=write_file, args=(path, "second"))
+        thread.start()
+        thread.join()
+        assert path.read_text() == "second"
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]

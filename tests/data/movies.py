@@ -159,5 +159,10 @@ def video_folder(directory, examples=EXAMPLES):
 ARCHIVES = {"kinetics400": kinetics400, "charades": charades, "video_folder": video_folder}
 
 
+def all_archives(directory):
+    """One download of each kind."""
+    return {kind: make(directory / kind) for kind, make in ARCHIVES.items()}
+
+
 def copy(source, directory):
     return pathlib.Path(shutil.copytree(source, directory))
