@@ -16,13 +16,11 @@ from nonlocal_jax.sharding import split_positions
 from nonlocal_jax.tasks.task import Batch, Example, Task
 
 
-def _window() -> Leaf:
-    sizes = sequence(integer(0), 3)
-    return Leaf(
-        f"() for no window, or {sizes.one}: frames, height and width, 0 for a whole axis",
-        "windows",
-        lambda value: value in ((), []) or sizes.accepts(value),
-    )
+def _empty_or(leaf: Leaf) -> Leaf:
+    def accepts(value: Any) -> bool:
+        return value in ((), []) or leaf.accepts(value)
+
+    return Leaf(f"() or {leaf.one}", f"values that are () or {leaf.one}", accepts)
 
 
 _LEAVES = {
@@ -31,10 +29,12 @@ _LEAVES = {
     "data.interval": integer(1),
     "data.sampling": choice("clip", "segments"),
     "data.short_side": sequence(integer(1), 2, ascending=True),
+    "data.long_side": choice("floor", "round"),
     "data.crop": integer(1),
     "data.crop_scales": sequence(number(above=0, high=1)),
     "data.crop_positions": choice(5, 13),
     "data.crop_scale_gap": choice(0, 1),
+    "data.crop_area": _empty_or(sequence(number(above=0, high=1), 2, ascending=True)),
     "data.flip": number(0, 1),
     "data.mean": sequence(number(), 3),
     "data.std": sequence(number(above=0), 3),
@@ -44,7 +44,8 @@ _LEAVES = {
     "evaluation.starts": choice("wrap", "even", "segments"),
     "evaluation.short_side": integer(1),
     "evaluation.crop": integer(1),
-    "evaluation.window": _window(),
+    # Frames, height and width, 0 for a whole axis.
+    "evaluation.window": _empty_or(sequence(integer(0), 3)),
     "evaluation.average": choice("probabilities", "logits"),
     "train.precise_batch_norm": integer(0),
 }

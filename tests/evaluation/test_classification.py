@@ -270,5 +270,5 @@ def test_mistakes_are_refused(config):
         evaluator(config, [], multi_scale=True)
     with pytest.raises(InputError, match="has no examples"):
         evaluator(config, [])({})
-    with pytest.raises(InputError, match="example 'a' contain 3; use"):
+    with pytest.raises(InputError, match="example 'a' are 3; use the class indices 0 to 2"):
         evaluator(config, [example("a", 3, 1)])({"scale": jnp.float32(1)})

@@ -87,7 +87,8 @@ def test_the_batch_of_an_experiment(name):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("evaluation.window", (7, 7), r"use \(\) for no window, or three integers of at least 0"),
+        ("evaluation.window", (7, 7), r"use \(\) or three integers of at least 0"),
+        ("data.crop_area", (0.5, 0.2), r"use \(\) or two positive numbers of at most 1"),
         ("evaluation.crops", 2, "use 1, 3 or 10"),
         ("evaluation.crops", True, "use 1, 3 or 10"),
         ("evaluation.crops", 3.0, "use 1, 3 or 10"),
