@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from configs import video
 from nonlocal_jax import convert
 from nonlocal_jax.convert import _fit as fit
 from nonlocal_jax.convert import names
@@ -90,6 +91,26 @@ def test_a_charades_network_starts_from_kinetics(tmp_path, caplog):
         old["params"]["backbone"]["layer2_1_block"]["conv_out"]["bias"],
     )
     assert caplog.text.endswith(":\n  classifier\n")
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "asked"),
+    [
+        ("i3d_r50_baseline_32f", "i3d_r50_baseline_128f", ()),
+        ("i3d_r50_baseline_32f", "nl_i3d_r50_5block_128f", ("new_blocks",)),
+        ("nl_i3d_r50_5block_32f", "nl_i3d_r50_5block_128f", ("new_blocks",)),
+        ("i3d_r101_baseline_128f", "charades_i3d_r101_128f", ("reinit_head",)),
+        ("nl_i3d_r101_5block_128f", "charades_nl_i3d_r101_128f", ("reinit_head",)),
+        ("c2d_r50_baseline_32f", "nl_c2d_r50_5block_32f", ("new_blocks",)),
+        ("c2d_r50_baseline_32f", "gc_c2d_r50_5block_32f", ("new_blocks",)),
+        ("mmaction2_tsm_r50_8f", "mmaction2_tsm_nl_gaussian_r50_8f", ("new_blocks",)),
+    ],
+)
+def test_the_experiments_start_from_each_other(theirs, ours, asked):
+    """They differ in nothing but what the flags initialize, and need these flags."""
+    theirs, ours = (video.get_config(name).model for name in (theirs, ours))
+    assert fit.config_differences(theirs, ours, **dict.fromkeys(asked, True)) == []
+    assert bool(fit.config_differences(theirs, ours)) == bool(asked)
 
 
 @pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
