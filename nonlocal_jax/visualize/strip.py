@@ -1,8 +1,11 @@
 """Draws where a position of a clip attends, frame by frame."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import cv2
+import flax.linen as nn
+import jax
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -17,6 +20,29 @@ _MAX_FRAMES = 8
 # most the second.
 _SMALL, _LARGE = 128, 224
 _FONT, _GAP, _MARGIN = 15, 6, 16
+
+
+def strongest_position(
+    model: nn.Module, variables: Mapping[str, Any], clip: jax.Array
+) -> tuple[int, int, int]:
+    """Returns the position that contributes most to the prediction of a clip.
+
+    The logits of a video network are the mean of a linear function over all positions of its last
+    feature map. The position has the largest value of this function for the predicted class.
+
+    Args:
+      model: The network, a ``models.video.VideoNet``.
+      variables: Its variables.
+      clip: Normalized RGB ``[1, T, H, W, 3]``.
+
+    Returns:
+      (frame, row, column) in the clip, the center of the position.
+    """
+    logits = np.asarray(model.apply(variables, clip, window=(1, 1, 1)))[0]
+    of_class = logits[..., logits.mean((0, 1, 2)).argmax()]
+    index = np.unravel_index(of_class.argmax(), of_class.shape)
+    sizes = zip(index, clip.shape[1:4], of_class.shape, strict=True)
+    return tuple(int((2 * i + 1) * extent // (2 * n)) for i, extent, n in sizes)
 
 
 def attention_strip(
