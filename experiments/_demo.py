@@ -34,7 +34,7 @@ def train_network(config: ConfigDict, workdir: pathlib.Path) -> Network:
     """Trains a network, or resumes it, and evaluates it."""
     task = get_task(config)
     sources = {split: task.open_source(config, split, None) for split in ("train", "val")}
-    evaluate = task.evaluator(config, sources["val"])
+    evaluate = task.evaluator(config, sources["val"], quick=True)
     result = train.train(config, workdir, sources["train"], evaluate=evaluate)
     if result.signal is not None:
         raise KeyboardInterrupt

@@ -82,18 +82,13 @@ def _draw(networks: Mapping[str, Network]) -> np.ndarray:
             config, variables, _ = networks[name]
             model = create_model(config.model)
             clip = data.normalize(frames[None], config.data.mean, config.data.std)
-            predicted.append(classes[int(jnp.argmax(model.apply(variables, clip)))])
-        position = visualize.strongest_position(model, variables, clip)
+            predicted.append(int(jnp.argmax(model.apply(variables, clip))))
+        position = visualize.strongest_position(model, variables, clip, predicted[-1])
         weights = visualize.attention_map(model, variables, clip, position)
-        strips.append(
-            visualize.attention_strip(
-                frames,
-                weights,
-                position,
-                f"class: {classes[example['label']]}",
-                [f"prediction without a block: {predicted[0]}, with an NL block: {predicted[1]}"],
-            )
-        )
+        without, with_block = (classes[c] for c in predicted)
+        text = f"without a block: {without}, with an NL block: {with_block}"
+        line = f"class: {classes[example['label']]}, prediction {text}"
+        strips.append(visualize.attention_strip(frames, weights, position, line))
     return np.concatenate(strips)
 
 

@@ -1,5 +1,6 @@
 """Draws where a position of a clip attends, frame by frame."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,34 +24,40 @@ _FONT, _GAP, _MARGIN = 15, 6, 16
 
 
 def strongest_position(
-    model: nn.Module, variables: Mapping[str, Any], clip: jax.Array
+    model: nn.Module, variables: Mapping[str, Any], clip: jax.Array, class_index: int
 ) -> tuple[int, int, int]:
-    """Returns the position that contributes most to the prediction of a clip.
+    """Returns the position of a clip that contributes most to the logit of a class.
 
-    The logits of a video network are the mean of a linear function over all positions of its last
-    feature map. The position has the largest value of this function for the predicted class.
+    The logits of a video network are the mean, over the positions of its last feature map, of a
+    linear function of the features. The position has the largest value of this function.
 
     Args:
-      model: The network, a ``models.video.VideoNet``.
+      model: The network, a ``models.VideoNet``.
       variables: Its variables.
       clip: Normalized RGB ``[1, T, H, W, 3]``.
+      class_index: The class.
 
     Returns:
-      (frame, row, column) in the clip, the center of the position.
+      (frame, row, column) of the center of the position, in the clip.
     """
-    logits = np.asarray(model.apply(variables, clip, window=(1, 1, 1)))[0]
-    of_class = logits[..., logits.mean((0, 1, 2)).argmax()]
-    index = np.unravel_index(of_class.argmax(), of_class.shape)
-    sizes = zip(index, clip.shape[1:4], of_class.shape, strict=True)
+    logits = np.asarray(_logits_of_positions(model, variables, clip))[0, ..., class_index]
+    indices = np.unravel_index(logits.argmax(), logits.shape)
+    sizes = zip(indices, clip.shape[1:4], logits.shape, strict=True)
     return tuple(int((2 * i + 1) * extent // (2 * n)) for i, extent, n in sizes)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits_of_positions(
+    model: nn.Module, variables: Mapping[str, Any], clip: jax.Array
+) -> jax.Array:
+    return model.apply(variables, clip, window=(1, 1, 1))
 
 
 def attention_strip(
     frames: np.ndarray,
     weights: np.ndarray | None,
     position: Sequence[int],
-    title: str,
-    captions: Sequence[str] = (),
+    *lines: str,
 ) -> np.ndarray:
     """Draws frames of a clip, and below them the attention of one position.
 
@@ -64,8 +71,7 @@ def attention_strip(
       weights: Weights ``[T', H', W']`` of the position, see ``attention_map``, or None to draw only
         the frames. Negative weights are drawn as zero.
       position: (frame, row, column) of the position in the clip.
-      title: A line of text above the frames.
-      captions: More lines of text, below the title.
+      *lines: Lines of text above the frames.
 
     Returns:
       RGB, uint8.
@@ -100,7 +106,7 @@ def attention_strip(
         rows.append([attention_overlay(*a, largest=summed.max()) for a in arguments])
         total = max(summed.sum(), np.finfo(np.float32).tiny)
         labels.append([f"{100 * part.sum() / total:.0f} %" for part in summed])
-    return _compose(rows, labels, (title, *captions))
+    return _compose(rows, labels, lines)
 
 
 def _factor(side: int) -> float:
