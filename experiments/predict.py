@@ -20,10 +20,10 @@ A classification network predicts videos. For clip.mp4 the command prints the fi
 their scores and writes to DIR:
 
     clip.json            The five classes with their scores, and how they were computed.
-    clip_attention.png   Frames from the middle of the video, and where one position of them attends
-                         in each frame, in the last non-local block. --position=FRAME,ROW,COLUMN
-                         chooses the position. Otherwise it is the one that contributes most to the
-                         score of the best class.
+    clip_attention.png   Frames of the clip in the center of the video, and where one position of it
+                         attends in each frame, in the last non-local block. By default, it is the
+                         position that contributes most to the score of the best class.
+                         --position=FRAME,ROW,COLUMN chooses another.
 
 The names and the colors of the classes are those that the checkpoint contains. No data is needed.
 Only if it contains none, as PyTorch files do, they are those of the dataset --config.data.name. If
@@ -77,9 +77,8 @@ def main(arguments: list[str]) -> None:
     position = _POSITION.value and tuple(map(int, _POSITION.value))
     predictor = task.predictor(config, multi_scale=_MULTI_SCALE.value, position=position)
     if not arguments[1:]:
-        raise InputError(
-            f"there are no {predictor.kind}; add at least one file or directory of {predictor.kind}"
-        )
+        kind = predictor.kind
+        raise InputError(f"there are no {kind}s; add at least one {kind} or directory of {kind}s")
     files = list(dict.fromkeys(predictor.list_files(arguments[1:])))
     dataset = _dataset(_CHECKPOINT.value, config)
     directory = make_directory(_OUTPUT.value)
@@ -94,7 +93,8 @@ def main(arguments: list[str]) -> None:
             file=sys.stderr,
         )
     errors = []
-    for path, content in progress(_read(files, predictor.read), len(files), "predicting"):
+    contents = _read(files, predictor.read)
+    for path, content in progress(contents, len(files), "predicting", unit=predictor.kind):
         if isinstance(content, InputError):
             errors.append(content)
             continue
@@ -108,7 +108,7 @@ def main(arguments: list[str]) -> None:
     if errors:
         listed = "".join(f"\n  {error}" for error in errors)
         raise InputError(
-            f"cannot read {len(errors)} of {len(files)} {predictor.kind}:{listed}\n"
+            f"cannot read {len(errors)} of {len(files)} {predictor.kind}s:{listed}\n"
             "replace these files, or leave them out"
         )
 

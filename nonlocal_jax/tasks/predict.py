@@ -51,7 +51,7 @@ class FilePredictor:
     """Predicts files with the published protocol of an experiment.
 
     Attributes:
-      kind: What the files are, such as "images".
+      kind: What a file is, such as "image".
       endings: The ends of the names of all outputs for a file.
       list_files: Replaces each directory in a list of paths with the files in it.
       read: Reads a file. It is called in several threads, and raises an ``InputError``.
@@ -96,9 +96,7 @@ def image_predictor(
 
         return predict_image
 
-    return FilePredictor(
-        "images", ("_labels.png", "_overlay.png"), list_images, read_image, predict
-    )
+    return FilePredictor("image", ("_labels.png", "_overlay.png"), list_images, read_image, predict)
 
 
 def video_predictor(
@@ -174,7 +172,7 @@ def video_predictor(
 
         return predict_video
 
-    return FilePredictor("videos", (".json", "_attention.png"), list_videos, read, predict)
+    return FilePredictor("video", (".json", "_attention.png"), list_videos, read, predict)
 
 
 def _order(place: str) -> tuple[int, ...]:

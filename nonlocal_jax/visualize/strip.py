@@ -19,7 +19,7 @@ _WHITE = (255, 255, 255)
 _MAX_FRAMES = 8
 # Frames are enlarged by a whole factor up to the first number of pixels per side, or reduced to at
 # most the second.
-_SMALL, _LARGE = 128, 224
+_SMALL, _LARGE = 160, 224
 _FONT, _GAP, _MARGIN = 15, 6, 16
 
 
