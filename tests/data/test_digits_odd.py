@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from nonlocal_jax import data
-from nonlocal_jax.data.datasets import digits_odd
 
 SPLITS = ("train", "val")
 

@@ -8,7 +8,7 @@ import pytest
 
 import nonlocal_jax as nlj
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.visualize import attention_strip, strongest_position, strip
+from nonlocal_jax.visualize import attention_strip, strip, strongest_position
 
 
 def composed(monkeypatch, *arguments):
