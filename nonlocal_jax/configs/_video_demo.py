@@ -30,14 +30,14 @@ def get_config(name: str) -> ConfigDict:
         num_classes=4,
         block=block,
         steps=250,
-        learning_rate=0.4,
+        learning_rate=0.2,
         weight_decay=1e-4,
     )
     config.recipe = "this project"
     config.model.update(stage_sizes=(1, 1), strides=(1, 2), width=16, dropout=0.0)
     if block != "none":
         config.model.update(block_at=("layer1.0",), block_axes=axes)
-    if "block_sub_sample" in config.model:
+    if "block_sub_sample" in config.model and axes != "time":
         config.model.block_sub_sample = "after"
     # A block starts as the identity, and learns only with a high rate. It needs the warm-up.
     config.schedule.warmup_steps = 50
