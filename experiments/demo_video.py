@@ -3,9 +3,9 @@
     python -m experiments.demo_video                  (make demo-video)
     python -m experiments.demo_video --seeds=0,1,2    (the table of the README)
 
-The dataset is the embedded ``digits_odd``. Three digits appear one after another, and two of them
-have the same color. The class is the color of the third. The networks are equal except for their
-block: none, an NL block in space, in time or in spacetime, a DNL block, or a GC block.
+The dataset is the embedded ``digits_odd``. Three digits appear one after another. Two of them have
+the same color, and the class is the color of the other one. The networks are equal except for their
+block: none, an NL block that attends along space, time or both, a DNL block, or a GC block.
 
 The command prints the top-1 accuracy of each network. It writes metrics.json, curves.png,
 pictures.png and the work directory of each run to the directory of --output. If the command is
@@ -37,9 +37,9 @@ _SEEDS = define_seeds()
 
 _TITLES = {
     "demo_video_none": "no block",
-    "demo_video_space": "NL, space",
-    "demo_video_time": "NL, time",
-    "demo_video_nonlocal": "NL, spacetime",
+    "demo_video_space": "NL, only space",
+    "demo_video_time": "NL, only time",
+    "demo_video_nonlocal": "NL, space and time",
     "demo_video_dnl": "DNL",
     "demo_video_gc": "GC",
 }
