@@ -1,4 +1,4 @@
-# Users need `make demo` and `make test`. CONTRIBUTING.md explains the other targets. Variables:
+# Users need `make demo`, `make demo-video` and `make test`. CONTRIBUTING.md explains the other targets. Variables:
 #   ACCEL=cpu|tpu|cuda13   the JAX build that `make setup` installs (default: cpu)
 #   PYTHON=python3.12      the Python interpreter (default: python3)
 #   VENV=.venv             the directory of the virtual environment
@@ -26,6 +26,9 @@ comma := ,
 
 demo: setup
 	$(BIN)/python -m experiments.demo
+
+demo-video: setup
+	$(BIN)/python -m experiments.demo_video
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal

@@ -14,26 +14,22 @@ seeds.md in the same directory.
 
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
 from absl import flags
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from ml_collections import ConfigDict
 
 from configs import segmentation
 from experiments import cli
-from nonlocal_jax import create_model, data, evaluation, train, visualize
-from nonlocal_jax._files import make_directory, write_file, write_json
+from experiments._demo import Network, compare_seeds, define_seeds, train_network
+from nonlocal_jax import create_model, data, evaluation, visualize
+from nonlocal_jax._files import make_directory, write_json
 
 _OUTPUT = flags.DEFINE_string("output", "demo", "Directory for all results.")
-_SEEDS = flags.DEFINE_list("seeds", [], "Seeds. All four networks are trained once with each.")
-
-flags.register_validator(
-    "seeds", lambda seeds: all(map(str.isdecimal, seeds)), "use integers, such as 0,1,2"
-)
+_SEEDS = define_seeds()
 
 _TITLES = {
     "demo_fcn": "no block",
@@ -44,26 +40,6 @@ _TITLES = {
 _ROWS = 4
 # Images are enlarged to this many pixels per side, so that rings and heat maps are smooth.
 _ENLARGED = 384
-
-
-class _Network(NamedTuple):
-    """A trained network."""
-
-    config: ConfigDict
-    variables: Mapping[str, Any]
-    metrics: Mapping[str, Any]
-
-
-def _train(name: str, workdir: pathlib.Path, seed: int = 0) -> _Network:
-    config = segmentation.get_config(name)
-    config.seed = seed
-    sources = {split: data.load_source(config.data.name, split) for split in ("train", "val")}
-    evaluate = evaluation.evaluator(config, sources["val"])
-    result = train.train(config, workdir, sources["train"], evaluate=evaluate)
-    if result.signal is not None:
-        raise KeyboardInterrupt
-    variables = result.state.variables
-    return _Network(config, variables, evaluate(variables))
 
 
 def _table(metrics: Mapping[str, Mapping[str, Any]], classes: Sequence[str]) -> str:
@@ -94,7 +70,7 @@ def _enlarge(image: np.ndarray) -> np.ndarray:
     return image.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
-def _draw(networks: Mapping[str, _Network], path: pathlib.Path) -> None:
+def _draw(networks: Mapping[str, Network], path: pathlib.Path) -> None:
     """Draws the inputs, the ground truth, the predictions, and the attention of one pixel."""
     source = data.load_source("digits_flag", "val")
     palette = data.get_dataset("digits_flag").palette
@@ -140,7 +116,10 @@ def _draw(networks: Mapping[str, _Network], path: pathlib.Path) -> None:
 
 
 def _demo(directory: pathlib.Path) -> None:
-    networks = {name: _train(name, directory / name) for name in ("demo_fcn", "demo_nonlocal")}
+    networks = {
+        name: train_network(segmentation.get_config(name), directory / name)
+        for name in ("demo_fcn", "demo_nonlocal")
+    }
     metrics = {name: network.metrics for name, network in networks.items()}
     _draw(networks, directory / "pictures.png")
     classes = data.get_dataset("digits_flag").classes
@@ -158,24 +137,11 @@ def _demo(directory: pathlib.Path) -> None:
     print(f"\n{_table(metrics, classes)}\n\nLook at {directory / 'pictures.png'}")
 
 
-def _compare_seeds(directory: pathlib.Path, seeds: Sequence[int]) -> None:
-    lines = [
-        f"| network | {' | '.join(f'seed {seed}' for seed in seeds)} | mean mIoU % |",
-        "|---|" + "---:|" * (len(seeds) + 1),
-    ]
-    for name, title in _TITLES.items():
-        miou = [_train(name, directory / f"{name}_{s}", s).metrics["miou"] for s in seeds]
-        cells = " | ".join(f"{100 * value:.1f}" for value in (*miou, np.mean(miou)))
-        lines.append(f"| {title} (`{name}`) | {cells} |")
-    table = "\n".join(lines)
-    write_file(directory / "seeds.md", table + "\n")
-    print(f"\n{table}")
-
-
 def main(_: list[str]) -> None:
     directory = make_directory(_OUTPUT.value)
     if _SEEDS.value:
-        _compare_seeds(directory, [int(seed) for seed in _SEEDS.value])
+        metric = "miou", "mean mIoU"
+        compare_seeds(segmentation.get_config, _TITLES, metric, directory, _SEEDS.value)
     else:
         _demo(directory)
 

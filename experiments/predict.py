@@ -1,40 +1,50 @@
-"""Segments images, and writes a label map and a colored overlay for each.
+"""Predicts images or videos, with the published protocol of an experiment.
 
-    python -m experiments.predict --checkpoint=PATH --output=DIR IMAGE... \\
+    python -m experiments.predict --checkpoint=PATH --output=DIR FILE... \\
         --config=configs/segmentation.py:nonlocal_r50-d8_512x1024_40k_cityscapes
 
 PATH is the work directory of a training run, a saved step in it, a .safetensors file or a PyTorch
-file. IMAGE is a PNG or JPEG file of any size, or a directory of such files. For street.jpg the
-command writes to DIR:
+file. FILE is an image (PNG or JPEG) or a video (MP4, ...) of any size, or a directory of them.
+
+A segmentation network predicts images. For street.jpg the command writes to DIR:
 
     street_labels.png    The label map, 8-bit gray, with the size of the image. The value of a pixel
                          is the index of its class, from 0, in the order of the dataset's classes.
     street_overlay.png   The image blended with the colors of the classes, with a legend. Small
                          images are enlarged.
 
-The names and the colors of the classes are those that the checkpoint contains. No data is needed.
-Only if it contains none, as PyTorch files do, they are those of the dataset --config.data.name.
+With --multi_scale, the probabilities are averaged over scales and flips. An EXIF orientation is
+ignored, with a warning.
 
-The protocol is the published protocol of the experiment. With --multi_scale, the probabilities are
-averaged over its scales and flips. If an image cannot be read, the others are still segmented. The
-errors are listed at the end, and the exit status is 2. An EXIF orientation is ignored, with a
-warning.
+A classification network predicts videos. For clip.mp4 the command prints the five best classes with
+their scores and writes to DIR:
+
+    clip.json            The five classes with their scores, and how they were computed.
+    clip_attention.png   Frames of the clip in the center of the video, and where one position of it
+                         attends in each frame, in the last non-local block. By default, it is the
+                         position that contributes most to the score of the best class.
+                         --position=FRAME,ROW,COLUMN chooses another.
+
+The names and the colors of the classes are those that the checkpoint contains. No data is needed.
+Only if it contains none, as PyTorch files do, they are those of the dataset --config.data.name. If
+a file cannot be read, the others are still predicted. The errors are listed at the end, and the
+exit status is 2.
 """
 
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import grain
-import numpy as np
 import PIL.ExifTags
 import PIL.Image
 from absl import flags
 from ml_collections import ConfigDict
 
 from experiments import cli
-from nonlocal_jax import convert, data, evaluation, visualize
-from nonlocal_jax._files import make_directory
+from nonlocal_jax import convert, data
+from nonlocal_jax._files import make_directory, write_json
 from nonlocal_jax._progress import progress
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.tasks import get_task
@@ -43,30 +53,38 @@ _CONFIG = cli.define_config()
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Work directory, saved step, .safetensors file or .pth file.", required=True
 )
-_OUTPUT = flags.DEFINE_string(
-    "output", None, "Directory for the label maps and overlays.", required=True
+_OUTPUT = flags.DEFINE_string("output", None, "Directory for the results.", required=True)
+_MULTI_SCALE = flags.DEFINE_bool(
+    "multi_scale", False, "For images: whether to average over scales and flips."
 )
-_MULTI_SCALE = flags.DEFINE_bool("multi_scale", False, "Whether to average over scales and flips.")
+_POSITION = flags.DEFINE_list(
+    "position", None, "For videos: frame, row and column whose attention is drawn."
+)
 
-# Overlays of smaller images are enlarged by a whole factor up to this many pixels.
-_SMALL = 256
+flags.register_validator(
+    "position",
+    lambda values: values is None or all(map(str.isdecimal, values)),
+    "use integers, such as 4,112,112",
+)
 
-# This many threads read images while the device computes.
-_READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+# This many threads read files while the device computes. The views of a video can be large.
+_READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
 
 
 def main(arguments: list[str]) -> None:
     config = _CONFIG.value
-    get_task(config)  # checks the config
+    task = get_task(config)
+    position = _POSITION.value and tuple(map(int, _POSITION.value))
+    predictor = task.predictor(config, multi_scale=_MULTI_SCALE.value, position=position)
     if not arguments[1:]:
-        raise InputError("there are no images; add at least one image or directory of images")
-    files = list(dict.fromkeys(data.list_images(arguments[1:])))
+        kind = predictor.kind
+        raise InputError(f"there are no {kind}s; add at least one {kind} or directory of {kind}s")
+    files = list(dict.fromkeys(predictor.list_files(arguments[1:])))
     dataset = _dataset(_CHECKPOINT.value, config)
     directory = make_directory(_OUTPUT.value)
-    _check_outputs(files, directory)
-    predictor = evaluation.Predictor(config, multi_scale=_MULTI_SCALE.value)
+    _check_outputs(files, directory, predictor.endings)
     variables = convert.load(_CHECKPOINT.value, config.model, allow_missing_heads=False)
-    predict = predictor.label_maps(variables)
+    predict = predictor.predict(variables, dataset)
 
     if rotated := [str(path) for path in files if _has_orientation(path)]:
         print(
@@ -75,21 +93,22 @@ def main(arguments: list[str]) -> None:
             file=sys.stderr,
         )
     errors = []
-    for path, image in progress(_read(files), len(files), "predicting"):
-        if isinstance(image, InputError):
-            errors.append(image)
+    contents = _read(files, predictor.read)
+    for path, content in progress(contents, len(files), "predicting", unit=predictor.kind):
+        if isinstance(content, InputError):
+            errors.append(content)
             continue
-        labels = predict(image)
-        overlay = visualize.color_overlay(image, labels, dataset.palette)
-        factor = max(1, _SMALL // max(labels.shape))
-        overlay = overlay.repeat(factor, axis=0).repeat(factor, axis=1)
-        overlay = visualize.add_legend(overlay, labels, dataset.classes, dataset.palette)
-        for output, picture in zip(_outputs(path, directory), (labels, overlay), strict=True):
-            data.write_png(output, picture)
+        text, outputs = predict(path, content)
+        if text:
+            print(text)
+        for ending, output in outputs.items():
+            target = directory / f"{path.stem}{ending}"
+            write = write_json if target.suffix == ".json" else data.write_png
+            write(target, output)
     if errors:
         listed = "".join(f"\n  {error}" for error in errors)
         raise InputError(
-            f"cannot read {len(errors)} of {len(files)} images:{listed}\n"
+            f"cannot read {len(errors)} of {len(files)} {predictor.kind}s:{listed}\n"
             "replace these files, or leave them out"
         )
 
@@ -111,12 +130,9 @@ def _dataset(checkpoint: str, config: ConfigDict) -> data.Dataset:
     return dataset
 
 
-def _outputs(path: pathlib.Path, directory: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
-    """Returns the files of the label map and of the overlay of an image."""
-    return directory / f"{path.stem}_labels.png", directory / f"{path.stem}_overlay.png"
-
-
-def _check_outputs(files: list[pathlib.Path], directory: pathlib.Path) -> None:
+def _check_outputs(
+    files: list[pathlib.Path], directory: pathlib.Path, endings: Sequence[str]
+) -> None:
     """Requires that no output replaces an input or another output."""
     inputs = {path.resolve() for path in files}
     first: dict[str, pathlib.Path] = {}
@@ -124,14 +140,14 @@ def _check_outputs(files: list[pathlib.Path], directory: pathlib.Path) -> None:
     for path in files:
         if first.setdefault(path.stem, path) != path:
             errors.append(f"{first[path.stem]} and {path} would have the same outputs")
-        for output in _outputs(path, directory):
+        for output in (directory / f"{path.stem}{ending}" for ending in endings):
             if output.resolve() in inputs:
                 errors.append(f"{output} would replace an input")
     if errors:
         listed = "".join(f"\n  {error}" for error in errors)
         raise InputError(
             f"the outputs would replace other files:{listed}\n"
-            "use another --output, or segment fewer images at once"
+            "use another --output, or predict fewer files at once"
         )
 
 
@@ -145,18 +161,18 @@ def _has_orientation(path: pathlib.Path) -> bool:
 
 
 def _read(
-    files: list[pathlib.Path],
-) -> Iterator[tuple[pathlib.Path, np.ndarray | InputError]]:
-    """Yields each file with its image, or with the error of reading it."""
-    images = grain.MapDataset.source(files).map(_read_file)
-    return iter(images.to_iter_dataset(_READ_OPTIONS))
+    files: list[pathlib.Path], read: Callable[[pathlib.Path], Any]
+) -> Iterator[tuple[pathlib.Path, Any]]:
+    """Yields each file with its content, or with the error of reading it."""
 
+    def read_file(path: pathlib.Path) -> tuple[pathlib.Path, Any]:
+        try:
+            return path, read(path)
+        except InputError as error:
+            return path, error
 
-def _read_file(path: pathlib.Path) -> tuple[pathlib.Path, np.ndarray | InputError]:
-    try:
-        return path, data.read_image(path)
-    except InputError as error:
-        return path, error
+    contents = grain.MapDataset.source(files).map(read_file)
+    return iter(contents.to_iter_dataset(_READ_OPTIONS))
 
 
 if __name__ == "__main__":

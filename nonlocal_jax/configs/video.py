@@ -42,6 +42,8 @@ names the source of the recipe, and what differs from it.
 An epoch of Kinetics-400 is taken as 240,000 videos, which is 3,750 steps of 64 clips. Training
 starts from ImageNet weights (``--init``), except for PySlowFast (random weights), 128 frames (the
 network for 32 frames) and Charades (the network for 128 frames).
+
+The demo (``demo_video_*``) trains in minutes on a laptop.
 """
 
 import csv
@@ -51,6 +53,7 @@ from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
+from nonlocal_jax.configs import _video_demo
 from nonlocal_jax.configs._video import classification_config
 from nonlocal_jax.configs._video_sources import (
     NORMS,
@@ -225,7 +228,7 @@ ALIASES: Mapping[str, str] = {
     for second in seconds
     if name.endswith(suffix) and not name.startswith("c2d")
 }
-NAMES: tuple[str, ...] = (*_PUBLISHED, *_UNPUBLISHED)
+NAMES: tuple[str, ...] = (*_PUBLISHED, *_UNPUBLISHED, *_video_demo.NAMES)
 
 
 def get_config(name: str = "nl_i3d_r50_5block_32f") -> ConfigDict:
@@ -237,6 +240,8 @@ def get_config(name: str = "nl_i3d_r50_5block_32f") -> ConfigDict:
     name = ALIASES.get(name, name)
     if name not in NAMES:
         raise unknown_name(name, (*NAMES, *ALIASES))
+    if name in _video_demo.NAMES:
+        return _video_demo.get_config(name)
     leaves = _other(name) if name in _OTHERS else _paper(name)
     config = classification_config(
         name,

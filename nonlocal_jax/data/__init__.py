@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         write_png,
     )
     from nonlocal_jax.data.pipeline import train_batches
-    from nonlocal_jax.data.videos import EncodedVideo, FrameArray, Video
+    from nonlocal_jax.data.videos import EncodedVideo, FrameArray, Video, list_videos
 
 __all__ = [
     "DATASETS",
@@ -40,6 +40,7 @@ __all__ = [
     "get_dataset",
     "keep_ratio_size",
     "list_images",
+    "list_videos",
     "load_source",
     "normalize",
     "num_views",
@@ -66,6 +67,7 @@ import_on_use(
         "get_dataset": "datasets",
         "keep_ratio_size": "images",
         "list_images": "images",
+        "list_videos": "videos",
         "load_source": "datasets",
         "num_views": "clips",
         "prepare_clip": "clips",

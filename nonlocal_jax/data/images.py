@@ -1,7 +1,7 @@
 """Reads, writes and resizes images."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import cv2
 import numpy as np
@@ -73,14 +73,19 @@ def list_images(paths: Iterable[PathLike]) -> list[epath.Path]:
     Raises:
       InputError: A path does not exist, or a directory contains no PNG or JPEG file.
     """
+    return list_files(paths, SUFFIXES, "images")
+
+
+def list_files(paths: Iterable[PathLike], suffixes: Sequence[str], kind: str) -> list[epath.Path]:
+    """Replaces each directory with its files of these suffixes, see ``list_images``."""
     files = []
     for path in map(as_path, paths):
         if path.is_dir():
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+            found = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes)
             if not found:
                 raise InputError(
-                    f"the directory {path} has no {' or '.join(SUFFIXES)} file; "
-                    "use a directory of images"
+                    f"the directory {path} has no {' or '.join(suffixes)} file; "
+                    f"use a directory of {kind}"
                 )
             files += found
         elif path.exists():

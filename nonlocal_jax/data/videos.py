@@ -9,7 +9,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
+from etils import epath
 
+from nonlocal_jax._files import PathLike
+from nonlocal_jax.data.images import list_files
 from nonlocal_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,6 +21,15 @@ if TYPE_CHECKING:
 # In other formats, a seek may lead to a place whose frames have wrong time stamps.
 _SEEKABLE = ("mov,mp4", "matroska,webm")
 SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
+
+
+def list_videos(paths: Iterable[PathLike]) -> list[epath.Path]:
+    """Replaces each directory with the video files in it, sorted by name. Files are kept.
+
+    Raises:
+      InputError: A path does not exist, or a directory contains no video file.
+    """
+    return list_files(paths, SUFFIXES, "videos")
 
 
 class Video(Protocol):

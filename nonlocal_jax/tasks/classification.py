@@ -165,6 +165,12 @@ def _headline(config: ConfigDict) -> str:
     return "map_1clip" if config.loss.kind == "sigmoid" else "top1_1clip"
 
 
+def _predictor(config: ConfigDict, **options: Any) -> Any:
+    from nonlocal_jax.tasks import predict
+
+    return predict.video_predictor(config, **options)
+
+
 TASK = Task(
     headline=_headline,
     leaves=_LEAVES,
@@ -175,4 +181,5 @@ TASK = Task(
     open_source=_open_source,
     evaluator=_evaluator,
     report=_report,
+    predictor=_predictor,
 )

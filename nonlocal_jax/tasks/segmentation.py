@@ -141,6 +141,12 @@ def _report(summary: Mapping[str, Any], _: ConfigDict) -> tuple[str, dict[str, A
     return evaluation.report(summary)
 
 
+def _predictor(config: ConfigDict, **options: Any) -> Any:
+    from nonlocal_jax.tasks import predict
+
+    return predict.image_predictor(config, **options)
+
+
 TASK = Task(
     headline="miou",
     leaves=_LEAVES,
@@ -151,4 +157,5 @@ TASK = Task(
     open_source=_open_source,
     evaluator=_evaluator,
     report=_report,
+    predictor=_predictor,
 )

@@ -50,6 +50,8 @@ class Task:
         long for them, the task uses a shorter one and names its metrics after it.
       report: Formats a summary as a Markdown table and as plain values for JSON:
         ``(summary, config) -> (text, values)``.
+      predictor: Makes the ``tasks.predict.FilePredictor`` of ``experiments.predict``:
+        ``(config, *, multi_scale=False, position=None) -> predictor``. Default: None.
     """
 
     headline: str | Callable[[ConfigDict], str]
@@ -61,3 +63,4 @@ class Task:
     open_source: Callable[[ConfigDict, str, Any], Sequence[Example]]
     evaluator: Callable[..., Callable[[Variables], dict[str, Any]]]
     report: Callable[[Mapping[str, Any], ConfigDict], tuple[str, dict[str, Any]]]
+    predictor: Callable[..., Any] | None = None

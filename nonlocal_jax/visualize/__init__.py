@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from nonlocal_jax.visualize.curves import curves_png
     from nonlocal_jax.visualize.overlays import add_legend, attention_overlay, color_overlay
     from nonlocal_jax.visualize.sheet import clip_sheet, example_sheet
-    from nonlocal_jax.visualize.strip import attention_strip
+    from nonlocal_jax.visualize.strip import attention_strip, strongest_position
 
 __all__ = [
     "add_legend",
@@ -20,6 +20,7 @@ __all__ = [
     "color_overlay",
     "curves_png",
     "example_sheet",
+    "strongest_position",
 ]
 
 # Matplotlib and Pillow are slow to import.
@@ -33,5 +34,6 @@ import_on_use(
         "curves_png": "curves",
         "attention_strip": "strip",
         "example_sheet": "sheet",
+        "strongest_position": "strip",
     },
 )

@@ -155,8 +155,8 @@ def attention_overlay(
 def ring(picture: np.ndarray, pixel: tuple[int, int]) -> np.ndarray:
     """Draws a ring around a pixel, in place, and returns the picture."""
     center = int(pixel[1]), int(pixel[0])
-    radius = max(3, round(min(picture.shape[:2]) / 50))
-    thickness = max(1, radius // 4)
+    radius = max(6, round(min(picture.shape[:2]) / 50))
+    thickness = max(2, radius // 4)
     for color, width in (((0, 0, 0), thickness + 2), (_RING, thickness)):
         cv2.circle(picture, center, radius, color, width, cv2.LINE_AA)
     return picture

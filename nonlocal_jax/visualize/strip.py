@@ -1,8 +1,12 @@
 """Draws where a position of a clip attends, frame by frame."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import cv2
+import flax.linen as nn
+import jax
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -15,16 +19,45 @@ _WHITE = (255, 255, 255)
 _MAX_FRAMES = 8
 # Frames are enlarged by a whole factor up to the first number of pixels per side, or reduced to at
 # most the second.
-_SMALL, _LARGE = 128, 224
+_SMALL, _LARGE = 160, 224
 _FONT, _GAP, _MARGIN = 15, 6, 16
+
+
+def strongest_position(
+    model: nn.Module, variables: Mapping[str, Any], clip: jax.Array, class_index: int
+) -> tuple[int, int, int]:
+    """Returns the position of a clip that contributes most to the logit of a class.
+
+    The logits of a video network are the mean, over the positions of its last feature map, of a
+    linear function of the features. The position has the largest value of this function.
+
+    Args:
+      model: The network, a ``models.VideoNet``.
+      variables: Its variables.
+      clip: Normalized RGB ``[1, T, H, W, 3]``.
+      class_index: The class.
+
+    Returns:
+      (frame, row, column) of the center of the position, in the clip.
+    """
+    logits = np.asarray(_logits_of_positions(model, variables, clip))[0, ..., class_index]
+    indices = np.unravel_index(logits.argmax(), logits.shape)
+    sizes = zip(indices, clip.shape[1:4], logits.shape, strict=True)
+    return tuple(int((2 * i + 1) * extent // (2 * n)) for i, extent, n in sizes)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits_of_positions(
+    model: nn.Module, variables: Mapping[str, Any], clip: jax.Array
+) -> jax.Array:
+    return model.apply(variables, clip, window=(1, 1, 1))
 
 
 def attention_strip(
     frames: np.ndarray,
     weights: np.ndarray | None,
     position: Sequence[int],
-    title: str,
-    captions: Sequence[str] = (),
+    *lines: str,
 ) -> np.ndarray:
     """Draws frames of a clip, and below them the attention of one position.
 
@@ -38,8 +71,7 @@ def attention_strip(
       weights: Weights ``[T', H', W']`` of the position, see ``attention_map``, or None to draw only
         the frames. Negative weights are drawn as zero.
       position: (frame, row, column) of the position in the clip.
-      title: A line of text above the frames.
-      captions: More lines of text, below the title.
+      *lines: Lines of text above the frames.
 
     Returns:
       RGB, uint8.
@@ -74,7 +106,7 @@ def attention_strip(
         rows.append([attention_overlay(*a, largest=summed.max()) for a in arguments])
         total = max(summed.sum(), np.finfo(np.float32).tiny)
         labels.append([f"{100 * part.sum() / total:.0f} %" for part in summed])
-    return _compose(rows, labels, (title, *captions))
+    return _compose(rows, labels, lines)
 
 
 def _factor(side: int) -> float:

@@ -68,7 +68,7 @@ def parameters(name):
 
 
 def test_the_names():
-    assert len(set(video.NAMES)) == len(video.NAMES) == 29 + 2 + 4 + 8 + 11 + 3 + 3
+    assert len(set(video.NAMES)) == len(video.NAMES) == 29 + 2 + 4 + 8 + 11 + 3 + 3 + 6
     assert len(PAPER) == 29
     assert not set(video.NAMES) & set(video.ALIASES)
     assert set(read_parameters()) == {n for n in video.NAMES if not n.startswith("demo_")}
@@ -78,7 +78,7 @@ def test_the_names():
         for block, network, depth in itertools.product(
             ("dnl", "gc"), ("c2d", "i3d"), ("r50", "r101")
         )
-    }
+    } | {f"demo_video_{name}" for name in ("none", "space", "time", "nonlocal", "dnl", "gc")}
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def test_evaluate_refuses(command, checkpoint, tmp_path):
     other = "--config=configs/segmentation.py:demo_dnl"
     assert refused(command("evaluate", *given, other), str(checkpoint), "block")
     assert refused(command("evaluate", *given, "--split=tests"), "tests")
-    assert refused(command("evaluate", *given, "--config.data.name=digits"), "digits_flag")
+    assert refused(command("evaluate", *given, "--config.data.name=digits_fla"), "digits_flag")
     wrong_classes = command("evaluate", *given, "--config.model.num_classes=19")
     assert refused(wrong_classes, "digits_flag has 3; use --config.model.num_classes=3")
     assert refused(command("evaluate", *given, "--config.evaluation.mode=slid"), "evaluation.mode")

@@ -156,17 +156,20 @@ def draw_example(
         image[_square(corner, FLAG_SIZE)][_FLAGS[class_]] = color
     for corner, flag in zip(digit_corners, rng.integers(NUM_FLAGS, size=NUM_DIGITS), strict=True):
         place = _square(corner, DIGIT_SIZE)
-        ink = cv2.resize(
-            digits[rng.integers(len(digits))],
-            (DIGIT_SIZE, DIGIT_SIZE),
-            interpolation=cv2.INTER_LINEAR_EXACT,
-        )
-        inked = ink >= _LEAST_INK
-        # At least half opaque, so that all pixels of a digit are visible.
-        opacity = np.minimum(0.5 + ink / 255, 1)[inked, None]
-        image[place][inked] += opacity * (colors[flag] - image[place][inked])
+        inked = paint_digit(image[place], digits[rng.integers(len(digits))], colors[flag])
         label[place][inked] = classes[flag]
     return np.round(image).astype(np.uint8), label
+
+
+def paint_digit(image: np.ndarray, digit: np.ndarray, color: np.ndarray) -> np.ndarray:
+    """Paints a digit, ``[8, 8]``, on ``[*, 16, 16, 3]``, in place. Returns its pixels as a mask."""
+    size = (DIGIT_SIZE, DIGIT_SIZE)
+    ink = cv2.resize(digit, size, interpolation=cv2.INTER_LINEAR_EXACT)
+    inked = ink >= _LEAST_INK
+    # At least half opaque, so that all pixels of a digit are visible.
+    opacity = np.minimum(0.5 + ink / 255, 1)[inked, None]
+    image[..., inked, :] += opacity * (color - image[..., inked, :])
+    return inked
 
 
 def _square(corner: np.ndarray, size: int) -> tuple[slice, slice]:

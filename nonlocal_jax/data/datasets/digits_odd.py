@@ -17,7 +17,6 @@ a photograph.
 from collections.abc import Iterator
 from typing import Any
 
-import cv2
 import numpy as np
 from etils import epath
 
@@ -26,6 +25,7 @@ from nonlocal_jax.data.datasets._location import create_directory
 from nonlocal_jax.data.datasets.digits_flag import (
     DIGIT_SIZE,
     load_material,
+    paint_digit,
     shuffled,
     split_material,
 )
@@ -55,12 +55,7 @@ def draw_example(
     for first, color in zip(FIRST_FRAMES, rng.permutation([common, common, odd]), strict=True):
         row, column = rng.integers(SIZE - DIGIT_SIZE + 1, size=2)
         place = clip[first : first + 2, row : row + DIGIT_SIZE, column : column + DIGIT_SIZE]
-        ink = cv2.resize(
-            digits[rng.integers(len(digits))],
-            (DIGIT_SIZE, DIGIT_SIZE),
-            interpolation=cv2.INTER_LINEAR_EXACT,
-        )
-        place += (ink / 255)[..., None] * (colors[color] - place)
+        paint_digit(place, digits[rng.integers(len(digits))], colors[color])
     return np.round(clip).astype(np.uint8), int(odd)
 
 
