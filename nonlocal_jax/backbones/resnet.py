@@ -9,10 +9,10 @@ import jax
 
 from nonlocal_jax.backbones.temporal import Temporal, check_places
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.layers import BatchNorm, Conv, NormFn, apply_norm
+from nonlocal_jax.layers import BatchNorm, Conv, NormFn, TemporalShift, apply_norm
 from nonlocal_jax.layers.dense import promote_dtype
 from nonlocal_jax.ops._numerics import check_floating
-from nonlocal_jax.ops.shift import Shift, temporal_shift
+from nonlocal_jax.ops.shift import Shift
 
 BlockPosition = Literal["after_residual", "after_conv3"]
 Stem = Literal["v1", "v1c"]
@@ -93,7 +93,7 @@ class Bottleneck(nn.Module):
         normalize = functools.partial(apply_norm, train=train)
         channels = self.width * self.expansion
 
-        y = x if self.shift is None else temporal_shift(x, direction=self.shift)
+        y = x if self.shift is None else TemporalShift(self.shift, name="temporal_shift")(x)
         y = conv(self.width, 1, frames=self.frames[0], name="conv1")(y)
         y = nn.relu(normalize(norm(name="bn1"), y))
         options = {"frames": self.frames[1], "name": "conv2"}

@@ -4,6 +4,7 @@ from nonlocal_jax.layers import initializers
 from nonlocal_jax.layers.constructor import Constructor
 from nonlocal_jax.layers.conv import Conv, ConvNorm
 from nonlocal_jax.layers.norm import BatchNorm, NormFn, apply_norm
+from nonlocal_jax.layers.temporal_shift import TemporalShift
 
 __all__ = [
     "BatchNorm",
@@ -11,6 +12,7 @@ __all__ = [
     "Conv",
     "ConvNorm",
     "NormFn",
+    "TemporalShift",
     "apply_norm",
     "initializers",
 ]

@@ -10,6 +10,7 @@ from nonlocal_jax.models.build import (
 )
 from nonlocal_jax.models.count import count_multiply_adds
 from nonlocal_jax.models.segmentation import SegmentationNet
+from nonlocal_jax.models.stream import Stream, stream
 from nonlocal_jax.models.video import VideoNet
 
 __all__ = [
@@ -17,9 +18,11 @@ __all__ = [
     "EXAMPLE_INPUTS",
     "NETWORKS",
     "SegmentationNet",
+    "Stream",
     "VideoNet",
     "count_multiply_adds",
     "create_model",
     "example_input",
     "model_options",
+    "stream",
 ]
