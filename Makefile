@@ -11,7 +11,7 @@ STAMP := $(VENV)/.ready-$(ACCEL)
 PIP := $(if $(shell command -v uv),VIRTUAL_ENV=$(VENV) uv pip,$(BIN)/python -m pip \
 	--disable-pip-version-check)
 
-.PHONY: setup demo test lint parity golden check-datasets check-video check-cuda-hlo
+.PHONY: setup demo test lint parity golden check-datasets check-video check-stream check-cuda-hlo
 
 setup: $(STAMP)
 
@@ -55,6 +55,9 @@ check-datasets: setup
 
 check-video: setup
 	$(BIN)/python -m tests.models.check_video_steps --output=experiments/results/video_steps.md
+
+check-stream: setup
+	$(BIN)/python -m tests.models.check_stream --output=experiments/results/stream.md
 
 check-cuda-hlo: .venv-cuda-hlo/.ready
 	PYTHONPATH=. JAX_PLATFORMS=cpu .venv-cuda-hlo/bin/python tests/cuda/check_hlo.py

@@ -7,6 +7,7 @@ import pytest
 
 import nonlocal_jax as nlj
 from nonlocal_jax.errors import InputError
+from tests.models.check_stream import random_variables, run
 
 _TSM = {
     "network": "video",
@@ -26,25 +27,8 @@ def _clips(frames, seed=0):
 
 
 def _network(**options):
-    """A network whose norms are not the identity, and whose blocks all contribute."""
     model = nlj.create_model(_TSM | options)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), _clips(2))
-    rng = np.random.default_rng(1)
-
-    def draw(path, leaf):
-        if path[-1].key == "kernel":
-            return rng.standard_normal(leaf.shape) / np.prod(leaf.shape[:-1]) ** 0.5
-        return rng.uniform(0.5, 1.5, leaf.shape)
-
-    return model, jax.tree_util.tree_map_with_path(draw, shapes)
-
-
-def _run(step, state, clips):
-    outputs = []
-    for t in range(clips.shape[1]):
-        state, logits = step(state, clips[:, t])
-        outputs.append(logits)
-    return state, np.stack(outputs, axis=1)
+    return model, random_variables(model, np.random.default_rng(1))
 
 
 @pytest.mark.usefixtures("x64")
@@ -62,8 +46,8 @@ def test_a_stream_equals_the_clip_also_after_a_reset(caplog):
     with jax.log_compiles():
         caplog.clear()
         first = reset(2, _SIZE)
-        state, logits = _run(step, first, before)
-        _, logits_after = _run(step, reset(2, _SIZE), after[:, :30])
+        state, logits = run(step, first, before)
+        _, logits_after = run(step, reset(2, _SIZE), after[:, :30])
     assert sum("Finished XLA compilation of jit(jitted)" in m for m in caplog.messages) == 1
     for streamed, clip in zip((logits, logits_after), expected, strict=True):
         np.testing.assert_allclose(streamed, clip[:, : streamed.shape[1]], rtol=0, atol=1e-10)
@@ -85,10 +69,10 @@ def test_a_step_is_a_pure_function():
     model, variables = _network()
     reset, step = nlj.models.stream(model, variables)
     clips = _clips(3)
-    state, logits = _run(step, reset(2, _SIZE), clips)
+    state, logits = run(step, reset(2, _SIZE), clips)
     # Each stream by itself, in a loop on the device.
-    run = jax.vmap(lambda clip: jax.lax.scan(step, reset(1, _SIZE), clip[:, None]))
-    states, scanned = jax.jit(run)(clips)
+    scan = jax.vmap(lambda clip: jax.lax.scan(step, reset(1, _SIZE), clip[:, None]))
+    states, scanned = jax.jit(scan)(clips)
     np.testing.assert_allclose(scanned[:, :, 0], logits, rtol=0, atol=1e-5)
     for ours, theirs in zip(jax.tree.leaves(states), jax.tree.leaves(state), strict=True):
         np.testing.assert_allclose(ours[:, 0], theirs, rtol=0, atol=1e-5)
