@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import nonlocal_jax as nlj
+from tests.helpers import draw
 
 BOUND = 1e-10
 BATCH, FRAMES, SIZE = 1, 200, (64, 64)
@@ -28,16 +29,12 @@ OPTIONS = {
 }
 
 
-def random_variables(model, rng):
-    """Unlike those of ``init``: all residual blocks contribute, and no two channels are alike."""
+def network(options):
+    """A network with random float64 variables."""
+    model = nlj.create_model(options)
     clip = jax.ShapeDtypeStruct((1, 2, *SIZE, 3), jnp.float32)
-
-    def draw(path, leaf):
-        if path[-1].key == "kernel":  # features keep their scale
-            return rng.standard_normal(leaf.shape) / np.prod(leaf.shape[:-1]) ** 0.5
-        return rng.uniform(0.5, 1.5, leaf.shape)  # some are variances
-
-    return jax.tree.map_with_path(draw, jax.eval_shape(model.init, jax.random.key(0), clip))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), clip)
+    return model, jax.tree.map(np.float64, draw(shapes))
 
 
 def run(step, state, clips):
@@ -56,8 +53,7 @@ def main() -> None:
 
     jax.config.update("jax_enable_x64", True)
     rng = np.random.default_rng(0)
-    model = nlj.create_model(OPTIONS)
-    variables = random_variables(model, rng)
+    model, variables = network(OPTIONS)
     reset, step = nlj.models.stream(model, variables)
     rows = []
     for name in ("first run", "after a reset"):

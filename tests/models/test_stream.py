@@ -7,7 +7,7 @@ import pytest
 
 import nonlocal_jax as nlj
 from nonlocal_jax.errors import InputError
-from tests.models.check_stream import random_variables, run
+from tests.models.check_stream import network, run
 
 _TSM = {
     "network": "video",
@@ -26,14 +26,9 @@ def _clips(frames, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def _network(**options):
-    model = nlj.create_model(_TSM | options)
-    return model, random_variables(model, np.random.default_rng(1))
-
-
 @pytest.mark.usefixtures("x64")
-def test_a_stream_equals_the_clip_also_after_a_reset(caplog):
-    model, variables = _network()
+def test_a_stream_equals_the_clip_even_after_a_reset(caplog):
+    model, variables = network(_TSM)
     reset, step = nlj.models.stream(model, variables)
     offline = jax.jit(lambda clips: model.apply(variables, clips, window=(1, None, None)))
     before = _clips(200).astype(np.float64)
@@ -66,7 +61,7 @@ def test_a_stream_equals_the_clip_also_after_a_reset(caplog):
 
 
 def test_a_step_is_a_pure_function():
-    model, variables = _network()
+    model, variables = network(_TSM)
     reset, step = nlj.models.stream(model, variables)
     clips = _clips(3)
     state, logits = run(step, reset(2, _SIZE), clips)
@@ -82,7 +77,7 @@ def test_a_step_is_a_pure_function():
 
 
 def test_the_state_has_the_type_of_the_features():
-    model, variables = _network(dtype="bfloat16")
+    model, variables = network(_TSM | {"dtype": "bfloat16"})
     reset, step = nlj.models.stream(model, jax.tree.map(jnp.float32, variables))
     first = reset(2, _SIZE)
     state, logits = jax.eval_shape(step, first, _clips(1)[:, 0])
@@ -91,7 +86,7 @@ def test_the_state_has_the_type_of_the_features():
 
 
 def test_a_network_without_layers_over_frames_needs_no_state():
-    model, variables = _network(shift_at=())
+    model, variables = network(_TSM | {"shift_at": ()})
     reset, step = nlj.models.stream(model, variables)
     clips = _clips(1)
     state, logits = step(reset(2, _SIZE), clips[:, 0])
@@ -123,7 +118,7 @@ def test_other_networks_are_refused():
 
 
 def test_frames_that_do_not_fit_are_refused():
-    reset, step = nlj.models.stream(*_network())
+    reset, step = nlj.models.stream(*network(_TSM))
     state, frame = reset(2, _SIZE), _clips(1)[:, 0]
     with pytest.raises(InputError, match=r"\(1, 16, 16, 3\); use the state of reset\(1, \(16, 16"):
         step(state, frame[:1, :16])
