@@ -11,8 +11,9 @@ STAMP := $(VENV)/.ready-$(ACCEL)
 PIP := $(if $(shell command -v uv),VIRTUAL_ENV=$(VENV) uv pip,$(BIN)/python -m pip \
 	--disable-pip-version-check)
 
-.PHONY: setup demo test lint parity golden check-datasets check-video check-stream check-cuda-hlo
-
+.PHONY: setup demo test lint parity golden check-datasets check-video check-stream check-long-clips \
+	check-cuda-hlo
+.PHONY: setup demo test lint parity golden check-datasets check-stream check-long-clips check-cuda-hlo
 setup: $(STAMP)
 
 $(STAMP): requirements.txt requirements-libtpu.txt pyproject.toml
@@ -58,6 +59,9 @@ check-video: setup
 
 check-stream: setup
 	$(BIN)/python -m tests.models.check_stream --output=experiments/results/stream.md
+
+check-long-clips: setup
+	$(BIN)/python -m tests.train.check_long_clips
 
 check-cuda-hlo: .venv-cuda-hlo/.ready
 	PYTHONPATH=. JAX_PLATFORMS=cpu .venv-cuda-hlo/bin/python tests/cuda/check_hlo.py

@@ -25,6 +25,7 @@ _TOPOLOGY = flags.DEFINE_string(
 _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", None, "Global batch size. Default: the one in the config.", lower_bound=1
 )
+_TEXT = flags.DEFINE_string("text", None, "File to write the compiled program to (HLO).")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.", required=True)
 
 
@@ -34,7 +35,9 @@ def main(_: list[str]) -> None:
     if _BATCH_SIZE.value:
         config.data.batch_size = _BATCH_SIZE.value
     make_directory(str(output.parent))
-    report = compile_train_step(config, _TOPOLOGY.value)
+    if _TEXT.value:
+        make_directory(str(pathlib.Path(_TEXT.value).parent))
+    report = compile_train_step(config, _TOPOLOGY.value, _TEXT.value)
     write_json(output, report)
     print(json.dumps(report, indent=2))
 

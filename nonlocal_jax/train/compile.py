@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from nonlocal_jax._files import write_file
 from nonlocal_jax.errors import InputError, first_line
 from nonlocal_jax.sharding import Shardings, check_batch_size, make_mesh
 from nonlocal_jax.topology import compiled_report, topology_devices
@@ -28,7 +29,9 @@ def _libtpu_version() -> str:
     return next((distribution.version for distribution in found), "unknown")
 
 
-def compile_train_step(config: ConfigDict, topology: str) -> dict[str, Any]:
+def compile_train_step(
+    config: ConfigDict, topology: str, text: str | os.PathLike[str] | None = None
+) -> dict[str, Any]:
     """Compiles the train step of an experiment for a TPU topology, and reports memory and cost.
 
     The step, the mesh and the shardings are those of ``train``. No TPU is needed, only the
@@ -37,6 +40,7 @@ def compile_train_step(config: ConfigDict, topology: str) -> dict[str, Any]:
     Args:
       config: Config of the experiment. ``config.data.batch_size`` is the global batch size.
       topology: Generation and grid of chips, such as "v5e:2x4".
+      text: File that the compiled program is written to, or None.
 
     Returns:
       Plain values for JSON: the experiment, the topology, and the result of ``compiled_report``.
@@ -68,6 +72,8 @@ def compile_train_step(config: ConfigDict, topology: str) -> dict[str, Any]:
             f"{first_line(error)}; use a smaller data.batch_size or more chips"
         ) from error
     compiled_at = time.monotonic()
+    if text is not None:
+        write_file(text, compiled.as_text())
 
     chips = len({tuple(device.coords) for device in devices})
     cores = len(devices) // chips  # a TPU v3 or 7x chip has two devices

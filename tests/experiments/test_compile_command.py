@@ -19,9 +19,11 @@ def test_the_demo_compiles_for_a_pod(tmp_path, command):
         # The kernel of large feature maps, with two chips per image.
         "--config.model.block_implementation=flash",
         "--config.mesh.context=2",
+        f"--text={tmp_path / 'texts' / 'demo.txt'}",
         f"--output={output}",
     )
     assert status == 0, stderr
+    assert "HloModule" in (tmp_path / "texts" / "demo.txt").read_text()
     report = json.loads(output.read_text())
     assert json.loads(stdout) == report
     assert report["experiment"] == "demo_nonlocal"
