@@ -13,7 +13,7 @@ PIP := $(if $(shell command -v uv),VIRTUAL_ENV=$(VENV) uv pip,$(BIN)/python -m p
 
 .PHONY: setup demo test lint parity golden check-datasets check-video check-stream check-long-clips \
 	check-cuda-hlo
-.PHONY: setup demo test lint parity golden check-datasets check-stream check-long-clips check-cuda-hlo
+
 setup: $(STAMP)
 
 $(STAMP): requirements.txt requirements-libtpu.txt pyproject.toml
