@@ -2,6 +2,7 @@
 
     python -m experiments.benchmark ops    --output=DIR --positions=4096,9409 --threads=1
     python -m experiments.benchmark models --output=DIR --networks=r50_nonlocal --sizes=512x1024
+    python -m experiments.benchmark models --output=DIR --networks=r50_nl_i3d --sizes=32x224x224
 
 The benchmark runs on the first CPU, GPU or TPU device of JAX. Each case is measured in several
 variants:
@@ -38,7 +39,15 @@ from absl import flags
 
 from experiments import cli
 from experiments.benchmark import _report, _runner
-from experiments.benchmark._cases import BLOCKS, DTYPES, NETWORKS, OPERATIONS, Case, feature_map
+from experiments.benchmark._cases import (
+    BLOCKS,
+    DTYPES,
+    NETWORKS,
+    OPERATIONS,
+    VIDEO_NETWORKS,
+    Case,
+    feature_map,
+)
 from experiments.benchmark._measure import cores
 from nonlocal_jax._files import make_directory, replacing, write_file, write_json
 from nonlocal_jax.errors import InputError
@@ -59,9 +68,13 @@ _STD = flags.DEFINE_float(
     "For ops: standard deviation of the features. A larger one sharpens the softmax.",
     0,
 )
-_NETWORKS = flags.DEFINE_list("networks", list(NETWORKS), "For models: networks to measure.")
+_NETWORKS = flags.DEFINE_list(
+    "networks", [*NETWORKS, *VIDEO_NETWORKS], "For models: networks to measure."
+)
 _SIZES = flags.DEFINE_list(
-    "sizes", ["512x512", "512x1024", "769x769"], "For models: sizes of the images, HEIGHTxWIDTH."
+    "sizes",
+    ["512x512", "512x1024", "769x769", "32x224x224", "128x224x224"],
+    "For models: sizes of the images, HEIGHTxWIDTH, and of the clips, FRAMESxHEIGHTxWIDTH.",
 )
 _WIDTH = flags.DEFINE_integer("width", 64, "For models: channels of the first stage.", 8)
 _BATCH_SIZE = flags.DEFINE_integer(
@@ -98,10 +111,13 @@ def _choices(flag: flags.FlagHolder, known: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(flag.value))
 
 
-def _sizes() -> list[tuple[int, int]]:
+def _sizes() -> list[tuple[int, ...]]:
     for size in _SIZES.value:
-        if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", size):
-            raise InputError(f"--sizes={size} is not HEIGHTxWIDTH; use, for example, 512x1024")
+        if not re.fullmatch(r"([1-9]\d*x){1,2}[1-9]\d*", size):
+            raise InputError(
+                f"--sizes={size} is not HEIGHTxWIDTH or FRAMESxHEIGHTxWIDTH; use, for example, "
+                "512x1024 or 32x224x224"
+            )
     return [tuple(map(int, size.split("x"))) for size in dict.fromkeys(_SIZES.value)]
 
 
@@ -134,13 +150,14 @@ def _cases(kind: str, dtype: str) -> list[Case]:
         sizes = [feature_map(n) for n in _positions()]
         batch_size, channels = _BATCH_SIZE.value or 1, _CHANNELS.value
     else:
-        names, sizes = _choices(_NETWORKS, list(NETWORKS)), _sizes()
+        names, sizes = _choices(_NETWORKS, [*NETWORKS, *VIDEO_NETWORKS]), _sizes()
         batch_size, channels = _BATCH_SIZE.value or 2, _WIDTH.value
     gradients = {"both": (False, True), "with": (True,), "without": (False,)}[_GRADIENT.value]
     return [
         Case(name, size, batch_size, channels, dtype, backward, _STD.value)
         for name in names
         for size in sizes
+        if len(size) == (3 if name in VIDEO_NETWORKS else 2)
         for backward in gradients
     ]
 
@@ -214,8 +231,8 @@ def main(arguments: list[str]) -> None:
     if not cases:
         raise InputError(
             f"no operation or network matches --operations={','.join(_OPERATIONS.value)}, "
-            f"--networks={','.join(_NETWORKS.value)} and --variants={','.join(_VARIANTS.value)}; "
-            "leave out one or more of these flags"
+            f"--networks={','.join(_NETWORKS.value)}, --sizes={','.join(_SIZES.value)} and "
+            f"--variants={','.join(_VARIANTS.value)}; leave out one or more of these flags"
         )
     directory = make_directory(_OUTPUT.value)
 

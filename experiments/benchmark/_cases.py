@@ -60,6 +60,8 @@ NETWORKS = {
     for backbone in ("r50", "r101")
     for head in ("nonlocal", "dnl", "gc")
 }
+# The values are names in ``nonlocal_jax.configs.video``.
+VIDEO_NETWORKS = {"r50_nl_i3d": "mmaction2_i3d_nl_embedded_gaussian_r50_32f"}
 DTYPES = ("float32", "bfloat16")
 
 # Variants that materialize the N x N matrix, how many such matrices they keep for the gradient, and
@@ -86,9 +88,10 @@ class Case:
     """One operation, block or network at one size.
 
     Attributes:
-      name: A key of ``OPERATIONS``, ``BLOCKS`` or ``NETWORKS``.
-      size: (height, width) of the feature map, or of the images of a network.
-      batch_size: Number of images.
+      name: A key of ``OPERATIONS``, ``BLOCKS``, ``NETWORKS`` or ``VIDEO_NETWORKS``.
+      size: (height, width) of the feature map, or of the images of a network. (frames, height,
+        width) of the clips of a video network.
+      batch_size: Number of images or clips.
       channels: Number of channels of an operation's arguments. A block has twice as many. For a
         network, the number of channels of its first stage.
       dtype: Type of the computation.
@@ -97,7 +100,7 @@ class Case:
     """
 
     name: str
-    size: tuple[int, int]
+    size: tuple[int, ...]
     batch_size: int
     channels: int
     dtype: str
@@ -106,11 +109,15 @@ class Case:
 
     @property
     def is_network(self) -> bool:
-        return self.name in NETWORKS
+        return self.name in NETWORKS or self.is_video
+
+    @property
+    def is_video(self) -> bool:
+        return self.name in VIDEO_NETWORKS
 
     @property
     def positions(self) -> int:
-        """The number of positions N that the operation, or the block of a network, sees."""
+        """The number of positions N that the operation, or the first block of a network, sees."""
         stride = 8 if self.is_network else 1
         return math.prod(-(-n // stride) for n in self.size)
 
@@ -142,7 +149,8 @@ class Case:
         """Returns whether the N x N matrices of a variant take too much of ``memory`` bytes."""
         if self.pairwise is None or variant not in _DENSE:
             return False
-        return _MATRICES * 4 * self.batch_size * self.positions**2 > _SHARE * memory
+        keys = self.positions // 4 if self.is_video else self.positions  # pooled
+        return _MATRICES * 4 * self.batch_size * self.positions * keys > _SHARE * memory
 
 
 def feature_map(positions: int) -> tuple[int, int]:

@@ -9,15 +9,36 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from configs import segmentation
-from experiments.benchmark._cases import BLOCKS, NETWORKS, OPERATIONS, Case, Program
+from configs import segmentation, video
+from experiments.benchmark._cases import (
+    BLOCKS,
+    NETWORKS,
+    OPERATIONS,
+    VIDEO_NETWORKS,
+    Case,
+    Program,
+)
+from nonlocal_jax.errors import InputError
 from nonlocal_jax.models import BLOCKS as MODULES
 from nonlocal_jax.sharding import Shardings, make_mesh, to_global
 from nonlocal_jax.train import create_experiment, create_state, make_train_step
 
 
 def network_config(case: Case) -> ConfigDict:
-    """Returns the Cityscapes config of a network, with the size, width and type of the case."""
+    """Returns the config of a network, with the size, width and type of the case.
+
+    Segmentation networks have that of Cityscapes, video networks that of Kinetics-400.
+    """
+    # JAX's default precision, like PyTorch's "high": TF32 on a GPU.
+    dtype = "default" if case.dtype == "float32" else case.dtype
+    if case.is_video:
+        frames, height, width = case.size
+        if height != width:
+            raise InputError(f"--sizes has {height}x{width} pixels; use square clips")
+        config = video.get_config(VIDEO_NETWORKS[case.name])
+        config.model.update(width=case.channels, dtype=dtype, norm_group_size=None)
+        config.data.update(frames=frames, crop=height, batch_size=case.batch_size)
+        return config
     backbone, head = NETWORKS[case.name]
     config = segmentation.get_config(f"{head}_{backbone}_512x1024_40k_cityscapes")
     config.model.update(
@@ -25,8 +46,7 @@ def network_config(case: Case) -> ConfigDict:
         width=case.channels,
         head_channels=8 * case.channels,
         auxiliary_channels=4 * case.channels,
-        # JAX's default precision, like PyTorch's "high": TF32 on a GPU.
-        dtype="default" if case.dtype == "float32" else case.dtype,
+        dtype=dtype,
     )
     config.data.update(crop=case.size, batch_size=case.batch_size)
     return config
@@ -97,9 +117,10 @@ def _network(case: Case, options: Mapping[str, str]) -> Program:
         images = generator.standard_normal((*shape, 3), np.float32)
         return _program(experiment.model.apply, state.variables, jnp.asarray(images))
 
+    numbers = {"image": 256, "clip": 256, "label": config.model.num_classes}
     batch = {
-        "image": generator.integers(256, size=(*shape, 3), dtype=np.uint8),
-        "label": generator.integers(config.model.num_classes, size=shape, dtype=np.uint8),
+        name: generator.integers(numbers[name], size=leaf.shape, dtype=leaf.dtype)
+        for name, leaf in experiment.task.batch(config).items()
     }
     batch = to_global(batch, shardings)
     compiled = make_train_step(experiment, shardings).lower(state, batch).compile()

@@ -7,6 +7,7 @@ import jax
 import torch
 
 from experiments.benchmark import _pytorch_models as models
+from experiments.benchmark import _pytorch_video
 from experiments.benchmark._cases import BLOCKS, OPERATIONS, Case, Program
 from experiments.benchmark._measure import cores
 from experiments.benchmark._ours import network_config
@@ -46,8 +47,11 @@ def _autocast(case: Case) -> torch.autocast:
     return torch.autocast(DEVICE, torch.bfloat16, enabled=case.dtype == "bfloat16")
 
 
-def _layout(variant: str) -> torch.memory_format:
-    return torch.contiguous_format if variant == "torch_eager" else torch.channels_last
+def _layout(variant: str, axes: int = 2) -> torch.memory_format:
+    """The layout of feature maps with this number of axes between batch and channels."""
+    if variant == "torch_eager":
+        return torch.contiguous_format
+    return torch.channels_last if axes == 2 else torch.channels_last_3d
 
 
 def _program(case: Case, function: Callable, inputs: list[torch.Tensor], *args) -> Program:
@@ -90,19 +94,21 @@ def _block(case: Case, variant: str) -> Program:
 
 
 def _network(case: Case, variant: str) -> Program:
-    config = network_config(case)
-    net = models.SegmentationNet(config.model, sdpa=variant == "torch_sdpa")
-    net = net.to(DEVICE, memory_format=_layout(variant)).train(case.backward)
+    config, layout = network_config(case), _layout(variant, len(case.size))
+    make = _pytorch_video.VideoNet if case.is_video else models.SegmentationNet
+    net = make(config.model, sdpa=variant == "torch_sdpa")
+    net = net.to(DEVICE, memory_format=layout).train(case.backward)
     shape = (case.batch_size, 3, *case.size)
     if not case.backward:
-        images = torch.randn(shape, device=DEVICE).to(memory_format=_layout(variant))
+        images = torch.randn(shape, device=DEVICE).to(memory_format=layout)
         return _program(case, _compile(net, variant), [], images)
 
     images = torch.randint(256, shape, device=DEVICE, dtype=torch.uint8)
-    images = images.to(memory_format=_layout(variant))
-    labels = torch.randint(config.model.num_classes, shape[:1] + case.size, device=DEVICE)
+    images = images.to(memory_format=layout)
+    labels = shape[:1] if case.is_video else shape[:1] + case.size
+    labels = torch.randint(config.model.num_classes, labels, device=DEVICE)
     mean, std = (
-        torch.tensor(values, device=DEVICE).reshape(3, 1, 1)
+        torch.tensor(values, device=DEVICE).reshape(3, *[1] * len(case.size))
         for values in (config.data.mean, config.data.std)
     )
     loss_config, options = config.loss.to_dict(), config.optimizer

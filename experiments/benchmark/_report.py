@@ -53,7 +53,7 @@ def _numbers(result: Mapping[str, Any], baseline: Mapping[str, Any], clock: str)
 
 
 def _throughput(result: Mapping[str, Any], clock: str) -> str:
-    """Formats the number of images per second."""
+    """Formats the number of images or clips per second."""
     if clock not in result:
         return ""
     return _digits(result["batch_size"] / statistics.median(result[clock]))
@@ -72,7 +72,7 @@ def table(report: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     head = [report["kind"], sizes, "", "variant"]
     head += [clock_name, "min to max", f"÷ {baseline}", "peak MiB"]
-    head += ["images/s"] if networks else []
+    head += ["examples/s"] if networks else []
     lines = [f"{report['device']}; {report['settings']}; {versions}", ""]
     lines += ["| " + " | ".join(head) + " |", "|---|---|---|---|" + "---:|" * (len(head) - 4)]
     for group in _grouped(report):

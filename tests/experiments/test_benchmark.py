@@ -56,7 +56,11 @@ def _small_networks(monkeypatch):
 
     def small(case):
         config = network_config(case)
-        config.model.update(stage_sizes=(1, 1), strides=(1, 1), dilations=(1, 1))
+        config.model.update(stage_sizes=(1, 1), strides=(1, 1))
+        if case.is_video:
+            config.model.update(inflate_at=("layer1.0",), block_at=("layer2.0",))
+        else:
+            config.model.dilations = (1, 1)
         return config
 
     monkeypatch.setattr(_ours, "network_config", small)
@@ -71,15 +75,16 @@ def test_networks_are_timed_in_training_and_inference(command, tmp_path):
         "--variants=ours",
         "--repeats=1",
         "--nomemory",
-        "--networks=r50_gc",
-        "--sizes=17x24",
+        "--networks=r50_gc,r50_nl_i3d",
+        "--sizes=17x24,16x32x32",
         "--width=8",
         "--batch_size=1",
     )
-    assert [r["mode"] for r in report["results"]] == ["inference", "train"]
+    assert [r["mode"] for r in report["results"]] == 2 * ["inference", "train"]
     assert all(r["wall_seconds"][0] > 0 for r in report["results"])
-    assert report["results"][0]["positions"] == 3 * 3
+    assert [r["positions"] for r in report["results"][1:3]] == [3 * 3, 2 * 4 * 4]
     assert "| r50_gc | 17x24 | train | ours |" in table
+    assert "| r50_nl_i3d | 16x32x32 | train | ours |" in table
 
 
 def test_memory_is_measured_in_a_fresh_process(monkeypatch):
@@ -115,6 +120,10 @@ def test_only_variants_with_the_attention_matrix_can_exceed_the_memory():
         assert not Case(name, (999, 999), 1, 4, "float32", True).exceeds("torch_eager", 1)
     assert not Case("disentangled", (999, 999), 1, 4, "float32", True).exceeds("torch_sdpa", 1)
     assert Case("r50_dnl", (999, 999), 1, 4, "float32", True).exceeds("torch_eager", 1)
+    # Three float32 matrices with 256 queries and 64 keys, in half of the memory.
+    video = Case("r50_nl_i3d", (32, 64, 64), 1, 4, "float32", True)
+    assert not video.exceeds("torch_eager", 2 * 3 * 4 * 256 * 64)
+    assert video.exceeds("torch_eager", 2 * 3 * 4 * 256 * 64 - 1)
 
 
 def test_positions_of_networks_have_output_stride_eight():
@@ -159,7 +168,11 @@ def test_the_table_has_the_median_ratio_over_the_turns():
         (["ops", "--output=x", "--operations=softmax"], "unknown --operations=softmax; use one"),
         (["ops", "--output=x", "--positions=0"], "--positions=0 is not a positive integer; use"),
         (["models", "--output=x", "--networks=r18_gc"], "unknown --networks=r18_gc; use one or"),
-        (["models", "--output=x", "--sizes=512"], "--sizes=512 is not HEIGHTxWIDTH; use"),
+        (["models", "--output=x", "--sizes=512"], "--sizes=512 is not HEIGHTxWIDTH or FRAMESx"),
+        (
+            ["models", "--output=x", "--networks=r50_nl_i3d", "--sizes=512x512"],
+            "no operation or network matches",
+        ),
         (["ops", "--output=x", "--variants=fast"], "unknown --variants=fast; use one or more of"),
         (
             ["ops", "--output=x", "--variants=ours_dense", "--operations=context_pool"],

@@ -17,7 +17,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     torch = pytest.importorskip("torch")
 
-from experiments.benchmark import _pytorch, _pytorch_models
+from experiments.benchmark import _pytorch, _pytorch_models, _pytorch_video
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -83,11 +83,35 @@ def test_networks_are_the_same(head, sdpa):
     assert theirs.item() == pytest.approx(float(ours), rel=1e-9)
 
 
+@pytest.mark.parametrize("sdpa", [False, True])
+def test_video_networks_are_the_same(sdpa):
+    config = network_config(Case("r50_nl_i3d", (16, 33, 33), 2, 8, "float32", backward=True))
+    config.model.update(stage_sizes=(1, 2), strides=(1, 2), dropout=0.0)
+    config.model.update(inflate_at=("layer2.0",), block_at=("layer2.1",))
+    net = _pytorch_video.VideoNet(config.model, sdpa=sdpa).double()
+    shapes = {name: tuple(value.shape) for name, value in net.state_dict().items()}
+    weights = formula.state_dict(shapes)
+    variables = convert.from_torch(weights, config.model)
+    variables = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), variables)
+    net.load_state_dict({name: torch.from_numpy(np.array(w)) for name, w in weights.items()})
+    model = create_model(config.model)
+
+    clips = formula.uniform("clips", (2, 16, 33, 33, 3)) - 0.5
+    tensor = torch.from_numpy(clips.transpose(0, 4, 1, 2, 3).copy())
+    _close(net.eval()(tensor), model.apply(variables, jnp.asarray(clips)))
+
+    logits, _ = model.apply(variables, jnp.asarray(clips), train=True, mutable=["batch_stats"])
+    labels = np.array([3, 7])
+    ours, _ = loss_fn(logits, jnp.asarray(labels), config.loss.to_dict())
+    theirs, _ = net.train().loss(tensor, torch.from_numpy(labels), config.loss.to_dict())
+    assert theirs.item() == pytest.approx(float(ours), rel=1e-9)
+
+
 @pytest.mark.parametrize("variant", ["torch_eager", "torch_sdpa"])
-@pytest.mark.parametrize("name", ["disentangled", "nonlocal_block", "r50_dnl"])
+@pytest.mark.parametrize("name", ["disentangled", "nonlocal_block", "r50_dnl", "r50_nl_i3d"])
 def test_programs_run(name, variant, monkeypatch):
     monkeypatch.setattr(_pytorch, "_compile", lambda function, _: function)  # g++ takes minutes
     for backward in (False, True):
-        size = (9, 16) if name in NETWORKS else (2, 3)
+        size = {"r50_dnl": (9, 16), "r50_nl_i3d": (16, 32, 32)}.get(name, (2, 3))
         program = _pytorch.build(Case(name, size, 1, 8, "bfloat16", backward), variant)
         program.wait(program.run())

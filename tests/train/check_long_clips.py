@@ -97,12 +97,12 @@ def compile_report(report: Report) -> dict:
 def table(results: dict[Report, dict]) -> list[str]:
     """Formats the reports."""
     lines = [
-        "Train steps of NL I3D compiled for TPUs that this machine does not have, in bfloat16, with",
-        "one clip of 224x224 pixels per chip, and with the attention kernel in all blocks. Written by",
-        "`make check-long-clips`. NAME is that of a file `compile_NAME.json` in this directory. MiB,",
-        "operations and memory traffic are per chip.",
+        "Train steps of NL I3D, compiled for TPUs that this machine does not have: bfloat16, one",
+        "clip of 224x224 pixels per chip, and the attention kernel in all blocks. Written by",
+        "`make check-long-clips`. `compile_NAME.json` in this directory is the report. All numbers",
+        "are per chip.",
         "",
-        "| NAME | frames | topology | temporaries | peak | GFLOP | GB accessed |",
+        "| NAME | frames | topology | temporaries, MiB | peak, MiB | GFLOP | GB accessed |",
         "|---|---:|---|---:|---:|---:|---:|",
     ]
     for report, result in results.items():
