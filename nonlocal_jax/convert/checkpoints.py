@@ -2,29 +2,22 @@
 
 import json
 import os
-import re
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from etils import epath
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 import nonlocal_jax
 from nonlocal_jax._files import PathLike, as_path, replacing
-from nonlocal_jax.convert import _dataset, names
+from nonlocal_jax.convert import _dataset, _variables, names
 from nonlocal_jax.convert import _fit as fit
 from nonlocal_jax.convert import _orbax as orbax
 from nonlocal_jax.convert import _safetensors as safetensors
 from nonlocal_jax.convert import _torch_file as torch_file
-from nonlocal_jax.errors import InputError, listing
-from nonlocal_jax.models import create_model, example_input
-
-Arrays = dict[str, np.ndarray]
+from nonlocal_jax.convert._variables import Arrays
+from nonlocal_jax.errors import InputError
 
 
 def load(
@@ -85,12 +78,12 @@ def load(
     options = {"reinit_head": reinit_head, "new_blocks": new_blocks, "seed": seed}
     if path.is_dir():
         arrays, config = orbax.read(path)
-        return _from_flax(path, arrays, config, model_config, dtype=None, **options)
+        return _variables.from_flax(path, arrays, config, model_config, dtype=None, **options)
     arrays, config = read_file(path)
     if any(name.startswith("params/") for name in arrays):
-        return _from_flax(path, arrays, config, model_config, dtype=np.float32, **options)
+        return _variables.from_flax(path, arrays, config, model_config, dtype=np.float32, **options)
     options["allow_missing_heads"] = allow_missing_heads
-    return _from_torch(path, arrays, model_config, **options)
+    return _variables.from_torch(path, arrays, model_config, **options)
 
 
 def _existing(path: PathLike) -> epath.Path:
@@ -124,7 +117,7 @@ def from_torch(
 ) -> dict[str, Any]:
     """Like ``load``, for a state dict of NumPy arrays."""
     options = {"reinit_head": reinit_head, "new_blocks": new_blocks, "seed": seed}
-    return _from_torch("the state dict", state_dict, model_config, **options)
+    return _variables.from_torch("the state dict", state_dict, model_config, **options)
 
 
 def to_torch(variables: Mapping[str, Any], model_config: Mapping[str, Any]) -> Arrays:
@@ -234,145 +227,3 @@ def read_dataset(path: PathLike) -> dict[str, Any] | None:
     else:
         return None
     return None if dataset is None else _dataset.check(path, dataset, config)
-
-
-def _from_flax(
-    name: object,
-    arrays: Arrays,
-    their_config: Mapping[str, Any] | None,
-    model_config: Mapping[str, Any],
-    *,
-    reinit_head: bool,
-    new_blocks: bool,
-    seed: int,
-    dtype: Any,
-) -> dict[str, Any]:
-    wanted, fresh = names.shapes(model_config), []
-    if new_blocks:
-        paths = names.known_shapes(model_config)
-        _check_blocks(paths)
-        fresh += filter(fit.is_in_block, paths)
-        arrays = {path: array for path, array in arrays.items() if not fit.is_in_block(path)}
-    if reinit_head:
-        classifier = names.sources(model_config)[0].classifier
-        leaves = names.leaves(model_config)
-        fresh += [leaf.path for leaf in leaves if re.match(classifier, leaf.name)]
-    if fresh:
-        arrays, wanted = _without(arrays, fresh), _without(wanted, fresh)
-    different = []
-    if their_config is not None:
-        asked = {"reinit_head": reinit_head, "new_blocks": new_blocks}
-        different = fit.config_differences(their_config, model_config, **asked)
-    fit.check(name, arrays, wanted, different)
-    values = {path: np.asarray(array, dtype) for path, array in arrays.items()}
-    return _fill(name, values, fresh, model_config, seed)
-
-
-def _from_torch(
-    name: object,
-    arrays: Mapping[str, np.ndarray],
-    model_config: Mapping[str, Any],
-    *,
-    reinit_head: bool,
-    new_blocks: bool,
-    seed: int,
-    allow_missing_heads: bool = True,
-    dtype: Any = np.float32,
-) -> dict[str, Any]:
-    source, arrays = names.identify(name, arrays, model_config)
-    skipped = [source.classifier] if reinit_head else []
-    if new_blocks:
-        _check_blocks(names.known_shapes(model_config))
-    if not any(re.match(source.head, found) for found in arrays):
-        if not allow_missing_heads:
-            raise InputError(
-                f"{name} has no heads, only a backbone; train with --init={name} first, and use "
-                "the work directory of that training"
-            )
-        skipped = [rf"(?!{source.backbone})"]
-        new_blocks = new_blocks or not any(re.match(source.block, found) for found in arrays)
-    table_config = dict(model_config)
-    if new_blocks:
-        skipped.append(source.block)
-        # The blocks of the file, as the names of other arrays can depend on them.
-        found = source.options({n: array.shape for n, array in arrays.items()})
-        table_config |= {k: v for k, v in found.items() if k in ("block", "block_at")}
-    arrays = {n: x for n, x in arrays.items() if not any(re.match(s, n) for s in skipped)}
-    leaves = names.leaves_of(source, model_config, table_config)
-    fresh = [
-        leaf.path
-        for leaf in leaves
-        if any(re.match(s, leaf.name) for s in skipped)
-        or (new_blocks and fit.is_in_block(leaf.path))
-    ]
-    used = {leaf.name: leaf for leaf in leaves if leaf.path not in fresh}
-    wanted = {n: leaf.torch_shape for n, leaf in used.items()}
-    arrays = source.adapt(arrays, wanted)
-    arrays = {n: used[n].inflate(array) if n in used else array for n, array in arrays.items()}
-    different = fit.option_differences(source, arrays, wanted, model_config)
-    fit.check(name, arrays, wanted, different)
-    # Copies: the arrays may view a file.
-    values = {
-        leaf.path: np.array(leaf.to_flax(arrays[n]), dtype, order="C") for n, leaf in used.items()
-    }
-    return _fill(name, values, fresh, model_config, seed)
-
-
-def _check_blocks(paths: Iterable[str]) -> None:
-    """Requires that a model has blocks, because they are to be initialized.
-
-    Raises:
-      InputError: It has none.
-    """
-    if not any(map(fit.is_in_block, paths)):
-        raise InputError(
-            "new_blocks is set, but the model has no blocks; leave out --new-blocks (new_blocks), "
-            "or use a model config with blocks"
-        )
-
-
-def _without(by_name: Mapping[str, Any], removed: Collection[str]) -> dict[str, Any]:
-    return {name: value for name, value in by_name.items() if name not in removed}
-
-
-def _fill(
-    name: object,
-    values: Arrays,
-    fresh: Collection[str],
-    model_config: Mapping[str, Any],
-    seed: int,
-) -> dict[str, Any]:
-    """Returns the tree of the values, in which the paths ``fresh`` are initialized."""
-    if fresh:
-        logging.warning(
-            "initialized instead of read from %s:%s", name, listing(_modules(fresh, values))
-        )
-        values = values | _initialize(fresh, model_config, seed)
-    return unflatten_dict(values, sep="/")
-
-
-def _modules(fresh: Collection[str], kept: Collection[str]) -> Collection[str]:
-    """Returns the largest modules with paths of ``fresh`` and without paths of ``kept``."""
-    others = [path.partition("/")[2] for path in kept]
-    modules = {}  # an ordered set
-    for path in fresh:
-        module = ""
-        for part in path.split("/")[1:]:
-            module += part
-            if not any(other.startswith(f"{module}/") for other in others):
-                break
-            module += "/"
-        modules[module] = None
-    return modules
-
-
-def _initialize(paths: Collection[str], model_config: Mapping[str, Any], seed: int) -> Arrays:
-    model, example = create_model(model_config), example_input(model_config)
-
-    @jax.jit  # computes only what is returned
-    def init(key):
-        variables = model.init(key, jnp.zeros(example.shape, example.dtype))
-        flat = flatten_dict(variables, sep="/")
-        return {path: flat[path] for path in paths}
-
-    return {path: np.array(x, np.float32) for path, x in init(jax.random.key(seed)).items()}

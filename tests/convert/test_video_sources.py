@@ -10,7 +10,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from nonlocal_jax import convert, create_model
-from nonlocal_jax.convert import checkpoints
+from nonlocal_jax.convert import _variables, checkpoints
 from nonlocal_jax.errors import InputError
 from tests.convert import caffe2_network, python2
 from tests.convert.caffe2_network import of_images, random_blobs, training_state
@@ -70,7 +70,7 @@ def written(path, content, dumps=python2.dumps, protocol=2):
 def in_float64(path, config, **options):
     """``convert.load`` without the final rounding to float32."""
     options = {"reinit_head": False, "new_blocks": False, "seed": 0, "dtype": np.float64} | options
-    return checkpoints._from_torch(path, checkpoints.read_file(path)[0], config, **options)
+    return _variables.from_torch(path, checkpoints.read_file(path)[0], config, **options)
 
 
 def rounded(variables):
