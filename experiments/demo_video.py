@@ -18,7 +18,7 @@ the same directory.
 import io
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -69,10 +69,18 @@ def _draw_curves(directory: pathlib.Path) -> bytes:
     return png.getvalue()
 
 
+def _choose_position(frames: np.ndarray, color: Sequence[int]) -> tuple[int, int, int]:
+    """Returns the pixel of this color that is closest to the middle of its digit."""
+    pixels = np.argwhere((frames == np.array(color, np.uint8)).all(-1))
+    pixels = pixels[pixels[:, 0] == pixels[0, 0]]
+    distances = np.square(pixels - pixels.mean(0)).sum(-1)
+    return tuple(map(int, pixels[distances.argmin()]))
+
+
 def _draw(networks: Mapping[str, Network]) -> np.ndarray:
-    """Draws clips, the predictions of two networks, and where a position of each clip attends."""
+    """Draws clips, the predictions of two networks, and where the odd digit of each attends."""
     source = data.load_source("digits_odd", "val")
-    classes = data.get_dataset("digits_odd").classes
+    classes, palette = source.dataset.classes, source.dataset.palette
     strips = []
     for row in range(_ROWS):
         example = source[row]
@@ -83,7 +91,7 @@ def _draw(networks: Mapping[str, Network]) -> np.ndarray:
             model = create_model(config.model)
             clip = data.normalize(frames[None], config.data.mean, config.data.std)
             predicted.append(int(jnp.argmax(model.apply(variables, clip))))
-        position = visualize.strongest_position(model, variables, clip, predicted[-1])
+        position = _choose_position(frames, palette[example["label"]])
         weights = visualize.attention_map(model, variables, clip, position)
         without, with_block = (classes[c] for c in predicted)
         text = f"without a block: {without}, with an NL block: {with_block}"

@@ -63,8 +63,9 @@ def attention_strip(
 
     If the clip or the attention map has more than eight frames, eight parts of equal length are
     drawn. The weights of a part are added. It is drawn over its middle frame, or over the frame of
-    the position. A ring marks the position. The brightness is relative to the largest weight in the
-    whole clip. The number below a frame is the sum of its weights, in percent of all weights.
+    the position. A ring marks the position. The brightness increases from the smallest to the
+    largest weight in the whole clip, so that small differences are visible. The number below a
+    frame is the sum of its weights, in percent of all weights.
 
     Args:
       frames: The clip, RGB, uint8 ``[T, H, W, 3]``.
@@ -102,8 +103,9 @@ def attention_strip(
     if maps is not None:
         parts = np.arange(len(maps)) * number // len(maps)
         summed = np.stack([maps[parts == part].sum(axis=0) for part in range(number)])
-        arguments = zip(pictures, summed, marks, strict=True)
-        rows.append([attention_overlay(*a, largest=summed.max()) for a in arguments])
+        least, largest = summed.min(), summed.max() - summed.min()
+        arguments = zip(pictures, summed - least, marks, strict=True)
+        rows.append([attention_overlay(*a, largest=largest) for a in arguments])
         total = max(summed.sum(), np.finfo(np.float32).tiny)
         labels.append([f"{100 * part.sum() / total:.0f} %" for part in summed])
     return _compose(rows, labels, lines)

@@ -46,6 +46,9 @@ def test_each_frame_gets_its_part_of_the_attention(monkeypatch):
     # One scale for all frames.
     zero, most, _, some = brightness(rows[1])
     assert zero < some < most
+    # It begins at the smallest weight.
+    higher, _, _ = composed(monkeypatch, frames, weights + 1, (2, 5, 7), "")
+    np.testing.assert_array_equal(higher[1], rows[1])
 
 
 def test_long_clips_are_drawn_in_eight_parts(monkeypatch):
