@@ -167,9 +167,13 @@ def test_how_videos_are_stored(storage, large, tmp_path):
     assert np.median(np.abs(frames.astype(int) - reduced)) <= 2
 
 
-def test_small_videos_are_not_enlarged(archives, tmp_path):
-    prepared = prepare("video_folder", archives["video_folder"], tmp_path, short_side=4096)
-    assert opened(prepared, tmp_path)["val"][0]["video"].size == movies.SIZE
+def test_small_videos_are_not_enlarged_and_have_new_key_frames(tmp_path):
+    for split in ("train", "val"):
+        movies.write(tmp_path / f"source/{split}/a/{split}.mp4", movies.video(gop=8))
+    prepared = prepare("video_folder", tmp_path / "source", tmp_path / "data", short_side=4096)
+    video = opened(prepared, tmp_path / "data")["val"][0]["video"]
+    assert video.size == movies.SIZE
+    assert video.index.key_frames.tolist() == [0, 32]
 
 
 def test_rotated_videos_are_stored_upright(tmp_path):

@@ -11,14 +11,15 @@ from nonlocal_jax.data import videos as module
 from nonlocal_jax.errors import InputError
 from tests.data import movies
 
+_B_FRAMES = (("bf", "2"), ("sc_threshold", "0"))
 FILES = {
     "mp4": lambda: movies.video(),
     "short GOPs": lambda: movies.video(gop=3, options=(("bf", "3"),)),
     "jpeg": lambda: movies.video(codec="mjpeg", gop=1),
     "mkv": lambda: movies.video(container="mkv"),
     "avi": lambda: movies.video(codec="mpeg4", container="avi"),
-    "MPEG-TS": lambda: movies.video(codec="mpeg2video", container="ts", options=(("bf", "3"),)),
-    "MPEG-PS": lambda: movies.video(codec="mpeg2video", container="mpg", gop=2),
+    "MPEG-TS": lambda: movies.video(codec="mpeg2video", container="ts", options=_B_FRAMES),
+    "MPEG-PS": lambda: movies.video(codec="mpeg2video", container="mpg", gop=4, options=_B_FRAMES),
     "no time stamps": lambda: movies.video(container="h264"),
     "one frame": lambda: movies.video(1),
 }
@@ -43,7 +44,12 @@ def test_the_frames_are_those_of_the_whole_video(kind):
     assert (video.num_frames, video.size) == (len(frames), movies.SIZE)
     again = pickle.loads(pickle.dumps(EncodedVideo(data, index=video.index)))
     last = len(frames) - 1
-    for indices in ([last, 0, last // 2, last], [last // 2 + 1], range(len(frames))):
+    for indices in (
+        [last, 0, last // 2, last],
+        [last // 2 + 1],
+        [3 * last // 4],
+        range(len(frames)),
+    ):
         indices = np.minimum(list(indices), last)
         np.testing.assert_array_equal(again.read(indices), frames[indices])
 
@@ -75,7 +81,8 @@ def test_only_the_wanted_part_is_decoded(monkeypatch):
     assert decoded == index.timestamps[[16, 17, 32, 33, 34]].tolist()
 
 
-def test_frames_are_found_if_a_seek_leads_too_far(monkeypatch):
+@pytest.mark.parametrize("skipped", [1, 8])
+def test_frames_are_found_if_a_seek_leads_too_far(skipped, monkeypatch):
     data = movies.video()
     frames = movies.decoded(data)
     index = EncodedVideo(data).index
@@ -83,7 +90,7 @@ def test_frames_are_found_if_a_seek_leads_too_far(monkeypatch):
 
     def skip_a_key_frame(container):
         calls.append(container)
-        return itertools.islice(decode(container), 8 * (len(calls) == 1), None)
+        return itertools.islice(decode(container), skipped * (len(calls) == 1), None)
 
     monkeypatch.setattr(module, "decode", skip_a_key_frame)
     np.testing.assert_array_equal(EncodedVideo(data, index=index).read([19, 10]), frames[[19, 10]])
