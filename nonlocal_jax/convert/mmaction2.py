@@ -82,11 +82,12 @@ def _options(shapes: Shapes) -> dict[str, Any]:
         stages = [place.partition(".")[0] for place in residual_blocks]
         options["stage_sizes"] = tuple(stages.count(stage) for stage in sorted(set(stages)))
         options["conv1_frames"] = frames("conv1")
+        options["inflate_at"] = ()
         for convolution, inflate in (("conv1", "3x1x1"), ("conv2", "3x3x3")):
             inflated = [place for place in residual_blocks if frames(f"{place}.{convolution}") > 1]
             if inflated:
                 options["inflate"], options["inflate_at"] = inflate, tuple(inflated)
-        options["shift_at"] = places(r"(block\.)?conv1\.conv\.net\.")
+        options["shift_at"] = places(r"(?:block\.)?conv1\.conv\.net\.")
         options["block_at"] = places(r"\w+_block\.")
         options["block"] = _block(names)
         if ".non_local_block." in names:

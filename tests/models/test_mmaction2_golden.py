@@ -8,7 +8,6 @@ Their weights come from a formula of name and shape (``tests/parity/formula.py``
 import functools
 import pathlib
 
-import formula
 import jax
 import narrow
 import narrow_video
@@ -30,8 +29,8 @@ def load(name):
     state_dict = narrow_video.state_dict(shapes, golden["running"])
     variables = nlj.convert.from_torch(state_dict, config.model)
     variables = jax.tree.map(lambda a: a.astype(np.float64), variables)
-    clips = formula.clips(2, *narrow_video.NETWORKS[name])
-    return config, nlj.create_model(config.model), variables, clips, golden
+    model = nlj.create_model(config.model)
+    return config, model, variables, narrow_video.clips(name), golden
 
 
 @pytest.mark.parametrize("name", narrow_video.NETWORKS)
@@ -48,7 +47,7 @@ def test_inference(name):
         assert np.max(np.abs(actual - golden[key])) < 1e-6 * np.std(golden[key]), key
 
 
-@pytest.mark.parametrize("name", narrow_video.NETWORKS)
+@pytest.mark.parametrize("name", narrow_video.TRAINED)
 @pytest.mark.usefixtures("x64")
 def test_training(name):
     config, model, variables, clips, golden = load(name)

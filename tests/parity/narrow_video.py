@@ -1,6 +1,7 @@
 """Narrow video networks of the same code as the published ones, and their weights."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import formula
 import numpy as np
@@ -8,24 +9,35 @@ from ml_collections import ConfigDict
 
 from configs import video
 
-# name of the experiment: frames, height and width of a clip.
+# name of the experiment: sizes of the stages; frames, height and width of a clip.
 NETWORKS = {
-    "mmaction2_i3d_nl_embedded_gaussian_r50_32f": (17, 64, 65),
-    "mmaction2_c2d_r50_16f": (15, 64, 65),
-    "mmaction2_tsm_r50_8f": (7, 64, 65),
-    "mmaction2_tsm_nl_dot_product_r50_8f": (8, 65, 64),
+    "mmaction2_i3d_nl_embedded_gaussian_r50_32f": ((1, 2, 1, 1), (17, 64, 65)),
+    "mmaction2_c2d_r50_16f": ((1, 1, 1, 1), (15, 64, 65)),
+    "mmaction2_tsm_r50_8f": ((1, 1, 1, 1), (7, 64, 65)),
+    "mmaction2_tsm_nl_dot_product_r50_8f": ((1, 1, 1, 1), (8, 65, 64)),
 }
-CHANGES = {"num_classes": 5, "width": 8, "stage_sizes": (1, 2, 1, 1)}
+# Those that are also trained.
+TRAINED = [name for name in NETWORKS if "_nl_" in name]
 LABELS = np.array([1, 3])
+
+
+def changes(name: str) -> dict[str, Any]:
+    """What differs from the published network."""
+    return {"num_classes": 5, "width": 8, "stage_sizes": NETWORKS[name][0]}
+
+
+def clips(name: str) -> np.ndarray:
+    """A batch of two clips."""
+    return formula.clips(2, *NETWORKS[name][1])
 
 
 def config(name: str) -> ConfigDict:
     """The config of a narrow network."""
     config = video.get_config(name)
     # PyTorch normalizes the whole batch.
-    config.model.update(CHANGES, dropout=0.0, norm_group_size=None)
-    sizes = enumerate(CHANGES["stage_sizes"], start=1)
-    places = [f"layer{stage}.{index}" for stage, size in sizes for index in range(size)]
+    config.model.update(changes(name), dropout=0.0, norm_group_size=None)
+    stages = enumerate(config.model.stage_sizes, start=1)
+    places = [f"layer{stage}.{index}" for stage, size in stages for index in range(size)]
     for option in ("block_at", "inflate_at", "shift_at"):
         config.model[option] = tuple(at for at in config.model[option] if at in places)
     return config

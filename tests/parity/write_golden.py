@@ -53,32 +53,31 @@ def augment() -> dict[str, np.ndarray]:
     return {"image": np.stack(images), "label": np.stack(labels)}
 
 
-def video(name: str, size: tuple[int, int, int]) -> dict[str, np.ndarray]:
+def video(name: str) -> dict[str, np.ndarray]:
     """Numbers of inference, and of one step without the optimizer."""
-    model = mmaction2.build(name, size[0], narrow_video.CHANGES)
+    clips = narrow_video.clips(name)
+    model = mmaction2.build(name, clips.shape[1], narrow_video.changes(name))
     running = {k: v.numpy().copy() for k, v in model.state_dict().items() if ".running_" in k}
-    clips = formula.clips(2, *size)
     features, logits = mmaction2.infer(model.double(), clips)
-    losses, gradients, statistics = mmaction2.train(model, clips, narrow_video.LABELS)
-    summaries = [
-        {key: narrow.summary(key, array) for key, array in arrays.items()}
-        for arrays in (gradients, statistics)
-    ]
-    return {
+    golden = {
         "running": narrow_video.concatenate(running),
         "features": features[..., ::8],
         "logits": logits,
-        **losses,
-        "gradients": narrow_video.concatenate(summaries[0]),
-        "statistics": narrow_video.concatenate(summaries[1]),
     }
+    if name in narrow_video.TRAINED:
+        losses, *trees = mmaction2.train(model, clips, narrow_video.LABELS)
+        golden |= losses
+        for kind, arrays in zip(("gradients", "statistics"), trees, strict=True):
+            summaries = {key: narrow.summary(key, array) for key, array in arrays.items()}
+            golden[kind] = narrow_video.concatenate(summaries)
+    return golden
 
 
 def main() -> None:
-    for name, size in narrow_video.NETWORKS.items():
+    for name in narrow_video.NETWORKS:
         path = GOLDEN / "mmaction2" / f"{name}.npz"
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(path, **video(name, size))
+        np.savez_compressed(path, **video(name))
         print(name, f"{path.stat().st_size / 1024:.0f} KiB")
     DIRECTORY.mkdir(parents=True, exist_ok=True)
     images, image = formula.images(2, *narrow.SIZE), formula.image_uint8(*narrow.SIZE)
