@@ -45,6 +45,7 @@ lint: setup
 
 parity: .venv-parity/.ready
 	PYTHONPATH=. JAX_PLATFORMS=cpu .venv-parity/bin/python tests/parity/run.py
+	PYTHONPATH=. JAX_PLATFORMS=cpu .venv-parity/bin/python tests/parity/run_video.py
 	PYTHONPATH=. JAX_PLATFORMS=cpu .venv-parity/bin/python tests/parity/sgd.py
 	PYTHONPATH=. JAX_PLATFORMS=cpu .venv-parity/bin/python tests/parity/augmentation.py
 	PYTHONPATH=. JAX_PLATFORMS=cpu .venv-parity/bin/python tests/parity/video_transforms.py
