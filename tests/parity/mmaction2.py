@@ -37,6 +37,11 @@ for _kind, _end, _frames in (("i3d", "8xb8-32x2x1-100e", 32), ("tsm", "8xb16-1x1
         _FILES[_ours] = f"{_kind}/{_kind}_imagenet-pretrained-r50{_block}_{_end}_kinetics400-rgb"
 
 
+def config_file(name: str) -> pathlib.Path:
+    """Returns mmaction2's own config of an experiment of ours."""
+    return CONFIGS / "recognition" / f"{_FILES[name]}.py"
+
+
 def build(name: str, frames: int, changes: Mapping[str, Any]) -> torch.nn.Module:
     """A network from mmaction2's own config of an experiment, with weights from the formula.
 
@@ -48,7 +53,7 @@ def build(name: str, frames: int, changes: Mapping[str, Any]) -> torch.nn.Module
       changes: options of ours to change: ``num_classes``, and for a narrow network ``width`` and
         ``stage_sizes``.
     """
-    config = Config.fromfile(CONFIGS / "recognition" / f"{_FILES[name]}.py").model
+    config = Config.fromfile(config_file(name)).model
     config.backbone.update(pretrained=None, pretrained2d=False)
     if config.backbone.type == "C2D":
         del config.backbone.pretrained2d
