@@ -109,7 +109,6 @@ def prepare_dataset(
         else ``~/.cache/nonlocal_jax``.
       name: Name of the new dataset, only for the folders.
       partial: Whether other numbers of examples than those of the published dataset are accepted.
-
       storage: How videos are stored: "h264" (MP4 with a key frame every 32 frames), "jpeg" (larger,
         faster to read) or "copy" (the files as they are).
       short_side: Larger videos are reduced to this number of pixels of the shorter side. "copy"
@@ -281,7 +280,8 @@ def _write(
         lists = isinstance(examples[0].label, tuple)
         features = MULTI_LABEL_FEATURES if lists else VIDEO_FEATURES
     with contextlib.closing(parallel_map(record_one, examples)) as records:
-        shown = progress(records, len(examples), "writing")
+        unit = "video" if isinstance(examples[0], VideoFile) else "image"
+        shown = progress(records, len(examples), "writing", unit)
         # One split is written after the other.
         splits = {split: itertools.islice(shown, len(layout.splits[split])) for split in SPLITS}
         build(dataset, splits, directory, features)
