@@ -145,7 +145,9 @@ def prepare_dataset(
         facts = _scan_all(layout, scan_one, "video" if videos else "image")
         notes.extend(_leave_out(layout, facts, allow_missing))
         every = [fact for split in SPLITS for fact in facts[split]]
-        hint = "; --allow_missing=N leaves out N missing or damaged videos" if videos else ""
+        unusable = layout.missing or any(fact.problems for fact in every)
+        hint = "; --allow_missing=N leaves out N missing or damaged videos"
+        hint = hint if videos and unusable else ""
         dataset = _check(layout, every, name, root, partial=partial, hint=hint)
         _check_space(directory, sum(fact.size for fact in every))
         _write(dataset, layout, encoder.record if videos else record, target)
@@ -179,7 +181,10 @@ def _find(kind: str, name: str, source: pathlib.Path) -> Layout:
     """Finds the files of a download."""
     try:
         if not source.is_dir():
-            raise InputError(f"there is no directory {source}; use the directory of the download")
+            raise InputError(
+                f"there is no directory {source}; use the directory of the download, or of your "
+                "files"
+            )
         return _FOLDERS[kind](source, name) if kind in _FOLDERS else _READERS[kind](source)
     except OSError as error:
         raise InputError(
