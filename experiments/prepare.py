@@ -34,7 +34,7 @@ _ALLOW_MISSING = flags.DEFINE_integer(
 _PARTIAL = flags.DEFINE_bool("partial", False, "Whether to accept a part of the dataset.")
 
 # The names of at most so many classes are printed.
-_MAX_NAMES = 150
+_MAX_NAMES = 30
 
 
 def main(arguments: list[str]) -> None:

@@ -244,7 +244,7 @@ class Converter:
 def _take(
     numbered: Iterable[tuple[int, "av.VideoFrame"]], numbers: np.ndarray, convert: Converter
 ) -> list[np.ndarray]:
-    """Returns the frames with these numbers, up to the first one that is not there."""
+    """Returns the frames with these numbers, up to the first one that cannot be decoded."""
     found: list[np.ndarray] = []
     for number, frame in numbered:
         if number == numbers[len(found)]:

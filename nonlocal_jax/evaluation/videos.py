@@ -56,7 +56,8 @@ def protocol(config: ConfigDict) -> dict[str, Any]:
         frames += f", every {data.interval}" if data.interval > 1 else " in a row"
     positions = "all positions"
     if options.window:
-        positions = f"windows of {'x'.join(str(n) if n else 'all' for n in options.window)}"
+        sizes = " x ".join(str(n) if n else "all" for n in options.window)
+        positions = f"windows of {sizes} (frames x rows x columns)"
     return {
         "name": name,
         "description": (

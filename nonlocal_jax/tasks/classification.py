@@ -143,9 +143,12 @@ def _prepare(
 
 def _open_source(config: ConfigDict, split: str, data_dir: Any = None) -> Any:
     from nonlocal_jax import data
+    from nonlocal_jax.data.clips import clip_label
 
     source = data.load_source(config.data.name, split, data_dir)
     source.dataset.check_num_classes(config.model.num_classes)
+    # A dataset has either one class or a list of classes for every video.
+    clip_label(source[0], config.loss.kind, config.model.num_classes)
     return source
 
 

@@ -19,35 +19,24 @@ import sys
 import tempfile
 import time
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from nonlocal_jax import convert
-from tests.data import archives
+from tests.data import archives, movies
 
 STEPS = 12
 KILL_AT = 5
-LAYOUTS = [(processes, workers) for processes in (1, 2) for workers in (0, 2)]
 # (processes, devices of each process)
 DEVICES = ((1, 2), (2, 1), (2, 2))
 DROPOUT_STEPS = 60
 
 _SMALL = {
-    "model.stage_sizes": (1, 1),
-    "model.strides": (1, 1),
-    "model.dilations": (1, 1),
     "model.width": 8,
-    "model.head_channels": 16,
-    "model.head_kernel_size": 1,
-    "model.auxiliary_channels": 8,
     "data.batch_size": 4,
-    "data.base_size": (128, 64),
-    "data.crop": (32, 64),
-    "evaluation.mode": "whole",
-    "evaluation.base_size": (128, 64),
     "optimizer.learning_rate": 0.01,
     "train.log_every": 1,
     "train.checkpoint_every": 2,
@@ -55,24 +44,125 @@ _SMALL = {
 }
 
 
+def _write_image(path, seed):
+    archives.write(path, archives.random_image(seed, (50 + seed, 90)))
+
+
+def _write_video(path, seed):
+    movies.write(path, movies.video(9 + seed, seed=seed))
+
+
+class Kind(NamedTuple):
+    """What datasets of images, or of videos, have in common.
+
+    Attributes:
+      configs: The file of the experiments.
+      archives: Writes a tiny copy of the archive of each dataset.
+      fields: Config fields of small networks.
+      can_cache: Whether ``data.cache`` can be used.
+      layouts: Numbers of processes, and of workers of each process.
+      name: Pattern of the names of the files that are predicted.
+      write: Writes such a file.
+    """
+
+    configs: str
+    archives: Mapping[str, Callable]
+    fields: Mapping[str, object]
+    can_cache: bool
+    layouts: Sequence[tuple[int, int]]
+    name: str
+    write: Callable
+
+
+_IMAGES = Kind(
+    "segmentation",
+    archives.ARCHIVES,
+    {
+        "model.stage_sizes": (1, 1),
+        "model.strides": (1, 1),
+        "model.dilations": (1, 1),
+        "model.head_channels": 16,
+        "model.head_kernel_size": 1,
+        "model.auxiliary_channels": 8,
+        "data.base_size": (128, 64),
+        "data.crop": (32, 64),
+        "evaluation.mode": "whole",
+        "evaluation.base_size": (128, 64),
+    },
+    True,
+    ((1, 0), (1, 2), (2, 0), (2, 2)),
+    "photograph_{}.png",
+    _write_image,
+)
+_VIDEOS = Kind(
+    "video",
+    movies.ARCHIVES,
+    {
+        "model.stage_sizes": (1, 1),
+        "model.strides": (1, 2),
+        "model.block_at": ("layer2.0",),
+        "data.frames": 8,
+        "data.short_side": (36, 40),
+        "data.crop": 32,
+        "evaluation.short_side": 36,
+        "evaluation.crop": 36,
+    },
+    False,
+    ((1, 0), (2, 2)),
+    "movie_{}.mp4",
+    _write_video,
+)
+
+
 class Case(NamedTuple):
     """A dataset, a published experiment on it, and further config fields."""
 
+    kind: Kind
     dataset: str
     experiment: str
     fields: Mapping[str, object] = types.MappingProxyType({})
 
 
+_I3D = {"model.inflate_at": ("layer1.0",), "evaluation.window": (0, 2, 2)}
 CASES = (
-    Case("cityscapes", "nonlocal_r50-d8_512x1024_40k_cityscapes"),
-    Case("ade20k", "dnl_r50-d8_512x512_80k_ade20k"),
-    Case("voc12aug", "gcnet_r50-d8_512x512_20k_voc12aug"),
-    Case("pascal_context59", "dnl_r101-d8_480x480_40k_pascal-context-59"),
-    Case("pascal_context60", "dnl_r101-d8_480x480_40k_pascal-context-60"),
+    Case(_IMAGES, "cityscapes", "nonlocal_r50-d8_512x1024_40k_cityscapes"),
+    Case(_IMAGES, "ade20k", "dnl_r50-d8_512x512_80k_ade20k"),
+    Case(_IMAGES, "voc12aug", "gcnet_r50-d8_512x512_20k_voc12aug"),
+    Case(_IMAGES, "pascal_context59", "dnl_r101-d8_480x480_40k_pascal-context-59"),
+    Case(_IMAGES, "pascal_context60", "dnl_r101-d8_480x480_40k_pascal-context-60"),
     Case(
+        _IMAGES,
         "folder",
         "nonlocal_r50-d8_512x512_20k_voc12aug",
         {"data.name": "own", "model.num_classes": 3},
+    ),
+    Case(
+        _VIDEOS,
+        "kinetics400",
+        "nl_i3d_r50_5block_32f",
+        {
+            **_I3D,
+            "model.num_classes": 3,
+            "model.norm_group_size": 2,
+            "train.precise_batch_norm": 2,
+        },
+    ),
+    Case(
+        _VIDEOS,
+        "charades",
+        "charades_nl_i3d_r101_128f",
+        {**_I3D, "model.group_at": ("layer2.0",)},
+    ),
+    Case(
+        _VIDEOS,
+        "video_folder",
+        "mmaction2_tsm_nl_embedded_gaussian_r50_8f",
+        {
+            "data.name": "own_videos",
+            "model.num_classes": 2,
+            "model.norm_group_size": 2,
+            "model.shift_at": ("layer1.0", "layer2.0"),
+        },
     ),
 )
 _HEADER = f"""# Datasets, processes and workers
@@ -80,8 +170,8 @@ _HEADER = f"""# Datasets, processes and workers
 `make check-datasets` writes this table. Each row is a run on a tiny copy of an archive, with the
 commands `prepare`, `train`, `evaluate` and `predict`. A second run of the same layout was killed
 with SIGKILL and resumed. Its parameters must be those of the first run, bit for bit. With workers,
-the examples come from `data.cache`. `predict` gets no data. The networks are small and are trained
-for {STEPS} steps: the mean IoU only shows that `evaluate` ran.
+the images come from `data.cache`, which videos do not have. `predict` gets three files and no data.
+The networks are small and are trained for {STEPS} steps: the metric only shows that `evaluate` ran.
 
 """
 # Runs a command in one of several processes: ADDRESS NUMBER INDEX MODULE FLAGS...
@@ -149,9 +239,9 @@ def run_and_kill(*arguments, **options):
 
 
 def train_flags(case, workdir, data_dir, steps=STEPS, **fields):
-    fields = {**_SMALL, **case.fields, "steps": steps, **fields}
+    fields = {**_SMALL, **case.kind.fields, **case.fields, "steps": steps, **fields}
     return (
-        f"--config=configs/segmentation.py:{case.experiment}",
+        f"--config=configs/{case.kind.configs}.py:{case.experiment}",
         f"--workdir={workdir}",
         f"--data-dir={data_dir}",
         *(f"--config.{name}={value}" for name, value in fields.items()),
@@ -165,17 +255,17 @@ def parameters(workdir):
 
 def check_case(case, directory, data_dir, cache):
     """Checks every layout of a dataset, and yields the rows of the table."""
-    source = archives.ARCHIVES[case.dataset](directory / "archive")
-    name = [f"--name={case.fields['data.name']}"] if case.dataset == "folder" else []
+    source = case.kind.archives[case.dataset](directory / "archive")
+    name = [f"--name={case.fields['data.name']}"] if "data.name" in case.fields else []
     run("prepare", case.dataset, *name, f"--source={source}", f"--data-dir={data_dir}", "--partial")
-    images = [source / f"photograph_{i}.png" for i in range(3)]
-    for i, path in enumerate(images):
-        archives.write(path, archives.random_image(i, (50 + i, 90)))
-    for processes, workers in LAYOUTS:
+    files = [directory / case.kind.name.format(i) for i in range(3)]
+    for i, path in enumerate(files):
+        case.kind.write(path, i)
+    for processes, workers in case.kind.layouts:
         layout = {"processes": processes, "cache": cache}
         name = f"{processes}_{workers}"
         fields = {"data.workers": workers}
-        if workers:
+        if workers and case.kind.can_cache:
             fields["data.cache"] = data_dir / "cache"
         whole, killed = directory / f"whole_{name}", directory / f"killed_{name}"
         run("train", *train_flags(case, whole, data_dir, **fields), **layout)
@@ -189,11 +279,12 @@ def check_case(case, directory, data_dir, cache):
         checkpoint = f"--checkpoint={killed}"
         metrics, pictures = directory / f"metrics_{name}", directory / f"pictures_{name}"
         data = f"--data-dir={data_dir}"
-        run("evaluate", *model, checkpoint, f"--output={metrics}", data, processes=processes)
-        run("predict", *model, checkpoint, f"--output={pictures}", *map(str, images))
-        miou = json.loads((metrics / "metrics.json").read_text())["miou"]
-        complete = len(list(pictures.iterdir())) == 2 * len(images)
-        ok = equal and complete and resumed is not None and miou is not None
+        run("evaluate", *model, checkpoint, f"--output={metrics}", data, **layout)
+        run("predict", *model, checkpoint, f"--output={pictures}", *map(str, files), cache=cache)
+        values = json.loads((metrics / "metrics.json").read_text())
+        metric, value = next((m, values[m]) for m in ("miou", "map", "top1") if m in values)
+        complete = len(list(pictures.iterdir())) == 2 * len(files)
+        ok = equal and complete and resumed is not None and value is not None
         yield (
             (
                 case.dataset,
@@ -202,8 +293,8 @@ def check_case(case, directory, data_dir, cache):
                 workers,
                 f"{at} -> {resumed[1] if resumed else '?'}",
                 "equal" if equal else "DIFFERENT",
-                f"{100 * miou:.1f}",
-                f"{len(images)} of {len(images)}" if complete else "MISSING",
+                f"{metric} {100 * value:.1f}",
+                f"{len(files)} of {len(files)}" if complete else "MISSING",
             ),
             ok,
         )
@@ -231,13 +322,13 @@ def _table(columns, rows):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=pathlib.Path, required=True)
-    parser.add_argument("--only", help="the name of one dataset")
+    parser.add_argument("--only", nargs="+", help="the names of datasets")
     options = parser.parse_args()
     start_time, rows, ok = time.monotonic(), [], True
     with tempfile.TemporaryDirectory() as temporary:
         directory = pathlib.Path(temporary)
         data_dir, cache = directory / "data", directory / "programs"
-        cases = [case for case in CASES if options.only in (None, case.dataset)]
+        cases = [case for case in CASES if case.dataset in (options.only or [case.dataset])]
         for case in cases:
             for row, good in check_case(case, directory / case.dataset, data_dir, cache):
                 print(*row, f"{time.monotonic() - start_time:.0f} s", flush=True)
@@ -251,7 +342,7 @@ def main():
         "workers",
         "killed after step -> resumed from",
         "parameters",
-        "mIoU",
+        "metric in %",
         "pictures",
     )
     lines = [

@@ -96,6 +96,7 @@ def test_wrong_lists_of_kinetics400(copied, tmp_path):
     assert has_line(lines, "line 2 of annotations/val.csv has the label 'skiing'")
     assert has_line(lines, "000017.mp4 and train/-id_1xyz_000007_000017.webm have the same id")
     assert len(lines) == 6
+    assert "--allow_missing" not in lines[0]  # it would not help
     movies.write_table(source / "annotations/val.csv", ("label", "id", "time_start"), [])
     (source / "annotations/train.csv").unlink()
     lines = refused("kinetics400", source, tmp_path / "data")

@@ -25,6 +25,7 @@ NUM_CLASSES = {
     "pascal_context59": 59,
     "pascal_context60": 60,
     "digits_flag": 3,
+    "digits_odd": 4,
 }
 
 

@@ -9,9 +9,11 @@ import sys
 import numpy as np
 import pytest
 
+from configs import video
 from nonlocal_jax import data
 from nonlocal_jax.data.datasets import _build, _encode
 from nonlocal_jax.errors import InputError
+from nonlocal_jax.tasks import get_task
 from tests.data import movies
 from tests.data.test_prepare import has_line
 from tests.helpers import child_environment
@@ -94,6 +96,8 @@ def test_running_again_says_that_it_is_there(archives, tmp_path):
     assert again.dataset == first.dataset
     with pytest.raises(InputError, match=r"charades is not prepared.*experiments.prepare charades"):
         data.load_source("charades", "train", tmp_path)
+    with pytest.raises(InputError, match=r"--name=mine .*for videos, video_folder instead"):
+        data.load_source("mine", "train", tmp_path)
 
 
 def test_a_list_of_videos_with_several_labels(archives, tmp_path):
@@ -111,6 +115,13 @@ def test_a_list_of_videos_with_several_labels(archives, tmp_path):
     assert [e["label"] for e in examples["train"]] == [(0, 1), ()]
     assert [e["label"] for e in examples["val"]] == [(1,)]
     assert [e["id"] for e in examples["train"]] == ["clips/0", "clips/1"]
+
+    config = video.get_config("mmaction2_tsm_r50_8f")
+    config.data.name, config.model.num_classes = "mine", 2
+    with pytest.raises(InputError, match=r"'clips/0' are \[0, 1\]; .* or use loss.kind=sigmoid"):
+        get_task(config).open_source(config, "train", tmp_path / "data")
+    config.loss.kind = "sigmoid"
+    get_task(config).open_source(config, "train", tmp_path / "data")
 
 
 def test_directories_without_splits_are_split(tmp_path):

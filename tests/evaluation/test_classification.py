@@ -248,7 +248,9 @@ def test_every_number_has_its_protocol(config, clips, crops, name):
     config.evaluation.update(clips=clips, crops=crops, window=(0, 7, 7), average="logits")
     protocol = videos.protocol(config)
     assert protocol["name"] == name
-    assert protocol["description"].endswith("over windows of allx7x7; mean of the logits")
+    assert protocol["description"].endswith(
+        "over windows of all x 7 x 7 (frames x rows x columns); mean of the logits"
+    )
     assert {"starts", "short_side", "frames", "interval", "mean", "std"} <= set(protocol)
 
 

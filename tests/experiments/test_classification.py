@@ -2,22 +2,19 @@
 
 import json
 
-import numpy as np
-import pytest
-
 from nonlocal_jax import data
-from nonlocal_jax.data import Dataset
-from nonlocal_jax.data.videos import FrameArray
+from tests.data import movies
 from tests.helpers import read_metrics
 
 CONFIG = (
     "--config=configs/video.py:nl_i3d_r50_5block_32f",
-    "--config.model.stage_sizes=(1,2)",
+    "--config.model.stage_sizes=(1,1)",
     "--config.model.strides=(1,2)",
     "--config.model.width=4",
     "--config.model.block_at=('layer2.0',)",
     "--config.model.inflate_at=('layer1.0',)",
-    "--config.model.num_classes=3",
+    "--config.model.num_classes=2",
+    "--config.data.name=own",
     "--config.data.frames=8",
     "--config.data.batch_size=8",
     "--config.data.crop=24",
@@ -30,29 +27,21 @@ CONFIG = (
 )
 
 
-class Source(list):
-    name = "tiny"
-    dataset = Dataset("tiny", ("dark", "gray", "bright"), ((0, 0, 0),) * 3)
-
-
-@pytest.fixture
-def source(monkeypatch):
-    rng = np.random.default_rng(0)
-    source = Source(
-        {
-            "video": FrameArray(rng.integers(0, 90, (20, 32, 40, 3), np.uint8) + np.uint8(80 * k)),
-            "label": k,
-            "id": f"{k}",
-        }
-        for k in range(3)
+def test_from_a_folder_of_videos_to_a_prediction(command, tmp_path):
+    source, run = movies.video_folder(tmp_path / "source"), tmp_path / "run"
+    data_dir = f"--data-dir={tmp_path / 'data'}"
+    status, out, err = command(
+        "prepare", "video_folder", "--name=own", f"--source={source}", data_dir
     )
-    monkeypatch.setattr(data, "load_source", lambda *_: source)
+    assert status == 0, err
+    assert out.endswith("examples: 5 train, 3 val\nclasses:  2 (jumping, running)\n")
 
+    status, out, err = command("browse", *CONFIG, data_dir, f"--output={run}", "--number=2")
+    assert status == 0, err
+    # Two clips of eight frames, which are enlarged five times.
+    assert data.read_image(run / "examples.png").shape[1] > 8 * 5 * 24
 
-@pytest.mark.usefixtures("source")
-def test_train_and_evaluate(command, tmp_path):
-    run = tmp_path / "run"
-    status, out, err = command("train", *CONFIG, f"--workdir={run}")
+    status, out, err = command("train", *CONFIG, data_dir, f"--workdir={run}")
     assert status == 0, err
     assert "batch 8 on 8 x cpu" in out
     assert "batch norm statistics: 2/2" in err
@@ -64,17 +53,26 @@ def test_train_and_evaluate(command, tmp_path):
     }
 
     options = (*CONFIG, f"--checkpoint={run}", f"--output={tmp_path}")
-    status, out, err = command("evaluate", *options)
+    status, out, err = command("evaluate", *options, data_dir)
     assert status == 0, err
     assert "evaluating 10x3: 3/3" in err
     assert out.startswith("| 10x3                |      % |\n")
-    assert "features averaged over windows of allx2x2; mean of the probabilities" in out
+    assert "over windows of all x 2 x 2 (frames x rows x columns); mean of the" in out
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["protocol"]["name"] == "10x3"
     assert metrics["experiment"] == "nl_i3d_r50_5block_32f"
-    assert [row["name"] for row in metrics["classes"]] == ["dark", "gray", "bright"]
+    assert [row["name"] for row in metrics["classes"]] == ["jumping", "running"]
     assert 0 <= metrics["top1"] <= 1
 
-    status, _, err = command("evaluate", *options, "--multi_scale")
+    status, _, err = command("evaluate", *options, data_dir, "--multi_scale")
     assert status == 2
     assert "leave out --multi_scale" in err
+
+    # The run contains the names of its classes.
+    status, out, err = command("predict", *options, source / "val/running")
+    assert status == 0, err
+    for name in "57":
+        values = json.loads((tmp_path / f"{name}.json").read_text())
+        assert {row["name"] for row in values["classes"]} == {"jumping", "running"}
+        assert values["protocol"] == metrics["protocol"]
+        assert (tmp_path / f"{name}_attention.png").exists()

@@ -87,7 +87,7 @@ def check_prepared(name: str, directory: epath.Path) -> None:
     if not directory.exists():
         if name in (*DATASETS, *VIDEO_DATASETS):
             raise InputError(
-                f"{name} is not prepared in {data_dir}; run `{_command(name, directory)}`, or use "
+                f"{name} is not prepared in {data_dir}; run {_command(name, directory)}, or use "
                 "another --data_dir"
             )
         names = [*DATASETS, *VIDEO_DATASETS, *_prepared(data_dir)]
@@ -95,7 +95,7 @@ def check_prepared(name: str, directory: epath.Path) -> None:
         hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(names)}."
         raise InputError(
             f"unknown dataset {name!r} in {data_dir}; {hint} Or prepare it with "
-            f"`{_command(name, directory)}`, or use another --data-dir"
+            f"{_command(name, directory)}, or use another --data-dir"
         )
     try:
         reason = _manifest.damage(directory)
@@ -131,9 +131,10 @@ def _command(name: str, directory: epath.Path) -> str:
     known = name in (*DATASETS, *VIDEO_DATASETS)
     kind = name if known else f"folder --name={name}"
     data_dir = shlex.quote(os.fspath(directory.parent.parent))
-    return f"python -m experiments.prepare {kind} --source=DIR --data-dir={data_dir}"
+    command = f"`python -m experiments.prepare {kind} --source=DIR --data-dir={data_dir}`"
+    return command if known else f"{command} (for videos, video_folder instead of folder)"
 
 
 def _repair(name: str, directory: epath.Path) -> str:
-    again = "the command again" if name in BUILT_ON_USE else f"`{_command(name, directory)}`"
+    again = "the command again" if name in BUILT_ON_USE else _command(name, directory)
     return f"delete this directory and run {again} to prepare the data again"

@@ -109,7 +109,6 @@ def prepare_dataset(
         else ``~/.cache/nonlocal_jax``.
       name: Name of the new dataset, only for the folders.
       partial: Whether other numbers of examples than those of the published dataset are accepted.
-
       storage: How videos are stored: "h264" (MP4 with a key frame every 32 frames), "jpeg" (larger,
         faster to read) or "copy" (the files as they are).
       short_side: Larger videos are reduced to this number of pixels of the shorter side. "copy"
@@ -146,7 +145,9 @@ def prepare_dataset(
         facts = _scan_all(layout, scan_one, "video" if videos else "image")
         notes.extend(_leave_out(layout, facts, allow_missing))
         every = [fact for split in SPLITS for fact in facts[split]]
-        hint = "; --allow_missing=N leaves out N missing or damaged videos" if videos else ""
+        unusable = layout.missing or any(fact.problems for fact in every)
+        hint = "; --allow_missing=N leaves out N missing or damaged videos"
+        hint = hint if videos and unusable else ""
         dataset = _check(layout, every, name, root, partial=partial, hint=hint)
         _check_space(directory, sum(fact.size for fact in every))
         _write(dataset, layout, encoder.record if videos else record, target)
@@ -180,7 +181,10 @@ def _find(kind: str, name: str, source: pathlib.Path) -> Layout:
     """Finds the files of a download."""
     try:
         if not source.is_dir():
-            raise InputError(f"there is no directory {source}; use the directory of the download")
+            raise InputError(
+                f"there is no directory {source}; use the directory of the download, or of your "
+                "files"
+            )
         return _FOLDERS[kind](source, name) if kind in _FOLDERS else _READERS[kind](source)
     except OSError as error:
         raise InputError(
@@ -281,7 +285,8 @@ def _write(
         lists = isinstance(examples[0].label, tuple)
         features = MULTI_LABEL_FEATURES if lists else VIDEO_FEATURES
     with contextlib.closing(parallel_map(record_one, examples)) as records:
-        shown = progress(records, len(examples), "writing")
+        unit = "video" if isinstance(examples[0], VideoFile) else "image"
+        shown = progress(records, len(examples), "writing", unit)
         # One split is written after the other.
         splits = {split: itertools.islice(shown, len(layout.splits[split])) for split in SPLITS}
         build(dataset, splits, directory, features)
