@@ -5,7 +5,7 @@
 
 The dataset is the embedded ``digits_odd``. Three digits appear one after another. Two of them have
 the same color, and the class is the color of the other one. The networks are equal except for their
-two blocks: none, NL blocks that attend along space, time or both, DNL blocks, or GC blocks.
+block: none, an NL block that attends along space, time or both, a DNL block, or a GC block.
 
 The command prints the top-1 accuracy of each network. It writes metrics.json, curves.png,
 pictures.png and the work directory of each run to the directory of --output. If the command is
@@ -36,7 +36,7 @@ _OUTPUT = flags.DEFINE_string("output", "demo-video", "Directory for all results
 _SEEDS = define_seeds()
 
 _TITLES = {
-    "demo_video_none": "no blocks",
+    "demo_video_none": "no block",
     "demo_video_space": "NL, only space",
     "demo_video_time": "NL, only time",
     "demo_video_nonlocal": "NL, space and time",
@@ -44,8 +44,6 @@ _TITLES = {
     "demo_video_gc": "GC",
 }
 _METRIC = "top1_1clip"
-# The block whose attention is drawn. It has more positions than the other one.
-_BLOCK = "backbone/layer1_0_block"
 _ROWS = 3
 
 
@@ -94,9 +92,9 @@ def _draw(networks: Mapping[str, Network]) -> np.ndarray:
             clip = data.normalize(frames[None], config.data.mean, config.data.std)
             predicted.append(int(jnp.argmax(model.apply(variables, clip))))
         position = _choose_position(frames, palette[example["label"]])
-        weights = visualize.attention_map(model, variables, clip, position, _BLOCK)
-        without, with_blocks = (classes[c] for c in predicted)
-        text = f"without blocks: {without}, with NL blocks: {with_blocks}"
+        weights = visualize.attention_map(model, variables, clip, position)
+        without, with_block = (classes[c] for c in predicted)
+        text = f"without a block: {without}, with an NL block: {with_block}"
         line = f"class: {classes[example['label']]}, prediction {text}"
         strips.append(visualize.attention_strip(frames, weights, position, line))
     return np.concatenate(strips)

@@ -67,7 +67,7 @@ def test_predict_writes_scores_and_attention_and_names_all_bad_videos(
     assert [c["name"] for c in values["classes"]] == [DATASET.classes[c] for c in best]
     np.testing.assert_allclose([c["score"] for c in values["classes"]], scores[best], rtol=1e-6)
     assert values["protocol"]["name"] == "1clip"
-    assert values["block"] == "layer2.0"
+    assert values["block"] == "layer1.0"
     assert f"{folder / 'a.mp4'}\n  {DATASET.classes[best[0]]} {100 * scores[best[0]]:.1f} %" in out
     picture = cv2.imread(str(output / "a_attention.png"))
     assert picture.shape[1] > 8 * 160
@@ -101,7 +101,7 @@ def test_a_network_without_attention_gets_frames_only():
         predict_bytes(narrow(name), movies.video(20)).outputs
         for name in ("demo_video_dnl", "demo_video_gc")
     )
-    assert with_maps[".json"]["block"] == "layer2.0"
+    assert with_maps[".json"]["block"] == "layer1.0"
     assert without[".json"]["block"] is None
     heights = [outputs["_attention.png"].shape[0] for outputs in (with_maps, without)]
     assert heights[0] > heights[1] + 160
