@@ -94,6 +94,15 @@ def option_differences(
     return differences(theirs, ours, theirs.keys() ^ ours.keys())
 
 
+def lacking_in_blocks(source: Source, config: Mapping[str, Any]) -> list[str]:
+    """Lists the options of a model's blocks that no block of a source has."""
+    return [
+        f"{option} is {value!r} in the config, which no block with these names has"
+        for option, value in source.lacking(config).items()
+        if _OF_BLOCKS.fullmatch(option)
+    ]
+
+
 def config_differences(
     theirs: Mapping[str, Any],
     ours: Mapping[str, Any],

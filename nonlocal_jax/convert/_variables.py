@@ -102,6 +102,8 @@ def from_torch(
     arrays = source.adapt(arrays, wanted)
     arrays = {n: used[n].inflate(array) if n in used else array for n, array in arrays.items()}
     different = fit.option_differences(source, arrays, wanted, model_config)
+    if any(re.match(source.block, found) for found in arrays):
+        different += fit.lacking_in_blocks(source, model_config)
     fit.check(name, arrays, wanted, different)
     # Copies: the arrays may view a file.
     values = {

@@ -127,8 +127,16 @@ def to_torch(variables: Mapping[str, Any], model_config: Mapping[str, Any]) -> A
     PyTorch's names.
 
     Raises:
-      InputError: The variables do not fit the model.
+      InputError: The variables do not fit the model, or no network with these names computes the
+        function of the model, see ``Source.lacking``.
     """
+    if lacking := names.sources(model_config)[0].lacking(model_config):
+        options = ", ".join(f"{name}={value!r}" for name, value in lacking.items())
+        raise InputError(
+            f"no network with PyTorch's names has {options}, so they would name another function; "
+            "save a .safetensors file instead (nonlocal_jax.convert.save, or experiments.convert "
+            "without --reverse)"
+        )
     leaves = [
         leaf for leaf in names.leaves(model_config) if leaf.path.partition("/")[0] in variables
     ]
@@ -175,7 +183,8 @@ def export_torch(
     mmsegmentation accepts it.
 
     Raises:
-      InputError: The variables do not fit the model, or the file cannot be written.
+      InputError: The variables do not fit the model, no network with these names computes the
+        function of the model, or the file cannot be written.
     """
     whole = {collection: variables.get(collection, {}) for collection in fit.COLLECTIONS}
     state_dict = OrderedDict()

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from nonlocal_jax.convert import mmaction2
 from nonlocal_jax.convert.source import (
     BATCH_NORM,
     CONV,
@@ -81,4 +82,5 @@ SOURCE = Source(
     classifier=r"new_fc\.",
     block=r"base_model\.layer\d+\.\d+\.nl\.",
     adapt=_adapt,
+    lacking=mmaction2.lacking,
 )

@@ -21,11 +21,33 @@ _BLOCKS = {
 }
 
 
+def _is_3d(config: Mapping[str, Any]) -> bool:
+    """Returns whether a network is a ``ResNet3d``."""
+    over_frames = any(config.get(f"conv1_{name}", 1) > 1 for name in ("frames", "stride"))
+    has_blocks = config.get("block", "none") != "none" and not config.get("shift_at")
+    return over_frames or bool(config.get("inflate_at")) or has_blocks
+
+
+def lacking(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the options of a network that no network of mmaction2 has."""
+    is_c2d = not _is_3d(config) and not config.get("shift_at")
+    known = {
+        "pool1_frames": (1,),
+        "pool1_padding": (0, 1) if is_c2d else (1,),
+        "shift": ("both",),
+        "group_frames": (None,),
+        "block_axes": ("spacetime",),
+    }
+    return mmsegmentation.lacking(config) | {
+        name: config[name]
+        for name, values in known.items()
+        if name in config and config[name] not in values
+    }
+
+
 def _rows(config: Mapping[str, Any]) -> tuple[Row, ...]:
     block, shifted = config.get("block", "none"), config.get("shift_at", ())
-    over_frames = any(config.get(f"conv1_{name}", 1) > 1 for name in ("frames", "stride"))
-    is_3d = over_frames or config.get("inflate_at") or (block != "none" and not shifted)
-    conv = CONV_3D if is_3d else CONV
+    conv = CONV_3D if _is_3d(config) else CONV
     wrapped = config.get("block_at", ()) if shifted else ()
     rows = (
         ("backbone/conv1", "backbone.conv1.conv", conv),
@@ -113,4 +135,5 @@ SOURCE = Source(
     head=r"cls_head\.",
     classifier=r"cls_head\.",
     block=r"backbone\.layer\d+\.\d+\.\w+_block\.",
+    lacking=lacking,
 )

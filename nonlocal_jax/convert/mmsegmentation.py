@@ -99,6 +99,13 @@ def block_rows(
     return tuple((path, pooled.get(path, name), kind) for path, name, kind in _NON_LOCAL)
 
 
+def lacking(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns ``block_sub_sample`` if mmcv's and the DNL authors' blocks do not pool like this."""
+    sub_sample = config.get("block_sub_sample", False)
+    unknown = (True, "after") if config.get("block_output") == "factor" else ("before",)
+    return {"block_sub_sample": sub_sample} if sub_sample in unknown else {}
+
+
 def _rows(config: Mapping[str, Any]) -> tuple[Row, ...]:
     block = config.get("block", "nonlocal")
     if block == "none":
@@ -156,4 +163,5 @@ SOURCE = Source(
     block=r"(backbone\.layer\d+\.\d+|decode_head)\.\w+_block\.",
     # A backbone that was saved without a network around it, as ImageNet classifiers are.
     renames=((r"(stem|conv1|bn1|layer\d+)\.", r"backbone.\g<0>"),),
+    lacking=lacking,
 )

@@ -41,6 +41,10 @@ def _unchanged(arrays: Arrays, wanted: Shapes) -> Arrays:
     return arrays
 
 
+def _nothing(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {}
+
+
 class Source(NamedTuple):
     """The naming scheme of a code base whose checkpoints can be read.
 
@@ -60,6 +64,9 @@ class Source(NamedTuple):
       separator: What joins the names of a module and of its array.
       adapt: Maps the arrays of a checkpoint, and the names and shapes of the model, to the arrays
         of the same function with the names in the table.
+      lacking: Maps a model config to those of its options that no network of the code base has,
+        although the names would be the same. Such a model is not exported, and its blocks are not
+        read from a file of the code base.
     """
 
     rows: Callable[[Mapping[str, Any]], tuple[Row, ...]]
@@ -71,6 +78,7 @@ class Source(NamedTuple):
     renames: tuple[tuple[str, str], ...] = ()
     separator: str = "."
     adapt: Callable[[Arrays, Shapes], Arrays] = _unchanged
+    lacking: Callable[[Mapping[str, Any]], dict[str, Any]] = _nothing
 
 
 def stage_sizes(blocks: Iterable[tuple[int, int]]) -> tuple[int, ...]:

@@ -401,6 +401,24 @@ def test_two_names_of_the_same_option_do_not_differ(tmp_path, theirs, ours):
         convert.load(path, TINY | {"block_sub_sample": "before"})
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"block_sub_sample": "before"},
+        {"block": "disentangled_nonlocal", "block_output": "factor", "block_sub_sample": "after"},
+    ],
+)
+def test_blocks_that_the_source_lacks_are_neither_exported_nor_read(tmp_path, options):
+    config = TINY | options
+    with pytest.raises(
+        InputError, match=r"has block_sub_sample=.*save a .safetensors file instead"
+    ):
+        convert.export_torch(tmp_path / "a.pth", random_variables(config), config)
+    arrays = state_dict(config | {"block_sub_sample": False})
+    with pytest.raises(InputError, match="in the config, which no block with these names has"):
+        convert.from_torch(arrays, config)
+
+
 def test_options_without_effect_on_inference_may_differ(tmp_path):
     path = tmp_path / "a.safetensors"
     convert.save(path, random_variables(TINY), TINY)

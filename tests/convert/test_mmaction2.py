@@ -7,6 +7,7 @@ from configs import video
 from nonlocal_jax import convert
 from nonlocal_jax.convert import names
 from nonlocal_jax.errors import InputError
+from tests.convert.test_video_sources import as_mit
 from tests.helpers import random_variables
 
 DEPTHS = (3, 4, 6, 3)
@@ -212,3 +213,41 @@ def test_errors_name_the_options_and_the_arrays_of_the_file(theirs, ours, expect
     state_dict = convert.to_torch(random_variables(TINY | theirs), TINY | theirs)
     with pytest.raises(InputError, match=f"(?s){expected}"):
         convert.from_torch(state_dict, TINY | ours)
+
+
+CAFFE2 = {"pool1_frames": 2, "pool1_padding": 0}
+
+
+@pytest.mark.parametrize(
+    ("options", "lacking"),
+    [
+        (I3D | NL | {"block_sub_sample": "before"}, "block_sub_sample='before'"),
+        (I3D | NL | {"block_axes": "time", "block_sub_sample": False}, "block_axes='time'"),
+        (I3D | NL | {"group_frames": 4, "group_at": ("layer2.0",)}, "group_frames=4"),
+        (I3D | CAFFE2, "pool1_frames=2, pool1_padding=0"),
+        (TSM | {"pool1_padding": 0}, "pool1_padding=0"),
+        (TSM | {"shift": "past"}, "shift='past'"),
+    ],
+)
+def test_networks_that_mmaction2_lacks_are_not_exported(tmp_path, options, lacking):
+    """The file would load as a network of mmaction2 that computes another function."""
+    config = TINY | options
+    variables = random_variables(config)
+    with pytest.raises(InputError, match=f"no network with PyTorch's names has {lacking}, so"):
+        convert.export_torch(tmp_path / "a.pth", variables, config)
+    convert.save(tmp_path / "a.safetensors", variables, config)
+
+
+def test_c2d_has_no_padding_in_pool1():
+    convert.to_torch(random_variables(TINY), TINY | {"pool1_padding": 0})
+
+
+@pytest.mark.parametrize("rename", [dict, as_mit])
+def test_blocks_that_the_source_lacks_are_not_read(rename):
+    config = TINY | TSM | NL | {"block_sub_sample": False}
+    state_dict = rename(convert.to_torch(random_variables(config), config))
+    before = config | {"block_sub_sample": "before"}
+    message = "block_sub_sample is 'before' in the config, which no block with these names has"
+    with pytest.raises(InputError, match=message):
+        convert.from_torch(state_dict, before)
+    convert.from_torch(state_dict, before, new_blocks=True)

@@ -9,10 +9,14 @@ from nonlocal_jax import convert
 from nonlocal_jax.convert import _fit as fit
 from nonlocal_jax.convert import names
 from nonlocal_jax.errors import InputError
-from tests.convert.test_video_sources import I3D, NL_I3D, NL_TSM, TSM, as_mit
+from tests.convert import test_video_sources as caffe2
+from tests.convert.test_video_sources import NL_TSM, TSM, as_mit
 from tests.convert.test_work_directories import write_steps
 from tests.helpers import TINY, random_variables
 
+# As in mmaction2, so that they can be exported.
+I3D = caffe2.I3D | {"pool1_frames": 1, "pool1_padding": 1}
+NL_I3D = caffe2.NL_I3D | I3D | {"block_sub_sample": "after"}
 # For longer clips.
 LONG = NL_I3D | {
     "norm": "frozen_batch_norm",
@@ -130,7 +134,7 @@ def test_both_the_classifier_and_the_blocks(tmp_path, caplog, name):
     ("theirs", "ours", "option"),
     [
         (I3D, LONG | {"conv1_stride": 1}, "conv1_stride"),
-        (I3D, LONG | {"pool1_padding": 1}, "pool1_padding"),
+        (I3D, LONG | {"pool1_padding": 0}, "pool1_padding"),
         (TSM, NL_TSM | {"shift": "past"}, "shift"),
         (TINY | {"block": "none"}, TINY | {"align_corners": True}, "align_corners"),
     ],
