@@ -191,12 +191,12 @@ def draw_window(
       rng: The random number generator.
 
     Raises:
-      InputError: The crop is larger than the frames.
+      InputError: The crop is larger than the frames, and not resized.
     """
     if area := config["crop_area"]:
         return _draw_area(size, area, rng)
     crop, scales = config["crop"], config["crop_scales"]
-    if crop > min(size):
+    if crop > min(size) and not scales:
         raise InputError(
             f"data.crop={crop} is larger than frames of {size[1]}x{size[0]} pixels; "
             f"use --config.data.crop={min(size)} or a larger data.short_side"
@@ -205,7 +205,7 @@ def draw_window(
         return tuple(_part(int(rng.integers(n - crop + 1)), crop) for n in size)
     sides = [int(min(size) * scale) for scale in scales]
     # As in mmaction2, a side that is almost that of the crop is not resized.
-    sides = [crop if abs(side - crop) < 3 else side for side in sides]
+    sides = [crop if abs(side - crop) < 3 and crop <= min(size) else side for side in sides]
     pairs = [
         (height, width)
         for i, height in enumerate(sides)

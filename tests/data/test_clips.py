@@ -181,6 +181,8 @@ def test_the_crops_of_several_scales(gap):
             assert (rows, columns) == (slice(top, top + height), slice(left, left + width))
     # A side that is almost that of the crop becomes that of the crop.
     assert clips.draw_window((226, 300), options, Draws(0, 0)) == (slice(0, 224), slice(0, 224))
+    # In smaller frames it stays inside.
+    assert clips.draw_window((223, 300), options, Draws(0, 0)) == (slice(0, 223), slice(0, 223))
 
 
 def test_a_crop_of_a_random_area():
@@ -249,13 +251,15 @@ def test_a_training_clip_is_drawn_before_it_is_decoded():
     np.testing.assert_array_equal(unflipped["clip"], expected)
 
 
-def test_crops_of_other_sizes_are_resized():
+@pytest.mark.parametrize("crop", [24, 50])
+def test_crops_of_other_sizes_are_resized(crop):
     config = make_config(data__crop_scales=(1, 0.5), data__short_side=(40, 40), data__flip=0)
+    config.data.crop = crop
     prepared = data.prepare_clip(example(), config, Draws(0, 40, 1, 4, 0.5))
     # A window of 40x20 in the center of 40x53.
     frames = movies.frames(30, (48, 64))[0:16:2]
     crops = [cv2.resize(f, (53, 40))[:, 16:36] for f in frames]
-    expected = np.stack([cv2.resize(crop, (24, 24)) for crop in crops])
+    expected = np.stack([cv2.resize(part, (crop, crop)) for part in crops])
     np.testing.assert_array_equal(prepared["clip"], expected)
 
 
