@@ -27,13 +27,17 @@ def get_task(config: ConfigDict) -> Task:
     """Returns the task of an experiment, after checking every field of the config.
 
     Raises:
-      InputError: ``config.task`` is not in ``TASKS``, or a field is unknown, missing or invalid.
+      InputError: ``config.task`` is not in ``TASKS``, a field is unknown, missing or invalid, or
+        fields do not fit together.
     """
     name = config.get("task")
     if name not in TASKS:
         raise InputError(f"task is {name!r}; use one of {', '.join(TASKS)}")
-    check(config, TASKS[name].leaves)
-    return TASKS[name]
+    task = TASKS[name]
+    check(config, task.leaves)
+    if task.check is not None:
+        task.check(config)
+    return task
 
 
 def loss_fn(

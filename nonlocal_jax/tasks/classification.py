@@ -51,6 +51,26 @@ _LEAVES = {
 }
 
 
+def _check(config: ConfigDict) -> None:
+    data, evaluation = config.data, config.evaluation
+    if data.crop > data.short_side[0] and not (data.crop_area or data.crop_scales):
+        raise InputError(
+            f"data.crop={data.crop} is larger than frames with a shorter side of "
+            f"{data.short_side[0]} pixels; use a larger data.short_side, or crops that are resized "
+            "(data.crop_scales or data.crop_area)"
+        )
+    if evaluation.crop > evaluation.short_side:
+        raise InputError(
+            f"evaluation.crop={evaluation.crop} is larger than "
+            f"evaluation.short_side={evaluation.short_side}; use at most this size"
+        )
+    if evaluation.starts == "segments" and evaluation.clips != 1:
+        raise InputError(
+            f"evaluation.starts=segments has one clip, but evaluation.clips={evaluation.clips}; "
+            "use 1"
+        )
+
+
 def _batch(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
     number, data = config.data.batch_size, config.data
     if config.loss.kind == "softmax":
@@ -185,4 +205,5 @@ TASK = Task(
     evaluator=_evaluator,
     report=_report,
     predictor=_predictor,
+    check=_check,
 )

@@ -93,6 +93,9 @@ def test_the_batch_of_an_experiment(name):
         ("evaluation.crops", True, "use 1, 3 or 10"),
         ("evaluation.crops", 3.0, "use 1, 3 or 10"),
         ("evaluation.starts", "random", "use 'wrap', 'even' or 'segments'"),
+        ("evaluation.starts", "segments", "segments has one clip, but evaluation.clips=10; use 1"),
+        ("evaluation.crop", 257, "crop=257 is larger than evaluation.short_side=256; use at most"),
+        ("data.crop", 257, "data.crop=257 is larger than frames with a shorter side of 256"),
         ("train.remat", 1, "use True or False"),
         ("train.precise_batch_norm", -1, "use an integer of at least 0"),
     ],
@@ -106,3 +109,11 @@ def test_values_that_are_not_allowed(field, value, message):
         config.update_from_flattened_dict({field: value})
     with pytest.raises(InputError, match=message):
         get_task(config)
+
+
+@pytest.mark.parametrize("field", ["crop_scales", "crop_area"])
+def test_a_crop_that_is_resized_may_be_larger_than_the_frames(field):
+    config = video.get_config("c2d_r50_baseline_32f")
+    config.data.crop = 512
+    config.data[field] = (0.5, 1.0)
+    get_task(config)
