@@ -11,7 +11,7 @@ from nonlocal_jax.backbones.temporal import Temporal, check_places
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.layers import BatchNorm, Conv, NormFn, TemporalShift, apply_norm
 from nonlocal_jax.layers.dense import promote_dtype
-from nonlocal_jax.ops._numerics import check_floating
+from nonlocal_jax.ops._numerics import check_floating, with_sizes_known
 from nonlocal_jax.ops.shift import Shift
 
 BlockPosition = Literal["after_residual", "after_conv3"]
@@ -36,17 +36,18 @@ def _conv(
 
 
 def _max_pool(
-    x: jax.Array, size: int, stride: int, padding: int, *, frames: int = 1, frame_stride: int = 1
+    x: jax.Array, window: tuple[int, ...], strides: tuple[int, ...], padding: int
 ) -> jax.Array:
-    """Max-pools an image, or a clip, whose frames are not padded."""
-    if frames > 1 and x.shape[1] < frames:
+    """Max-pools over (frames, height, width), or (height, width). Frames are not padded."""
+    sizes, axes = x.shape[1:-1], x.ndim - 2
+    window, strides, padding = window[-axes:], strides[-axes:], (0, padding, padding)[-axes:]
+    fits = (n + 2 * p >= w for n, p, w in zip(sizes, padding, window, strict=True))
+    if with_sizes_known(x) and not all(fits):
         raise InputError(
-            f"the clip is too short: a max pool over {frames} frames gets {x.shape[1]}; "
-            "use a clip with more frames"
+            f"the input is too small: a max pool over {window} gets a feature map of {sizes}; use "
+            "larger images, or clips with more frames"
         )
-    axes, space = x.ndim - 2, (padding, padding)
-    window, strides = (frames, size, size)[-axes:], (frame_stride, stride, stride)[-axes:]
-    return nn.max_pool(x, window, strides, padding=((0, 0), space, space)[-axes:])
+    return nn.max_pool(x, window, strides, padding=[(p, p) for p in padding])
 
 
 class Bottleneck(nn.Module):
@@ -92,12 +93,12 @@ class Bottleneck(nn.Module):
         norm = functools.partial(self.norm, dtype=self.dtype)
         normalize = functools.partial(apply_norm, train=train)
         channels = self.width * self.expansion
+        frames1, frames2 = self.frames
 
         y = x if self.shift is None else TemporalShift(self.shift, name="temporal_shift")(x)
-        y = conv(self.width, 1, frames=self.frames[0], name="conv1")(y)
+        y = conv(self.width, 1, frames=frames1, name="conv1")(y)
         y = nn.relu(normalize(norm(name="bn1"), y))
-        options = {"frames": self.frames[1], "name": "conv2"}
-        y = conv(self.width, 3, self.stride, self.dilation, **options)(y)
+        y = conv(self.width, 3, self.stride, self.dilation, frames=frames2, name="conv2")(y)
         y = nn.relu(normalize(norm(name="bn2"), y))
         y = conv(channels, 1, name="conv3")(y)
         y = normalize(norm(name="bn3", scale_init=nn.initializers.zeros), y)
@@ -176,9 +177,10 @@ class ResNet(nn.Module):
           InputError: A shape, a type or an attribute is wrong.
         """
         self._check(images)
-        x, time = self._apply_stem(images, train), self.temporal
-        pool1 = {"frames": time.pool1_frames, "frame_stride": time.pool1_stride}
-        x = _max_pool(x, 3, 2, time.pool1_padding, **pool1)
+        temporal = self.temporal
+        x = self._apply_stem(images, train)
+        window, strides = (temporal.pool1_frames, 3, 3), (temporal.pool1_stride, 2, 2)
+        x = _max_pool(x, window, strides, temporal.pool1_padding)
 
         residual = nn.remat(Bottleneck, static_argnums=2) if self.remat else Bottleneck
         outputs = []
@@ -187,8 +189,8 @@ class ResNet(nn.Module):
             for index in range(size):
                 first, place = index == 0, f"layer{stage}.{index}"
                 block = self.block if place in self.block_at else None
-                if place in time.group_at:
-                    block = functools.partial(block, frames=time.group_frames)
+                if place in temporal.group_at:
+                    block = functools.partial(block, frames=temporal.group_frames)
                 inside = self.block_position == "after_conv3"
                 contract = first and self.contract_dilation
                 name = f"layer{stage}_{index}"
@@ -197,8 +199,8 @@ class ResNet(nn.Module):
                     stride=stride if first else 1,
                     dilation=max(dilation // 2, 1) if contract else dilation,
                     block=block if inside else None,
-                    frames=time.kernel_frames(place),
-                    shift=time.shift if place in time.shift_at else None,
+                    frames=temporal.kernel_frames(place),
+                    shift=temporal.shift if place in temporal.shift_at else None,
                     norm=self.norm,
                     dtype=self.dtype,
                     precision=self.precision,
@@ -207,17 +209,17 @@ class ResNet(nn.Module):
                 if block is not None and not inside:
                     x = block(name=f"{name}_block")(x, train=train)
             outputs.append(x)
-            if stage == 1 and time.pool2_frames > 1:
-                x = _max_pool(x, 1, 1, 0, frames=time.pool2_frames, frame_stride=time.pool2_frames)
+            if stage == 1 and temporal.pool2_frames > 1:
+                window = strides = (temporal.pool2_frames, 1, 1)
+                x = _max_pool(x, window, strides, padding=0)
         return outputs
 
     def _apply_stem(self, x: jax.Array, train: bool) -> jax.Array:
         conv = functools.partial(_conv, dtype=self.dtype, precision=self.precision)
         norm = functools.partial(self.norm, dtype=self.dtype)
         if self.stem == "v1":
-            time = self.temporal.conv1_frames, self.temporal.conv1_stride
-            options = {"frames": time[0], "frame_stride": time[1], "name": "conv1"}
-            x = conv(self.width, 7, 2, **options)(x)
+            frames, frame_stride = self.temporal.conv1_frames, self.temporal.conv1_stride
+            x = conv(self.width, 7, 2, frames=frames, frame_stride=frame_stride, name="conv1")(x)
             return nn.relu(apply_norm(norm(name="bn1"), x, train=train))
         half = self.width // 2
         for i, (width, stride) in enumerate(((half, 2), (half, 1), (self.width, 1)), start=1):

@@ -31,7 +31,7 @@ class Temporal:
     Convolutions pad frames with zeros on both sides. Pools do not pad frames.
 
     Attributes:
-      conv1_frames: Frames of the kernel of conv1.
+      conv1_frames: Frames of the kernel of conv1, odd.
       conv1_stride: Stride of conv1 over frames.
       pool1_frames: Frames of the window of the max pool after conv1.
       pool1_stride: Stride of this pool over frames.
@@ -89,7 +89,10 @@ class Temporal:
         check_places("shift_at", self.shift_at, places)
         check_places("group_at", self.group_at, block_at)
         if stem != "v1" and max(self.conv1_frames, self.conv1_stride) > 1:
-            raise InputError(f"stem is {stem!r}, but conv1 is over frames; use stem='v1'")
+            raise InputError(
+                f"stem {stem!r} does not support conv1_frames and conv1_stride larger than 1; use "
+                "stem='v1'"
+            )
 
     def kernel_frames(self, place: str) -> tuple[int, int]:
         """Returns the frames of the kernels of conv1 and conv2 of a residual block."""

@@ -165,15 +165,17 @@ def test_frames_stay_an_axis_where_they_are_split():
         (
             {"temporal": C2D},
             (1, 2, 64, 64, 3),
-            "clip is too short: a max pool over 2 frames gets 1",
+            r"too small: a max pool over \(2, 3, 3\) gets a feature map of \(1, 32, 32\)",
         ),
+        ({"temporal": Temporal(pool1_padding=0)}, (1, 1, 4, 4, 3), r"too small: .*\(1, 2, 2\)"),
+        ({}, (1, 0, 9, 9, 3), r"too small: a max pool over \(1, 3, 3\) gets .* \(0, 5, 5\)"),
         ({"temporal": Temporal(inflate_at=("layer9.0",))}, (1, 4, 9, 9, 3), "inflate_at.*layer9.0"),
         ({"temporal": Temporal(shift_at=("layer1.1",))}, (1, 4, 9, 9, 3), "shift_at.*use some of"),
         ({"temporal": Temporal(shift="back")}, (1, 4, 9, 9, 3), "shift is 'back'; use 'both'"),
         ({"temporal": Temporal(inflate="1")}, (1, 4, 9, 9, 3), "inflate is '1'; use '3x1x1'"),
         ({"temporal": Temporal(pool1_padding=2)}, (1, 4, 9, 9, 3), "pool1_padding is 2; use 0"),
         ({"temporal": Temporal(group_frames=4)}, (1, 4, 9, 9, 3), "set both or neither"),
-        ({"temporal": I3D, "stem": "v1c"}, (1, 4, 9, 9, 3), "use stem='v1'"),
+        ({"temporal": I3D, "stem": "v1c"}, (1, 4, 9, 9, 3), "stem 'v1c' does not support conv1_fr"),
     ],
 )
 def test_what_does_not_fit_is_refused(options, clip, message):
