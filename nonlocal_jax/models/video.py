@@ -12,7 +12,7 @@ from nonlocal_jax.backbones.temporal import Inflation
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.layers import Constructor
 from nonlocal_jax.layers.dense import Float32Dense
-from nonlocal_jax.models._options import Positive, PositiveNumber, Probability
+from nonlocal_jax.models._options import Odd, Positive, PositiveNumber, Probability
 from nonlocal_jax.models._parts import BLOCKS, DTYPES, NORMS, block_constructor, choose
 from nonlocal_jax.ops._numerics import float32_or_more, with_sizes_known
 from nonlocal_jax.ops.shift import Shift
@@ -66,6 +66,8 @@ class VideoNet(nn.Module):
             raise InputError(
                 f"clips has shape {clips.shape}; use normalized RGB clips [B, T, H, W, 3]"
             )
+        if with_sizes_known(clips) and 0 in clips.shape[1:]:
+            raise InputError(f"clips has shape {clips.shape}; use at least one frame and one pixel")
         if train and window is not None:
             raise InputError(f"window is {window}, but train is True; use a window at inference")
         x = self.backbone(clips, train)[-1]
@@ -87,6 +89,10 @@ class VideoNet(nn.Module):
 
 def _sliding_mean(x: jax.Array, window: Window) -> jax.Array:
     size = x.shape[1:-1]
+    if len(window) != len(size):
+        raise InputError(
+            f"window is {window}; use (frames, height, width), or None for a whole axis"
+        )
     window = tuple(n if w is None else w for n, w in zip(size, window, strict=True))
     if with_sizes_known(x) and not all(1 <= w <= n for n, w in zip(size, window, strict=True)):
         raise InputError(
@@ -105,7 +111,7 @@ def video(
     stage_sizes: Sequence[Positive] = (3, 4, 6, 3),
     strides: Sequence[Positive] = (1, 2, 2, 2),
     width: Positive = 64,
-    conv1_frames: Positive = 1,
+    conv1_frames: Odd = 1,
     conv1_stride: Positive = 1,
     pool1_frames: Positive = 1,
     pool1_stride: Positive = 1,

@@ -103,6 +103,7 @@ def test_norms_of_the_backbone_and_of_the_blocks():
         ({"block_at": ["layer1.0"]}, "block is 'none' and block_at is"),
         ({"stem": "v1"}, "network 'video' with block 'none' has no option 'stem'"),
         ({"conv1_frame": 5}, "has no option 'conv1_frame'; did you mean 'conv1_frames'"),
+        ({"conv1_frames": 2}, "conv1_frames is 2; use an integer of at least 1 that is odd"),
         ({"pool1_padding": 2}, "pool1_padding is 2; use 0 or 1"),
         ({"head_std": 0}, "head_std is 0; use a number above 0"),
         (
@@ -120,7 +121,13 @@ def test_options_that_do_not_fit_are_refused(options, message):
     ("shape", "options", "message"),
     [
         ((2, 24, 32, 3), {}, r"clips has shape \(2, 24, 32, 3\); use normalized RGB clips"),
+        ((2, 0, 24, 32, 3), {}, r"\(2, 0, 24, 32, 3\); use at least one frame and one pixel"),
         (CLIPS.shape, {"window": (None, 9, 9)}, "the last feature map has the size"),
+        (
+            CLIPS.shape,
+            {"window": (1, None)},
+            r"window is \(1, None\); use \(frames, height, width\)",
+        ),
         (CLIPS.shape, {"window": (1, 1, 1), "train": True}, "use a window at inference"),
     ],
 )
