@@ -146,10 +146,17 @@ class EncodedVideo:
           indices: Numbers of the frames, from 0 to ``num_frames - 1``, in any order.
 
         Raises:
-          InputError: The file cannot be read, or is damaged.
+          InputError: There is no index, or no frame of an index, or the file cannot be read or is
+            damaged.
         """
         timestamps, key_frames, size = self.index
-        wanted, inverse = np.unique(np.arange(len(timestamps))[indices], return_inverse=True)
+        wrong = [int(index) for index in indices if not 0 <= index < len(timestamps)]
+        if wrong or not len(indices):
+            raise InputError(
+                f"the frames {wrong} of {self._name} cannot be read; use one or more of the frames "
+                f"0 to {len(timestamps) - 1}"
+            )
+        wanted, inverse = np.unique(indices, return_inverse=True)
         starts = key_frames[np.searchsorted(key_frames, wanted, side="right") - 1]
         convert = Converter(size)
         frames: list[np.ndarray] = []

@@ -2,6 +2,7 @@
 
 import itertools
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -101,6 +102,13 @@ def test_a_file_that_has_changed_is_refused():
     index = EncodedVideo(movies.video()).index
     with pytest.raises(InputError, match=r"frame 20 of x cannot be decoded.*has changed"):
         EncodedVideo(movies.video(8), "x", index).read([3, 20])
+
+
+@pytest.mark.parametrize(("indices", "wrong"), [([3, 40, 41], [40, 41]), ([-1], [-1]), ([], [])])
+def test_frames_that_a_video_does_not_have_are_refused(indices, wrong):
+    message = f"the frames {wrong} of x cannot be read; use one or more of the frames 0 to 39"
+    with pytest.raises(InputError, match=re.escape(message)):
+        EncodedVideo(movies.video(), "x").read(indices)
 
 
 @pytest.mark.parametrize("rotation", [90, 180, 270])
