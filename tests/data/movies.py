@@ -123,6 +123,7 @@ def kinetics400(directory, examples=EXAMPLES):
     return directory
 
 
+CHARADES_CLASSES = "".join(f"c{i:03d} Holding object {i}\n" for i in range(157))
 ACTIONS = ("c092 11.90 21.20;c147 0.00 12.60", "", "c000 0.00 5.00", "c156 1 2;c156 3.5 4")
 
 
@@ -140,8 +141,7 @@ def charades(directory, examples=EXAMPLES):
         name = {"train": "train", "val": "test"}[split]
         columns = ("id", "subject", "script", "actions", "length")
         write_table(directory / f"Charades/Charades_v1_{name}.csv", columns, rows)
-    lines = "".join(f"c{i:03d} Holding object {i}\n" for i in range(157))
-    (directory / "Charades/Charades_v1_classes.txt").write_text(lines)
+    (directory / "Charades/Charades_v1_classes.txt").write_text(CHARADES_CLASSES)
     return directory
 
 

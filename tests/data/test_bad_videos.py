@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from nonlocal_jax import data
+from nonlocal_jax.data.datasets import prepare as prepare_module
 from nonlocal_jax.errors import InputError
 from tests.data import movies
 from tests.data.test_prepare import has_line
@@ -101,9 +102,7 @@ def test_wrong_lists_of_kinetics400(copied, tmp_path):
     (source / "annotations/train.csv").unlink()
     lines = refused("kinetics400", source, tmp_path / "data")
     assert has_line(lines, "annotations/val.csv has no column youtube_id and no column time_end")
-    assert has_line(lines, "there is no train.csv; see docs/datasets.md") or has_line(
-        lines, "there is no annotations/train.csv; see docs/datasets.md"
-    )
+    assert has_line(lines, "there is no annotations/train.csv; see docs/datasets.md")
     assert has_line(lines, "train has no examples")
 
 
@@ -119,7 +118,27 @@ def test_wrong_lists_of_charades(copied, tmp_path):
     assert has_line(lines, "line 3 of Charades/Charades_v1_train.csv has the action 'c001 1.0'")
     assert has_line(lines, "'ID002' is in train and in train")
     assert has_line(lines, "Charades_v1_test.csv cannot be read", "save it as CSV in UTF-8")
-    assert has_line(lines, "Charades_v1_classes.txt has 1 lines instead of 157")
+    assert has_line(lines, "the 1 lines of Charades_v1_classes.txt are not c000 to c156")
+    # Names in another order would be names of other classes.
+    names = movies.CHARADES_CLASSES.splitlines(keepends=True)
+    (source / "Charades/Charades_v1_classes.txt").write_text("".join(reversed(names)))
+    lines = refused("charades", source, tmp_path / "data")
+    assert has_line(lines, "the 157 lines of Charades_v1_classes.txt are not c000")
+    (source / "Charades/Charades_v1_classes.txt").write_text("")
+    lines = refused("charades", source, tmp_path / "data")
+    assert has_line(lines, "Charades_v1_classes.txt is empty; add at least one line")
+
+
+def test_the_lists_of_charades_are_whole(copied, tmp_path, monkeypatch):
+    """Videos that are missing count, and may be left out."""
+    source = copied("charades")
+    (source / "Charades_v1_480/ID000.mp4").unlink()
+    lines = refused("charades", source, tmp_path / "data", allow_missing=1, partial=False)
+    assert has_line(lines, "train has 5 examples instead of 7,985")
+    assert has_line(lines, "val has 3 examples instead of 1,863")
+    monkeypatch.setitem(prepare_module._COUNTS, "charades", movies.EXAMPLES)
+    prepared = prepare("charades", source, tmp_path / "data", allow_missing=1, partial=False)
+    assert prepared.examples == {"train": 4, "val": 3}
 
 
 def test_wrong_folders_of_videos(copied, tmp_path):
@@ -148,8 +167,8 @@ def test_options_are_checked(archives, tmp_path):
     source = archives["kinetics400"]
     for options, message in (
         ({"storage": "h265"}, "--storage=h265 is unknown; use one of h264, jpeg, copy"),
-        ({"short_side": 8}, "--short_side=8 .* is too small; use at least 16"),
-        ({"allow_missing": -1}, "--allow_missing=-1 is too small"),
+        ({"short_side": 8}, "--short_side=8 is too small; use at least 16$"),
+        ({"allow_missing": -1}, "--allow_missing=-1 is negative; use 0 or more$"),
     ):
         with pytest.raises(InputError, match=message):
             data.prepare_dataset("kinetics400", source, tmp_path, **options)

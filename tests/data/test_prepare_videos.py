@@ -21,6 +21,7 @@ from tests.helpers import child_environment
 
 def prepare(kind, source, data_dir, **options):
     name = "mine" if kind == "video_folder" else None
+    options = {"partial": True, **options}
     return data.prepare_dataset(kind, source, data_dir, name=name, **options)
 
 
@@ -122,6 +123,19 @@ def test_a_list_of_videos_with_several_labels(archives, tmp_path):
         get_task(config).open_source(config, "train", tmp_path / "data")
     config.loss.kind = "sigmoid"
     get_task(config).open_source(config, "train", tmp_path / "data")
+
+
+def test_a_video_without_a_label_is_noted(copied, tmp_path):
+    """It makes the label of every video a list."""
+    source = copied("video_folder")
+    paths = ["train/running/0", "train/jumping/1", "train/running/2"]
+    rows = [[f"{paths[0]}.mp4", "run"], [f"{paths[1]}.mp4", ""], [f"{paths[2]}.mp4", ""]]
+    movies.write_table(source / "train.csv", ("video", "label"), rows)
+    movies.write_table(source / "val.csv", ("video", "label"), [["val/running/5.mp4", "run"]])
+    prepared = prepare("video_folder", source, tmp_path / "data")
+    (note,) = prepared.notes
+    assert note.startswith("train/jumping/1.mp4 has no label, so every video has a list of classes")
+    assert [e["label"] for e in opened(prepared, tmp_path / "data")["train"]] == [(0,), (), ()]
 
 
 def test_directories_without_splits_are_split(tmp_path):

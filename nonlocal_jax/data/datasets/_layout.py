@@ -80,6 +80,9 @@ class Layout:
       advice: What to do if a label contains other values.
       upright: Whether images with an EXIF orientation are refused.
       missing: Videos that a list contains, but the download does not, one line each.
+      listed: Number of examples of each split in its list, with those that are missing. Default:
+        those of ``splits``.
+      notes: What the user should know, one line each.
     """
 
     splits: dict[str, list[Pair]] | dict[str, list[VideoFile]]
@@ -88,6 +91,8 @@ class Layout:
     advice: str = "replace the file"
     upright: bool = False
     missing: list[str] = dataclasses.field(default_factory=list)
+    listed: dict[str, int] = dataclasses.field(default_factory=dict)
+    notes: list[str] = dataclasses.field(default_factory=list)
 
 
 def value_table(classes: Mapping[int, int], ignored: Iterable[int] = (IGNORE_INDEX,)) -> np.ndarray:
@@ -170,7 +175,7 @@ def _is_text(name: str) -> bool:
 
 
 def read_list(source: pathlib.Path, path: pathlib.Path, problems: list[str]) -> list[str]:
-    """Returns the lines of a split list, without empty ones and without duplicates."""
+    """Returns the lines of a list, without empty ones and without duplicates."""
     name = path.relative_to(source).as_posix()
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
@@ -178,7 +183,7 @@ def read_list(source: pathlib.Path, path: pathlib.Path, problems: list[str]) -> 
         problems.append(f"there is no {name}; see docs/datasets.md for the layout")
         return []
     except (OSError, UnicodeDecodeError) as error:
-        problems.append(f"{name} cannot be read ({error}); use a text file with an id in each line")
+        problems.append(f"{name} cannot be read ({error}); save it as text in UTF-8")
         return []
     ids: dict[str, None] = {}
     for line in filter(None, lines):
@@ -186,7 +191,7 @@ def read_list(source: pathlib.Path, path: pathlib.Path, problems: list[str]) -> 
             problems.append(f"{name} contains {line!r} twice; remove one")
         ids[line] = None
     if not ids:
-        problems.append(f"{name} is empty; list at least one image")
+        problems.append(f"{name} is empty; add at least one line")
     return list(ids)
 
 

@@ -26,16 +26,22 @@ def find(source: pathlib.Path) -> Layout:
     missing: list[str] = []
     lists = find_root(source, _LISTS["train"], "Charades")
     # A line is "c000 Holding some clothes".
-    names = [line[5:] for line in read_list(source, lists / "Charades_v1_classes.txt", problems)]
-    if len(names) not in (0, NUM_CLASSES):
+    lines = read_list(source, lists / "Charades_v1_classes.txt", problems)
+    codes = [f"c{number:03d} " for number in range(NUM_CLASSES)]
+    if lines and [line[:5] for line in lines] != codes:
         problems.append(
-            f"Charades_v1_classes.txt has {len(names)} lines instead of {NUM_CLASSES}; replace it"
+            f"the {len(lines)} lines of Charades_v1_classes.txt are not c000 to c156 and their "
+            "names, in this order; replace it"
         )
+    names = tuple(line[5:] for line in lines)
     videos = videos_by_name(source, source / "Charades_v1_480", problems)
     splits: dict[str, list[VideoFile]] = {}
+    listed: dict[str, int] = {}
     for split, name in _LISTS.items():
         splits[split] = []
-        for line, row in read_table(source, lists / name, ("id", "actions"), problems):
+        rows = read_table(source, lists / name, ("id", "actions"), problems)
+        listed[split] = len(rows)
+        for line, row in rows:
             key = row["id"]
             actions = [action for action in row["actions"].split(";") if action]
             classes = [_class(action) for action in actions]
@@ -48,7 +54,7 @@ def find(source: pathlib.Path) -> Layout:
                 )
             else:
                 splits[split].append(VideoFile(key, videos[key], tuple(sorted({*classes}))))
-    return Layout(splits, problems, Dataset("charades", tuple(names)), missing=missing)
+    return Layout(splits, problems, Dataset("charades", names), missing=missing, listed=listed)
 
 
 def _class(action: str) -> int | None:

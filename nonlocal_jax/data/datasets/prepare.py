@@ -62,6 +62,7 @@ _COUNTS = {
     "voc12aug": {"train": 10582, "val": 1449},
     "pascal_context59": {"train": 4998, "val": 5105},
     "pascal_context60": {"train": 4998, "val": 5105},
+    "charades": {"train": 7985, "val": 1863},
 }
 _MAX_PROBLEMS = 1000
 
@@ -129,11 +130,10 @@ def prepare_dataset(
         )
     if storage not in STORAGES:
         raise InputError(f"--storage={storage} is unknown; use one of {', '.join(STORAGES)}")
-    if short_side < 16 or allow_missing < 0:
-        raise InputError(
-            f"--short_side={short_side} --allow_missing={allow_missing} is too small; use at least "
-            "16 pixels and 0 videos"
-        )
+    if short_side < 16:
+        raise InputError(f"--short_side={short_side} is too small; use at least 16")
+    if allow_missing < 0:
+        raise InputError(f"--allow_missing={allow_missing} is negative; use 0 or more")
     directory = local_directory(name, data_dir)
     encoder = Encoder(storage, short_side, directory.parent / f".{directory.name}.videos")
     notes: list[str] = []
@@ -217,7 +217,7 @@ def _leave_out(layout: Layout, facts: Mapping[str, list[Facts]], allowed: int) -
             pairs = zip(examples, facts[split], strict=True)
             layout.splits[split] = [example for example, fact in pairs if not fact.problems]
     left_out = [f"left out: {line}" for line in unusable]
-    return [*left_out, *(note for fact in every for note in fact.notes)]
+    return [*layout.notes, *left_out, *(note for fact in every for note in fact.notes)]
 
 
 def _check(
@@ -233,12 +233,13 @@ def _check(
     problems = [*layout.problems, *_duplicates(layout)]
     for split in SPLITS:
         number = len(layout.splits[split])
-        expected = _COUNTS.get(name, {}).get(split, number)
+        listed = layout.listed.get(split, number)
+        expected = _COUNTS.get(name, {}).get(split, listed)
         if number == 0:
             problems.append(f"{split} has no examples; add at least one")
-        elif number != expected and not partial:
+        elif listed != expected and not partial:
             problems.append(
-                f"{split} has {number:,} examples instead of {expected:,}; complete the download, "
+                f"{split} has {listed:,} examples instead of {expected:,}; complete the download, "
                 "or add --partial to accept this number"
             )
     dataset = layout.dataset

@@ -43,6 +43,13 @@ def find(source: pathlib.Path, name: str) -> Layout:
     numbers = {label: number for number, label in enumerate(classes)}
     # One video with several classes or with none makes every label a list.
     single = all(len(labels) == 1 for videos in labeled.values() for _, labels in videos)
+    notes = []
+    if not single and all(len(labels) < 2 for videos in labeled.values() for _, labels in videos):
+        unlabeled = [file for videos in labeled.values() for file, labels in videos if not labels]
+        notes.append(
+            f"{unlabeled[0].name} has no label, so every video has a list of classes "
+            "(loss.kind=sigmoid); for one class each, label it and prepare the data again"
+        )
     splits: dict[str, list[VideoFile]] = {}
     for split, videos in labeled.items():
         splits[split] = []
@@ -56,7 +63,7 @@ def find(source: pathlib.Path, name: str) -> Layout:
             found = tuple(sorted({numbers[label] for label in labels}))
             key = pathlib.PurePosixPath(file.name).with_suffix("").as_posix()
             splits[split].append(VideoFile(key, file, found[0] if single else found))
-    return Layout(splits, problems, Dataset(name, tuple(classes)), missing=missing)
+    return Layout(splits, problems, Dataset(name, tuple(classes)), missing=missing, notes=notes)
 
 
 def _read_list(
