@@ -88,7 +88,7 @@ def check_prepared(name: str, directory: epath.Path) -> None:
         if name in (*DATASETS, *VIDEO_DATASETS):
             raise InputError(
                 f"{name} is not prepared in {data_dir}; run {_command(name, directory)}, or use "
-                "another --data_dir"
+                "another --data-dir"
             )
         names = [*DATASETS, *VIDEO_DATASETS, *_prepared(data_dir)]
         near = difflib.get_close_matches(name, names, n=1)

@@ -84,7 +84,7 @@ def create_directory(directory: epath.Path, write: Callable[[epath.Path], None])
         return create_once(directory, write)
     except OSError as error:
         raise InputError(
-            f"cannot prepare data in {directory}: {error.strerror or error}; use --data_dir or "
+            f"cannot prepare data in {directory}: {error.strerror or error}; use --data-dir or "
             "NONLOCAL_JAX_DATA to choose a writable directory with enough free space"
         ) from error
 
