@@ -106,7 +106,7 @@ def evaluator(
     """
     if multi_scale:
         raise InputError(
-            "videos have no multi-scale evaluation; leave out --multi_scale (multi_scale), and set "
+            "--multi_scale (multi_scale) is only for images; leave it out, and set "
             "config.evaluation.clips and config.evaluation.crops"
         )
     config = quick_config(config) if quick else config

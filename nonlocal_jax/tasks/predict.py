@@ -80,7 +80,7 @@ def image_predictor(
       InputError: ``position`` is set.
     """
     if position is not None:
-        raise InputError("no attention is drawn for images; leave out --position (position)")
+        raise InputError("--position (position) is only for videos; leave it out")
     predictor = Predictor(config, multi_scale=multi_scale)
 
     def predict(variables: Variables, dataset: Dataset) -> Predict:
@@ -117,7 +117,7 @@ def video_predictor(
       InputError: ``multi_scale`` is set, or the position is outside of the clip.
     """
     if multi_scale:
-        raise InputError("videos have no scales and flips; leave out --multi_scale (multi_scale)")
+        raise InputError("--multi_scale (multi_scale) is only for images; leave it out")
     central = quick_config(config)
     crop = central.evaluation.crop
     last = config.data.frames - 1, crop - 1, crop - 1
@@ -128,7 +128,7 @@ def video_predictor(
             f"the position is {tuple(position)}; use a frame, row and column from (0, 0, 0) to "
             f"{last}"
         )
-    attends = config.model.block in ("nonlocal", "disentangled_nonlocal")
+    attends = config.model.get("block", "none") in ("nonlocal", "disentangled_nonlocal")
     block = max(config.model.block_at, key=_order) if attends else None
     predictor = VideoPredictor(config)
     model = create_model(config.model)

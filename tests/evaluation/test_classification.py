@@ -268,7 +268,7 @@ def test_devices_give_the_scores_of_one(config, context):
 
 @pytest.mark.usefixtures("brightness")
 def test_mistakes_are_refused(config):
-    with pytest.raises(InputError, match="no multi-scale evaluation; leave out --multi_scale"):
+    with pytest.raises(InputError, match=r"\(multi_scale\) is only for images; leave it out"):
         evaluator(config, [], multi_scale=True)
     with pytest.raises(InputError, match="has no examples"):
         evaluator(config, [])({})

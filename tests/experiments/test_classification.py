@@ -66,7 +66,7 @@ def test_from_a_folder_of_videos_to_a_prediction(command, tmp_path):
 
     status, _, err = command("evaluate", *options, data_dir, "--multi_scale")
     assert status == 2
-    assert "leave out --multi_scale" in err
+    assert "--multi_scale (multi_scale) is only for images" in err
 
     # The run contains the names of its classes.
     status, out, err = command("predict", *options, source / "val/running")

@@ -96,6 +96,16 @@ def test_scores_are_probabilities_of_all_views():
     assert sum(scores) != pytest.approx(1, abs=1e-3)
 
 
+def test_a_network_without_the_option_block_gets_frames_only():
+    """As networks that other projects register."""
+    config = narrow("demo_video_none")
+    for option in ("block", "block_at"):
+        del config.model[option]
+    outputs = predict_bytes(config, movies.video(20)).outputs
+    assert outputs[".json"]["block"] is None
+    assert "_attention.png" in outputs
+
+
 def test_a_network_without_attention_gets_frames_only():
     (with_maps, without) = (
         predict_bytes(narrow(name), movies.video(20)).outputs
@@ -121,10 +131,12 @@ def test_predict_refuses(command, checkpoint, tmp_path):
     assert "the position is (8, 0, 0); use" in message(clip, "--position=8,0,0")
     assert "the position is (0, 0); use" in message(clip, "--position=0,0")
     assert "use integers, such as" in message(clip, "--position=a,b,c")
-    assert "leave out --multi_scale" in message(clip, "--multi_scale")
+    assert "--multi_scale (multi_scale) is only for images; leave it out" in message(
+        clip, "--multi_scale"
+    )
     assert "4 classes" in message(clip, "--config.data.name=digits_flag")
     image = "--config=configs/segmentation.py:demo_fcn"
     status, _, err = command("predict", image, *given[3:], clip, "--position=0,0,0")
     assert status == 2
-    assert "leave out --position" in err
+    assert "--position (position) is only for videos; leave it out" in err
     assert not (tmp_path / "out").exists()
