@@ -90,7 +90,13 @@ def stage_sizes(blocks: Iterable[tuple[int, int]]) -> tuple[int, ...]:
 
 
 def video_options(
-    shapes: Shapes, *, conv: str, block: str, norm: str, classifier: str, first_stage: int = 1
+    shapes: Shapes,
+    *,
+    conv: str,
+    block: str,
+    norm: str,
+    classifier: str | None = None,
+    first_stage: int = 1,
 ) -> dict[str, Any]:
     """Returns the options of a video network that names and shapes determine.
 
@@ -100,7 +106,7 @@ def video_options(
         the stage, the index, and the name of the convolution, which ends in 1 or a for the first.
       block: Matches the weight of g in a block. The groups are the stage and the index.
       norm: Matches the scale of the norm in a block.
-      classifier: Name of the weight of the classifier.
+      classifier: Name of the weight of the classifier. None if it is not read.
       first_stage: Number of the first stage.
     """
     sizes, inflated, kinds, block_at = [], set(), set(), set()

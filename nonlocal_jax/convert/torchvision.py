@@ -28,7 +28,6 @@ SOURCE = Source(
         conv=r"layer(\d+)\.(\d+)\.(conv[12])\.weight",
         block=_NOTHING,
         norm=_NOTHING,
-        classifier="",
     ),
     backbone=r"(conv1|bn1|layer\d+)\.",
     # The classes of images are not those of videos.

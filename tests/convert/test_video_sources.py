@@ -118,7 +118,7 @@ def test_caffe2_affine(tmp_path):
     assert_identical(convert.load(path, LONG), rounded(variables))
 
 
-def test_groups_change_the_result(tmp_path):
+def test_groups_change_the_result():
     """Otherwise the test above would say nothing about them."""
     clip = np.random.default_rng(1).standard_normal((16, 64, 64, 3))
     evaluate = functools.partial(caffe2_network.logits, clip, wide(long_blobs()), **LONG_NETWORK)
