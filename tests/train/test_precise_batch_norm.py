@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from nonlocal_jax import convert
 from nonlocal_jax.configs._video import classification_config
@@ -91,6 +92,23 @@ def test_they_are_the_statistics_of_all_batches(config, source, group_size, devi
         x = np.concatenate(parts)
         np.testing.assert_allclose(new.batch_stats[name]["mean"], x.mean(0), rtol=1e-9)
         np.testing.assert_allclose(new.batch_stats[name]["var"], x.var(0), rtol=1e-9)
+
+
+def test_frozen_norms_keep_their_statistics(config, source):
+    block = {"block": "nonlocal", "block_at": ("layer1.0",)}
+    sizes = {"num_classes": 3, "stage_sizes": (1,), "strides": (1,), "width": 2}
+    config.model = {"network": "video", "norm": "frozen_batch_norm", **block, **sizes}
+    experiment = create_experiment(config)
+    state = create_state(experiment, one_device())
+    transform = functools.partial(experiment.task.prepare, config=config)
+    batches = functools.partial(
+        train_batches, source, lambda e, rng: transform(e, rng=rng), batch_size=8, seed=0
+    )
+    new = precise_batch_norm(experiment, one_device(), batches)(state)
+    old, new = (flatten_dict(s.batch_stats, sep="/") for s in (state, new))
+    changed = {path for path in old if not np.array_equal(old[path], new[path])}
+    assert changed == {f"backbone/layer1_0_block/norm/{name}" for name in ("mean", "var")}
+    assert len(old) > len(changed)
 
 
 def test_training_goes_on_with_the_running_ones(config, source, tmp_path, capsys):
