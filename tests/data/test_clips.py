@@ -1,4 +1,4 @@
-"""Clips and views: which frames, which crops, and which labels."""
+"""Clips and views: which crops, and which labels."""
 
 import itertools
 
@@ -11,8 +11,6 @@ from nonlocal_jax import data
 from nonlocal_jax.data import clips
 from nonlocal_jax.errors import InputError
 from tests.data import movies
-
-LENGTHS = range(1, 401)
 
 
 def make_config(**leaves):
@@ -82,63 +80,6 @@ def example(**fields):
 
 
 # ---------------------------------------------------------------------------------------------
-# Frames.
-
-
-@pytest.mark.parametrize(("frames", "interval"), [(32, 2), (8, 8), (128, 1), (1, 1)])
-def test_a_clip_starts_anywhere_and_wraps(frames, interval):
-    options = make_config(data__frames=frames, data__interval=interval).data
-    for length in LENGTHS:
-        first = Draws(0)
-        clips.draw_frames(length, options, first)
-        ((bound, _, _),) = first.bounds
-        assert bound == max(length - frames * interval, 0) + 1
-        start = (bound - 1) // 2
-        expected = [(start + t * interval) % length for t in range(frames)]
-        assert clips.draw_frames(length, options, Draws(start)).tolist() == expected
-
-
-def test_a_frame_of_each_segment():
-    options = make_config(data__sampling="segments").data
-    for length in LENGTHS:
-        part = length // 8
-        drawn = clips.draw_frames(length, options, Draws(max(part - 1, 0)))
-        if part:
-            assert drawn.tolist() == [t * part + part - 1 for t in range(8)]
-        else:  # round half to even
-            assert drawn.tolist() == [round(t * length / 8) % length for t in range(8)]
-    rng = Draws(0)
-    clips.draw_frames(83, options, rng)
-    assert rng.bounds == [(10, None, 8)]
-
-
-@pytest.mark.parametrize("number", [1, 3, 10])
-def test_the_starts_of_the_evaluation(number):
-    for length in LENGTHS:
-        last = max(length - 15, 0)
-        step = last / (number - 1) if number > 1 else 0
-        expected = {
-            "wrap": [k * length // number for k in range(number)],
-            "even": [round(k * step) for k in range(number)] if number > 1 else [last // 2],
-        }
-        for kind, starts in expected.items():
-            config = make_config(evaluation__clips=number, evaluation__starts=kind)
-            assert clips.view_frames(length, config).tolist() == [
-                [(start + 2 * t) % length for t in range(8)] for start in starts
-            ]
-
-
-def test_the_centers_of_the_segments():
-    config = make_config(evaluation__clips=1, evaluation__starts="segments")
-    for length in LENGTHS:
-        (frames,) = clips.view_frames(length, config)
-        assert frames.tolist() == [int((2 * t + 1) * length / 16) for t in range(8)]
-    config.evaluation.clips = 2
-    with pytest.raises(InputError, match=r"segments has one clip, but .*clips=2"):
-        clips.view_frames(30, config)
-
-
-# ---------------------------------------------------------------------------------------------
 # Sizes and crops.
 
 
@@ -203,6 +144,19 @@ def test_a_crop_of_a_random_area():
     options.crop_area = (1.0, 1.0)
     window = clips.draw_window((16, 64), options, np.random.default_rng(0))
     assert window == (slice(0, 16), slice(24, 40))
+
+
+@pytest.mark.parametrize(
+    ("size", "offsets"),
+    [
+        ((256, 341), [(0, 0), (0, 42), (0, 84)]),  # one column is in no crop
+        ((455, 256), [(0, 0), (99, 0), (198, 0)]),
+        ((256, 256), [(0, 0)] * 3),
+    ],
+)
+def test_three_crops_worked_out_by_hand(size, offsets):
+    windows = [window for window, _ in clips.view_windows(size, 256, 3)]
+    assert [(rows.start, columns.start) for rows, columns in windows] == offsets
 
 
 @pytest.mark.parametrize("turned", [False, True])
