@@ -132,6 +132,15 @@ def test_caffe2_affine_files_start_a_run(tmp_path, caplog):
         convert.load(path, LONG, allow_missing_heads=False)
 
 
+def test_all_modules_that_are_initialized_are_listed(caplog):
+    places = [f"layer{i}.{j}" for i, j in ((1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (4, 0))]
+    blobs = {n: x for n, x in long_blobs(blocks=()).items() if not n.startswith("pred_")}
+    convert.from_torch(blobs, LONG | {"block_at": places})
+    blocks = [f"backbone/{place.replace('.', '_')}_block" for place in places]
+    expected = "".join(f"\n  {module}" for module in (*blocks, "classifier"))
+    assert caplog.messages[0].endswith(f":{expected}")
+
+
 @pytest.mark.parametrize("config", [I3D, C2D])
 def test_caffe2_imagenet(tmp_path, config):
     """Kernels of images inflate, also those that span only one frame."""
