@@ -290,3 +290,4 @@ def _write(
         # One split is written after the other.
         splits = {split: itertools.islice(shown, len(layout.splits[split])) for split in SPLITS}
         build(dataset, splits, directory, features)
+        next(shown, None)  # reports the end
