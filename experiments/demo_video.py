@@ -19,7 +19,10 @@ import io
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
@@ -77,23 +80,33 @@ def _choose_position(frames: np.ndarray, color: Sequence[int]) -> tuple[int, int
     return tuple(map(int, pixels[distances.argmin()]))
 
 
+def _inputs(network: Network, frames: np.ndarray) -> tuple[nn.Module, Mapping[str, Any], jax.Array]:
+    """Returns the model, the variables, and the frames as a normalized clip."""
+    config = network.config
+    clip = data.normalize(frames[None], config.data.mean, config.data.std)
+    return create_model(config.model), network.variables, clip
+
+
+def _predict(network: Network, frames: np.ndarray) -> int:
+    model, variables, clip = _inputs(network, frames)
+    return int(jnp.argmax(model.apply(variables, clip)))
+
+
 def _draw(networks: Mapping[str, Network]) -> np.ndarray:
-    """Draws clips, the predictions of two networks, and where the odd digit of each attends."""
+    """Draws clips, the predictions of two networks, and where the odd digit attends."""
     source = data.load_source("digits_odd", "val")
     classes, palette = source.dataset.classes, source.dataset.palette
     strips = []
     for row in range(_ROWS):
         example = source[row]
         frames = example["video"].read(range(example["num_frames"]))
-        predicted = []
-        for name in ("demo_video_none", "demo_video_nonlocal"):
-            config, variables, _ = networks[name]
-            model = create_model(config.model)
-            clip = data.normalize(frames[None], config.data.mean, config.data.std)
-            predicted.append(int(jnp.argmax(model.apply(variables, clip))))
+        without, with_block = (
+            classes[_predict(networks[name], frames)]
+            for name in ("demo_video_none", "demo_video_nonlocal")
+        )
         position = _choose_position(frames, palette[example["label"]])
+        model, variables, clip = _inputs(networks["demo_video_nonlocal"], frames)
         weights = visualize.attention_map(model, variables, clip, position)
-        without, with_block = (classes[c] for c in predicted)
         text = f"without a block: {without}, with an NL block: {with_block}"
         line = f"class: {classes[example['label']]}, prediction {text}"
         strips.append(visualize.attention_strip(frames, weights, position, line))

@@ -25,7 +25,10 @@ from nonlocal_jax.tasks import get_task
 
 _CONFIG = cli.define_config()
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "Work directory, saved step, .safetensors file or .pth file.", required=True
+    "checkpoint",
+    None,
+    "Work directory, saved step, .safetensors, .pth or .pkl file.",
+    required=True,
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Directory for metrics.json.", required=True)
 _MULTI_SCALE = flags.DEFINE_bool(

@@ -25,10 +25,10 @@ their scores and writes to DIR:
                          position that contributes most to the score of the best class.
                          --position=FRAME,ROW,COLUMN chooses another.
 
-The names and the colors of the classes are those that the checkpoint contains. No data is needed.
-Only if it contains none, as PyTorch files do, they are those of the dataset --config.data.name. If
-a file cannot be read, the others are still predicted. The errors are listed at the end, and the
-exit status is 2.
+The names and the colors of the classes are those that the checkpoint contains. If it contains none,
+as PyTorch files do, they are those of the dataset --config.data.name. No data is needed. Only the
+names of a folder that you prepared are read from --data-dir. If a file cannot be read, the others
+are still predicted. The errors are listed at the end, and the exit status is 2.
 """
 
 import pathlib
@@ -51,9 +51,13 @@ from nonlocal_jax.tasks import get_task
 
 _CONFIG = cli.define_config()
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "Work directory, saved step, .safetensors file or .pth file.", required=True
+    "checkpoint",
+    None,
+    "Work directory, saved step, .safetensors, .pth or .pkl file.",
+    required=True,
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Directory for the results.", required=True)
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Directory of the prepared datasets.")
 _MULTI_SCALE = flags.DEFINE_bool(
     "multi_scale", False, "For images: whether to average over scales and flips."
 )
@@ -120,7 +124,7 @@ def _dataset(checkpoint: str, config: ConfigDict) -> data.Dataset:
         dataset = data.Dataset.from_json(saved)
     else:
         try:
-            dataset = data.get_dataset(config.data.name)
+            dataset = data.get_dataset(config.data.name, _DATA_DIR.value)
         except InputError as error:
             raise InputError(
                 f"{checkpoint} does not contain the names of its classes, so --config.data.name "

@@ -138,8 +138,9 @@ def _fill(
 ) -> dict[str, Any]:
     """Returns the tree of the values, in which the paths ``fresh`` are initialized."""
     if fresh:
+        modules = _modules(fresh, values)
         logging.warning(
-            "initialized instead of read from %s:%s", name, listing(_modules(fresh, values))
+            "initialized instead of read from %s:%s", name, listing(modules, len(modules))
         )
         values = values | _initialize(fresh, model_config, seed)
     return unflatten_dict(values, sep="/")

@@ -91,7 +91,7 @@ def _existing(path: PathLike) -> epath.Path:
     if not path.exists():
         raise InputError(
             f"there is no checkpoint at {path}; use a work directory, a saved step, or a "
-            ".safetensors or .pth file"
+            ".safetensors, .pth or .pkl file"
         )
     return path
 
@@ -180,7 +180,7 @@ def export_torch(
     """Writes ``{"meta": ..., "state_dict": ...}`` as PyTorch does, in float32.
 
     ``torch.load`` reads the file, and ``load_state_dict(strict=True)`` of the same network of
-    mmsegmentation accepts it.
+    mmsegmentation or mmaction2 accepts it.
 
     Raises:
       InputError: The variables do not fit the model, no network with these names computes the

@@ -5,7 +5,7 @@ keyword arguments are the options. Their annotations determine which values are 
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -48,15 +48,33 @@ def model_options(config: Mapping[str, Any]) -> dict[str, inspect.Parameter]:
     options = dict(inspect.signature(build, eval_str=True).parameters)
     if options.pop("block_options", None):
         name = config.get("block", options["block"].default)
-        block = choose("block", name, {"none": None, **BLOCKS})
-        fields = {} if block is None else inspect.signature(block).parameters
-        # Set by the network, by the user's own program, and by Flax.
-        ours = (
-            *("norm", "frames", "dtype", "precision", "param_dtype", "kernel_init"),
-            *("axis_name", "parent", "name"),
-        )
-        options |= {f"block_{name}": field for name, field in fields.items() if name not in ours}
+        options |= _block_options(choose("block", name, {"none": None, **BLOCKS}))
     return options
+
+
+def _block_options(block: type[nn.Module] | None) -> dict[str, inspect.Parameter]:
+    """Returns the options of a block, with the prefix ``block_``. None has no options."""
+    fields = {} if block is None else inspect.signature(block).parameters
+    # Set by the network, by the user's own program, and by Flax.
+    ours = (
+        *("norm", "frames", "dtype", "precision", "param_dtype", "kernel_init"),
+        *("axis_name", "parent", "name"),
+    )
+    return {f"block_{name}": field for name, field in fields.items() if name not in ours}
+
+
+def _check_block(block: str, given: Collection[str], known: Collection[str]) -> None:
+    """Refuses the options of other blocks, which remain if only ``block`` is changed."""
+    of_blocks = {name for other in BLOCKS.values() for name in _block_options(other)}
+    if others := [name for name in given if name in of_blocks and name not in known]:
+        other, places = f"a network with block {block!r}", ""
+        if block == "none":
+            other = "a network without blocks (i3d_r50_baseline_32f, not nl_i3d_r50_5block_32f)"
+            places = " and block_at" if "block_at" in given else ""
+        raise InputError(
+            f"block is {block!r}, which does not have the options {', '.join(others)}; use the "
+            f"config of {other}, or remove these options{places}"
+        )
 
 
 def create_model(config: Mapping[str, Any], *, remat: bool = False) -> nn.Module:
@@ -79,7 +97,9 @@ def create_model(config: Mapping[str, Any], *, remat: bool = False) -> nn.Module
     network, known = _network(config), model_options(config)
     model = f"network {network!r}"
     if "block" in known:
-        model += f" with block {options.get('block', known['block'].default)!r}"
+        block = options.get("block", known["block"].default)
+        _check_block(block, options, known)
+        model += f" with block {block!r}"
     check_options(options, known, model)
     model = NETWORKS[network](**options)
     if not remat:

@@ -146,6 +146,12 @@ def train(
         if jax.process_index() == 0:
             write_file(workdir / "config.json", config.to_json(indent=2) + "\n")
         log.say(_headline(experiment, state, shardings.mesh.size))
+        if (warmup := config.schedule.warmup_steps) >= config.steps:
+            log.say(
+                f"warning: the run ends in the warm-up of {warmup} steps, before the learning rate "
+                "reaches optimizer.learning_rate; set schedule.warmup_steps to less than "
+                f"{config.steps} steps"
+            )
 
         monitor = Monitor(
             log, steps=config.steps, log_every=config.train.log_every, batch_size=batch_size

@@ -7,7 +7,7 @@ from configs import video
 from nonlocal_jax import convert
 from nonlocal_jax.convert import names
 from nonlocal_jax.errors import InputError
-from tests.convert.test_video_sources import as_mit
+from tests.convert.files import as_mit
 from tests.helpers import random_variables
 
 DEPTHS = (3, 4, 6, 3)

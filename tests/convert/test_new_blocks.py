@@ -10,7 +10,8 @@ from nonlocal_jax.convert import _fit as fit
 from nonlocal_jax.convert import names
 from nonlocal_jax.errors import InputError
 from tests.convert import test_video_sources as caffe2
-from tests.convert.test_video_sources import NL_TSM, TSM, as_mit
+from tests.convert.files import as_mit
+from tests.convert.test_mit_tsm import NL_TSM, TSM
 from tests.convert.test_work_directories import write_steps
 from tests.helpers import TINY, random_variables
 

@@ -1,4 +1,4 @@
-"""Video checkpoints of Caffe2, PySlowFast and MIT, against networks in plain NumPy."""
+"""Video checkpoints of Caffe2, PySlowFast and torchvision, against networks in plain NumPy."""
 
 import functools
 import pickle
@@ -10,10 +10,10 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from nonlocal_jax import convert, create_model
-from nonlocal_jax.convert import _variables, checkpoints
 from nonlocal_jax.errors import InputError
 from tests.convert import caffe2_network, python2
 from tests.convert.caffe2_network import of_images, random_blobs, training_state
+from tests.convert.files import as_mit, in_float64, written
 from tests.convert.test_checkpoints import assert_identical
 from tests.helpers import random_variables
 
@@ -60,17 +60,6 @@ def python3(obj, protocol):
 
 
 PICKLES = [(write, protocol) for write in (python2.dumps, python3) for protocol in (0, 2)]
-
-
-def written(path, content, dumps=python2.dumps, protocol=2):
-    path.write_bytes(dumps(content, protocol))
-    return path
-
-
-def in_float64(path, config, **options):
-    """``convert.load`` without the final rounding to float32."""
-    options = {"reinit_head": False, "new_blocks": False, "seed": 0, "dtype": np.float64} | options
-    return _variables.from_torch(path, checkpoints.read_file(path)[0], config, **options)
 
 
 def rounded(variables):
@@ -143,6 +132,15 @@ def test_caffe2_affine_files_start_a_run(tmp_path, caplog):
         convert.load(path, LONG, allow_missing_heads=False)
 
 
+def test_all_modules_that_are_initialized_are_listed(caplog):
+    places = [f"layer{i}.{j}" for i, j in ((1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (4, 0))]
+    blobs = {n: x for n, x in long_blobs(blocks=()).items() if not n.startswith("pred_")}
+    convert.from_torch(blobs, LONG | {"block_at": places})
+    blocks = [f"backbone/{place.replace('.', '_')}_block" for place in places]
+    expected = "".join(f"\n  {module}" for module in (*blocks, "classifier"))
+    assert caplog.messages[0].endswith(f":{expected}")
+
+
 @pytest.mark.parametrize("config", [I3D, C2D])
 def test_caffe2_imagenet(tmp_path, config):
     """Kernels of images inflate, also those that span only one frame."""
@@ -190,61 +188,6 @@ def test_pyslowfast(tmp_path):
     assert_logits(variables, PYSLOWFAST, blobs, frame_strides=(1, 1), pool1=(1, 1))
     assert_identical(convert.load(path, PYSLOWFAST), rounded(variables))
     assert_identical(convert.from_torch(blobs, PYSLOWFAST), rounded(variables))
-
-
-TSM = {
-    "network": "video",
-    "num_classes": 5,
-    "width": 4,
-    "stage_sizes": (1, 2, 1, 1),
-    "shift_at": ("layer1.0", "layer2.0", "layer2.1", "layer4.0"),
-}
-NL_TSM = TSM | {
-    "block": "nonlocal",
-    "block_at": ("layer2.0", "layer3.0"),
-    "block_sub_sample": True,
-    "block_use_scale": False,
-}
-
-
-def as_mit(arrays, seed=0):
-    """A state dict of mmaction2 with MIT's names, and with biases in front of the blocks' norms."""
-    rng, renamed = np.random.default_rng(seed), {}
-    for name, array in arrays.items():
-        for pattern, replacement in (
-            (r"^backbone\.", "base_model."),
-            (r"^cls_head\.fc_cls\.", "new_fc."),
-            (r"\.non_local_block\.conv_out\.conv\.", ".nl.W.0."),
-            (r"\.non_local_block\.conv_out\.bn\.", ".nl.W.1."),
-            (r"\.non_local_block\.(theta|phi|g)(\.0)?\.conv\.", r".nl.\1\2."),
-            (r"\.downsample\.conv\.", ".downsample.0."),
-            (r"\.downsample\.bn\.", ".downsample.1."),
-            (r"\bconv(\d)\.bn\.", r"bn\1."),
-            (r"\bconv(\d)\.conv\.(net\.)?", r"conv\1.\2"),
-        ):
-            name = re.sub(pattern, replacement, name)
-        renamed[f"module.{name}"] = array
-    for name in [name for name in renamed if name.endswith(".nl.W.1.running_mean")]:
-        bias = rng.standard_normal(renamed[name].shape)
-        renamed[name] = renamed[name] + bias
-        renamed[name.replace("1.running_mean", "0.bias")] = bias
-    return renamed
-
-
-@pytest.mark.parametrize("config", [TSM, NL_TSM, NL_TSM | {"block_sub_sample": False}])
-def test_mit(tmp_path, config):
-    variables = random_variables(config)
-    arrays = as_mit(convert.to_torch(variables, config))
-    assert {"module.base_model.conv1.weight", "module.new_fc.bias"} <= arrays.keys()
-    if config is NL_TSM:
-        inside = "module.base_model.layer2.0"
-        assert {f"{inside}.block.conv1.net.weight", f"{inside}.nl.g.0.bias"} <= arrays.keys()
-    path = written(tmp_path / "a.pth", {"state_dict": arrays, "epoch": 50})
-    jax.tree.map(
-        functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-12),
-        in_float64(path, config),
-        variables,
-    )
 
 
 def test_torchvision(tmp_path, caplog):

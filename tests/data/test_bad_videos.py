@@ -7,6 +7,7 @@ import pytest
 
 from nonlocal_jax import data
 from nonlocal_jax.data.datasets import prepare as prepare_module
+from nonlocal_jax.data.datasets._layout import draw_val
 from nonlocal_jax.errors import InputError
 from tests.data import movies
 from tests.data.test_prepare import has_line
@@ -152,6 +153,45 @@ def test_wrong_folders_of_videos(copied, tmp_path):
     lines = refused("video_folder", source, tmp_path / "data")
     assert has_line(lines, "none.mp4 is missing, but line 2 of train.csv contains it")
     assert has_line(lines, "there is no val.csv")
+
+
+def test_a_damaged_video_with_an_unknown_label_is_named(copied, tmp_path):
+    source = copied("video_folder")
+    movies.write(source / "val/swimming/a.mp4", movies.bad_videos()["text"])
+    lines = refused("video_folder", source, tmp_path / "data")
+    assert has_line(lines, "val/swimming/a.mp4 has the label 'swimming', which no video of train")
+    assert has_line(lines, "val/swimming/a.mp4 is damaged or not a video")
+    assert len(lines) == 3
+
+
+def test_a_missing_video_of_train_has_a_label(copied, tmp_path):
+    """Its class is known, so the videos of val with the same label are not refused."""
+    source = copied("video_folder")
+    rows = [["train/running/0.mp4", "run"], ["none.mp4", "jump"]]
+    movies.write_table(source / "train.csv", ("video", "label"), rows)
+    rows = [["val/running/5.mp4", "run"], ["val/jumping/6.mp4", "jump"]]
+    movies.write_table(source / "val.csv", ("video", "label"), rows)
+    lines = refused("video_folder", source, tmp_path / "data")
+    assert len(lines) == 2
+    assert has_line(lines, "none.mp4 is missing, but line 3 of train.csv contains it")
+    prepared = prepare("video_folder", source, tmp_path / "data", allow_missing=1)
+    assert prepared.examples == {"train": 1, "val": 2}
+    assert prepared.dataset.classes == ("jump", "run")
+
+
+def test_the_only_video_of_a_class_is_in_train(tmp_path):
+    """Without splits, val is drawn."""
+    source = tmp_path / "source"
+    for name in (only := "l/0.mp4"), *(others := [f"running/{i}.mp4" for i in range(9)]):
+        movies.write(source / name, movies.video(2))
+    assert set(draw_val([only, *others])) == {only, others[1]}
+    prepared = prepare("video_folder", source, tmp_path / "data")
+    assert prepared.examples == {"train": 9, "val": 1}
+    assert prepared.dataset.classes == ("l", "running")
+    (source / only).write_bytes(movies.bad_videos()["text"])
+    lines = refused("video_folder", source, tmp_path / "damaged")
+    assert len(lines) == 2
+    assert has_line(lines, f"{only} is damaged or not a video")
 
 
 @pytest.mark.parametrize("kind", movies.ARCHIVES)

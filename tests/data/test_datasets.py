@@ -24,6 +24,8 @@ NUM_CLASSES = {
     "voc12aug": 21,
     "pascal_context59": 59,
     "pascal_context60": 60,
+    "kinetics400": 400,
+    "charades": 157,
     "digits_flag": 3,
     "digits_odd": 4,
 }
@@ -48,6 +50,10 @@ def test_classes_are_in_the_order_of_the_labels():
     assert data.get_dataset("cityscapes").palette[13] == (0, 0, 142)  # car
     assert data.get_dataset("voc12aug").classes[:2] == ("background", "aeroplane")
     assert data.get_dataset("ade20k").classes[0] == "wall"
+    kinetics = data.get_dataset("kinetics400").classes
+    assert kinetics == tuple(sorted(kinetics))
+    assert kinetics[208] == "passing American football (in game)"
+    assert data.get_dataset("charades").classes[92] == "Watching/Looking outside of a window"
 
 
 def test_voc_colors_follow_their_formula():

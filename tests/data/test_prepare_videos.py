@@ -64,7 +64,7 @@ def test_videos_and_labels_are_stored(kind, archives, tmp_path, monkeypatch):
     assert prepared.examples == movies.EXAMPLES
     assert [path.name for path in prepared.directory.parent.iterdir()] == ["1.0.0"]
     assert len(list(prepared.directory.glob("*-train.array_record*"))) > 1
-    assert data.get_dataset(prepared.dataset.name, tmp_path) == prepared.dataset
+    assert data.load_source(prepared.dataset.name, "val", tmp_path).dataset == prepared.dataset
     assert len(prepared.dataset.palette) == len(prepared.dataset.classes)
     labels = {}
     for split, examples in opened(prepared, tmp_path).items():

@@ -39,6 +39,26 @@ def predict_bytes(config, data, **options):
     return run(pathlib.Path("clip.mp4"), predictor.read(data))
 
 
+@pytest.mark.parametrize("name", ["kinetics400", "charades"])
+def test_the_classes_of_a_pytorch_file_are_known_without_data(command, tmp_path, name):
+    classes = nlj.data.get_dataset(name).classes
+    config = narrow("demo_video_none").model
+    config.num_classes = len(classes)
+    nlj.convert.export_torch(tmp_path / "model.pth", random_variables(config), config)
+    (tmp_path / "a.mp4").write_bytes(movies.video(20))
+    status, _, err = command(
+        "predict",
+        "--config=configs/video.py:demo_video_none",
+        *("--config.model.width=4", f"--config.model.num_classes={len(classes)}"),
+        *(f"--config.data.name={name}", f"--data_dir={tmp_path / 'empty'}"),
+        *(f"--checkpoint={tmp_path / 'model.pth'}", f"--output={tmp_path / 'out'}"),
+        tmp_path / "a.mp4",
+    )
+    assert status == 0, err
+    found = json.loads((tmp_path / "out" / "a.json").read_text())["classes"]
+    assert len({c["name"] for c in found} & set(classes)) == 5
+
+
 def test_predict_writes_scores_and_attention_and_names_all_bad_videos(
     command, checkpoint, tmp_path
 ):

@@ -17,6 +17,7 @@ def test_a_folder_is_prepared_and_described(command, tmp_path):
         "classes:  3 (road, tree, sky)",
     ]
     assert "checking: 6/6" in err
+    assert "writing: 6/6" in err
     status, out, err = command(*arguments)
     assert (status, err) == (0, "")
     assert "leaves is already prepared in" in out

@@ -268,8 +268,16 @@ def test_the_demo_network_sees_at_most_31_pixels_without_a_block():
         ({"mode": "gaussian"}, "has no option 'mode'; did you mean 'block_mode'"),
         ({"xyz": 1}, "has no option 'xyz'; use some of num_classes, .*block_implementation"),
         ({"block": "non_local"}, "block is 'non_local'; use one of none, nonlocal"),
-        ({"block": "none", "block_mode": "gaussian"}, "'none' has no option 'block_mode'"),
-        ({"block": "global_context", "block_mode": "x"}, "'global_context' has no option"),
+        (
+            {"block": "none", "block_mode": "gaussian", "block_axes": "space"},
+            "block is 'none', which does not have the options block_mode, block_axes; use the "
+            "config of a network without blocks .* or remove these options$",
+        ),
+        ({"block": "none", "block_mod": "x"}, "with block 'none' has no option 'block_mod'"),
+        (
+            {"block": "global_context", "block_mode": "x"},
+            "not have the options block_mode; .* a network with block 'global_context', or remove",
+        ),
         (
             {"block": "none", "block_at": ("layer1.0",)},
             "but block is 'none'; set block to one of nonlocal",

@@ -21,12 +21,17 @@ from nonlocal_jax.convert import names
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "mmaction2"
 
 
-def load(name):
-    """The config, the model, its float64 variables, the clips and the numbers of mmaction2."""
+def read(name):
+    """The config, the state dict of mmaction2, and its numbers."""
     config = narrow_video.config(name)
     golden = np.load(GOLDEN / f"{name}.npz")
     shapes = {leaf.name: leaf.torch_shape for leaf in names.leaves(config.model)}
-    state_dict = narrow_video.state_dict(shapes, golden["running"])
+    return config, narrow_video.state_dict(shapes, golden["running"]), golden
+
+
+def load(name):
+    """The config, the model, its float64 variables, the clips and the numbers of mmaction2."""
+    config, state_dict, golden = read(name)
     variables = nlj.convert.from_torch(state_dict, config.model)
     variables = jax.tree.map(lambda a: a.astype(np.float64), variables)
     model = nlj.create_model(config.model)

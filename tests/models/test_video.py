@@ -101,6 +101,10 @@ def test_norms_of_the_backbone_and_of_the_blocks():
     [
         ({"block": "nonlocal"}, "block is 'nonlocal' and block_at is"),
         ({"block_at": ["layer1.0"]}, "block is 'none' and block_at is"),
+        (
+            {"block": "none", "block_at": ["layer1.0"], "block_mode": "gaussian"},
+            "not have the options block_mode; .* remove these options and block_at$",
+        ),
         ({"stem": "v1"}, "network 'video' with block 'none' has no option 'stem'"),
         ({"conv1_frame": 5}, "has no option 'conv1_frame'; did you mean 'conv1_frames'"),
         ({"conv1_frames": 2}, "conv1_frames is 2; use an integer of at least 1 that is odd"),

@@ -16,6 +16,27 @@ import nonlocal_jax as nlj
 
 Arrays = Mapping[str, np.ndarray]
 
+# What is printed for every network, its bound, and what it means.
+COMMON_BOUNDS = {
+    "losses": 1e-8,
+    "gradients": 1.0,
+    "statistics": 1e-6,
+    "f32 logits": 3.0,
+    "f32 loss": 1e-5,
+    "f32 grad norm": 1e-3,
+    "export": 0,
+    "reloaded": 0,
+}
+COMMON_LEGEND = """\
+- `gradients`, float64: the largest ||a - b|| / (1e-6 ||b|| + 1e-10 ||g||) over all parameters, g
+  the whole gradient; `statistics`: running means and variances after the step,
+  max|a - b| / max|b|.
+- `f32 logits`: distance to PyTorch's float64 logits, divided by PyTorch's own float32 distance.
+- `f32 loss`, `f32 grad norm`: relative to PyTorch's float32.
+- `export`: arrays that differ after export and import; `reloaded`: max|a - b| of PyTorch's logits
+  with its own weights and with our export, loaded with strict=True.
+"""
+
 
 def distance(a, b) -> float:
     """max|a - b| / std(b)."""

@@ -16,6 +16,8 @@ import mmsegmentation
 import numpy as np
 import torch
 from comparison import (
+    COMMON_BOUNDS,
+    COMMON_LEGEND,
     compare_export,
     compare_training,
     compare_training_float32,
@@ -52,27 +54,13 @@ BOUNDS = {
     "slide": 1e-11,
     "ms+flip": 1e-11,
     "classes": 0,
-    "losses": 1e-8,
-    "gradients": 1.0,
-    "statistics": 1e-6,
-    "f32 logits": 3.0,
-    "f32 loss": 1e-5,
-    "f32 grad norm": 1e-3,
-    "export": 0,
-    "reloaded": 0,
+    **COMMON_BOUNDS,
 }
-LEGEND = """
+LEGEND = f"""
 - `logits`, `slide`, `ms+flip`, float64: max|a - b| / std(b); `classes`: pixels whose class differs
   although the top two probabilities differ by more than 1e-3.
 - `losses`, float64: the largest relative error of decode, auxiliary and total loss.
-- `gradients`, float64: the largest ||a - b|| / (1e-6 ||b|| + 1e-10 ||g||) over all parameters, g
-  the whole gradient; `statistics`: running means and variances after the step,
-  max|a - b| / max|b|.
-- `f32 logits`: distance to PyTorch's float64 logits, divided by PyTorch's own float32 distance.
-- `f32 loss`, `f32 grad norm`: relative to PyTorch's float32.
-- `export`: arrays that differ after export and import; `reloaded`: max|a - b| of PyTorch's logits
-  with its own weights and with our export, loaded with strict=True.
-"""
+{COMMON_LEGEND}"""
 
 
 def class_changes(a, b) -> int:

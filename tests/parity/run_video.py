@@ -16,6 +16,8 @@ import mmaction2
 import numpy as np
 import torch
 from comparison import (
+    COMMON_BOUNDS,
+    COMMON_LEGEND,
     compare_export,
     compare_training,
     compare_training_float32,
@@ -44,28 +46,14 @@ NETWORKS = {
 BOUNDS = {
     "features": 1e-11,
     "logits": 1e-11,
-    "losses": 1e-8,
-    "gradients": 1.0,
-    "statistics": 1e-6,
-    "f32 logits": 3.0,
-    "f32 loss": 1e-5,
-    "f32 grad norm": 1e-3,
-    "export": 0,
-    "reloaded": 0,
+    **COMMON_BOUNDS,
 }
-LEGEND = """
+LEGEND = f"""
 Batches of two clips.
 
 - `features`, the last feature map, and `logits`, float64: max|a - b| / std(b).
 - `losses`, float64: relative error of the loss.
-- `gradients`, float64: the largest ||a - b|| / (1e-6 ||b|| + 1e-10 ||g||) over all parameters, g
-  the whole gradient; `statistics`: running means and variances after the step,
-  max|a - b| / max|b|.
-- `f32 logits`: distance to PyTorch's float64 logits, divided by PyTorch's own float32 distance.
-- `f32 loss`, `f32 grad norm`: relative to PyTorch's float32.
-- `export`: arrays that differ after export and import; `reloaded`: max|a - b| of PyTorch's logits
-  with its own weights and with our export, loaded with strict=True.
-"""
+{COMMON_LEGEND}"""
 
 
 def compare(

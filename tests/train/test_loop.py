@@ -61,6 +61,22 @@ def test_a_run_and_what_it_leaves(config, source, tmp_path, capsys):
     assert evaluate.calls == 3
 
 
+@pytest.mark.parametrize("warmup_steps", [0, 1, 2, 5])
+def test_a_run_that_ends_in_the_warm_up_has_a_warning(
+    config, source, tmp_path, capsys, warmup_steps
+):
+    config.steps = 2
+    config.schedule.warmup_steps = warmup_steps
+    assert int(train(config, tmp_path / "run", source).state.step) == 2
+    lines = [line for line in capsys.readouterr().out.splitlines() if "warm-up" in line]
+    if warmup_steps < 2:
+        assert lines == []
+    else:
+        (line,) = lines
+        assert line.startswith(f"warning: the run ends in the warm-up of {warmup_steps} steps, ")
+        assert line.endswith("set schedule.warmup_steps to less than 2 steps")
+
+
 def test_the_same_seed_gives_the_same_parameters(config, source, tmp_path):
     runs = [train(config, tmp_path / name, source).state.params for name in "ab"]
     config.seed = 1

@@ -72,8 +72,11 @@ def test_they_are_the_statistics_of_all_batches(config, source, group_size, devi
     batches = functools.partial(
         train_batches, source, lambda e, rng: transform(e, rng=rng), batch_size=8, seed=0
     )
-    new = precise_batch_norm(experiment, shardings, batches)(state)
+    precise = precise_batch_norm(experiment, shardings, batches)
+    new = precise(state)
     assert _same(*(s.replace(batch_stats=0, rng=0) for s in (new, state)))
+    running = jax.tree.map(lambda a: a + jnp.nan, state.batch_stats)
+    assert _same(new.batch_stats, precise(state.replace(batch_stats=running)).batch_stats)
 
     inputs = {"bn1": [], "bn2": []}
     for batch in itertools.islice(batches(step=5), 3):

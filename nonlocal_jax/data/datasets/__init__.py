@@ -19,7 +19,6 @@ from nonlocal_jax.data.datasets._dataset import (
     BUILT_ON_USE,
     DATASETS,
     SPLITS,
-    VIDEO_DATASETS,
     Color,
     Dataset,
 )
@@ -31,7 +30,7 @@ __all__ = ["DATASETS", "Color", "Dataset", "default_data_dir", "get_dataset", "l
 
 
 def get_dataset(name: str, data_dir: PathLike | None = None) -> Dataset:
-    """Returns the dataset of this name, one of ``DATASETS`` or one that was prepared.
+    """Returns the dataset of this name, one of ``DATASETS`` or a folder that was prepared.
 
     Args:
       name: Name of the dataset.
@@ -44,7 +43,7 @@ def get_dataset(name: str, data_dir: PathLike | None = None) -> Dataset:
         return DATASETS[name]
     directory = find_directory(name, data_dir)
     check_prepared(name, directory)
-    return _read_dataset(name, directory)
+    return read_dataset(name, directory)
 
 
 def load_source(name: str, split: str, data_dir: PathLike | None = None) -> Source:
@@ -72,8 +71,7 @@ def load_source(name: str, split: str, data_dir: PathLike | None = None) -> Sour
     check_prepared(name, directory)
     from nonlocal_jax.data.datasets._records import RecordSource  # TFDS is slow to import
 
-    dataset = DATASETS.get(name) or _read_dataset(name, directory)
-    return RecordSource(dataset, split, directory, _repair(name, directory))
+    return RecordSource(read_dataset(name, directory), split, directory, _repair(name, directory))
 
 
 def check_prepared(name: str, directory: epath.Path) -> None:
@@ -85,12 +83,12 @@ def check_prepared(name: str, directory: epath.Path) -> None:
     """
     data_dir = directory.parent.parent
     if not directory.exists():
-        if name in (*DATASETS, *VIDEO_DATASETS):
+        if name in DATASETS:
             raise InputError(
                 f"{name} is not prepared in {data_dir}; run {_command(name, directory)}, or use "
                 "another --data-dir"
             )
-        names = [*DATASETS, *VIDEO_DATASETS, *_prepared(data_dir)]
+        names = [*DATASETS, *_prepared(data_dir)]
         near = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(names)}."
         raise InputError(
@@ -109,7 +107,7 @@ def check_prepared(name: str, directory: epath.Path) -> None:
         )
 
 
-def _read_dataset(name: str, directory: epath.Path) -> Dataset:
+def read_dataset(name: str, directory: epath.Path) -> Dataset:
     """Reads the classes of a prepared dataset."""
     try:
         return Dataset.from_json(json.loads((directory / "metadata.json").read_bytes()))
@@ -124,11 +122,11 @@ def _prepared(data_dir: epath.Path) -> list[str]:
     """Returns the names of the prepared folders."""
     directories = data_dir.glob(f"*/{VERSION}")
     names = {directory.parent.name for directory in directories}
-    return sorted(names - DATASETS.keys() - set(VIDEO_DATASETS))
+    return sorted(names - DATASETS.keys())
 
 
 def _command(name: str, directory: epath.Path) -> str:
-    known = name in (*DATASETS, *VIDEO_DATASETS)
+    known = name in DATASETS
     kind = name if known else f"folder --name={name}"
     data_dir = shlex.quote(os.fspath(directory.parent.parent))
     command = f"`python -m experiments.prepare {kind} --source=DIR --data-dir={data_dir}`"

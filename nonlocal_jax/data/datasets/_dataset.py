@@ -10,8 +10,6 @@ from nonlocal_jax.errors import InputError
 
 Color = tuple[int, int, int]
 
-# Datasets whose classes are read from the download.
-VIDEO_DATASETS = ("kinetics400", "charades")
 # The splits of every dataset.
 SPLITS = ("train", "val")
 
@@ -78,11 +76,12 @@ def default_color(index: int) -> Color:
 
 
 def _read_classes(name: str) -> tuple[tuple[str, ...], tuple[Color, ...]]:
-    """Reads the classes and the palette from ``class_tables/NAME.csv``."""
+    """Reads the classes and the palette, if it has one, from ``class_tables/NAME.csv``."""
     table = importlib.resources.files(__package__) / "class_tables" / f"{name}.csv"
     rows = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
     classes = tuple(row["name"] for row in rows)
-    return classes, tuple((int(row["r"]), int(row["g"]), int(row["b"])) for row in rows)
+    colored = [row for row in rows if "r" in row]
+    return classes, tuple((int(row["r"]), int(row["g"]), int(row["b"])) for row in colored)
 
 
 DATASETS: dict[str, Dataset] = {
@@ -93,6 +92,8 @@ DATASETS: dict[str, Dataset] = {
         "voc12aug",
         "pascal_context59",
         "pascal_context60",
+        "kinetics400",
+        "charades",
         *BUILT_ON_USE,
     )
 }

@@ -162,9 +162,9 @@ def draw_example(
 
 
 def paint_digit(image: np.ndarray, digit: np.ndarray, color: np.ndarray) -> np.ndarray:
-    """Paints a digit, ``[8, 8]``, on ``[*, H, W, 3]``, in place. Returns its pixels ``[H, W]``."""
-    height, width = image.shape[-3:-1]
-    ink = cv2.resize(digit, (width, height), interpolation=cv2.INTER_LINEAR_EXACT)
+    """Paints a digit, ``[8, 8]``, on ``[*, 16, 16, 3]``, in place. Returns its pixels as a mask."""
+    size = (DIGIT_SIZE, DIGIT_SIZE)
+    ink = cv2.resize(digit, size, interpolation=cv2.INTER_LINEAR_EXACT)
     inked = ink >= _LEAST_INK
     # At least half opaque, so that all pixels of a digit are visible.
     opacity = np.minimum(0.5 + ink / 255, 1)[inked, None]

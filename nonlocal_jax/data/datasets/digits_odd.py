@@ -23,6 +23,7 @@ from etils import epath
 from nonlocal_jax.data.datasets._dataset import DATASETS
 from nonlocal_jax.data.datasets._location import create_directory
 from nonlocal_jax.data.datasets.digits_flag import (
+    DIGIT_SIZE,
     load_material,
     paint_digit,
     shuffled,
@@ -33,7 +34,6 @@ from nonlocal_jax.data.images import encode_png
 NUM_EXAMPLES = {"train": 2048, "val": 512}
 NUM_FRAMES = 8
 SIZE = 32
-DIGIT_SIZE = 24
 # The first of the two frames of each digit. Frames 2 and 5 show none.
 FIRST_FRAMES = (0, 3, 6)
 

@@ -21,9 +21,9 @@ from nonlocal_jax.data.datasets import (
     check_prepared,
     cityscapes,
     folder,
-    get_dataset,
     kinetics400,
     pascal_context,
+    read_dataset,
     video_folder,
     voc12aug,
 )
@@ -33,7 +33,7 @@ from nonlocal_jax.data.datasets._build import (
     VIDEO_FEATURES,
     build,
 )
-from nonlocal_jax.data.datasets._dataset import DATASETS, SPLITS, VIDEO_DATASETS, Dataset
+from nonlocal_jax.data.datasets._dataset import DATASETS, SPLITS, Dataset
 from nonlocal_jax.data.datasets._encode import STORAGES, Encoder
 from nonlocal_jax.data.datasets._layout import Layout, VideoFile
 from nonlocal_jax.data.datasets._location import create_directory, local_directory
@@ -55,7 +55,7 @@ _READERS: dict[str, Callable[[pathlib.Path], Layout]] = {
     "kinetics400": kinetics400.find,
     "charades": charades.find,
 }
-_VIDEOS = (*VIDEO_DATASETS, "video_folder")
+_VIDEOS = ("kinetics400", "charades", "video_folder")
 _COUNTS = {
     "cityscapes": {"train": 2975, "val": 500},
     "ade20k": {"train": 20210, "val": 2000},
@@ -156,7 +156,7 @@ def prepare_dataset(
     shutil.rmtree(encoder.directory, ignore_errors=True)
     check_prepared(name, directory)
     examples = _manifest.examples(directory)
-    return Prepared(get_dataset(name, data_dir), directory, examples, new, notes)
+    return Prepared(read_dataset(name, directory), directory, examples, new, notes)
 
 
 def _check_name(kind: str, name: str | None) -> str:
@@ -172,7 +172,7 @@ def _check_name(kind: str, name: str | None) -> str:
             f"the name of the dataset is {name!r}; use lower-case letters, digits and underscores, "
             "and begin with a letter: --name=my_data"
         )
-    if name in (*DATASETS, *VIDEO_DATASETS, *_FOLDERS):
+    if name in (*DATASETS, *_FOLDERS):
         raise InputError(f"the name {name!r} is reserved; use another --name")
     return name
 
@@ -291,3 +291,4 @@ def _write(
         # One split is written after the other.
         splits = {split: itertools.islice(shown, len(layout.splits[split])) for split in SPLITS}
         build(dataset, splits, directory, features)
+        next(shown, None)  # reports the end

@@ -28,7 +28,7 @@ _Labeled = tuple[File, list[str]]
 def find(source: pathlib.Path, name: str) -> Layout:
     """Finds the videos, their classes and the splits. The classes are those of train, sorted."""
     problems: list[str] = []
-    missing: list[str] = []
+    missing: dict[str, str] = {}  # a line for each name of a file
     if any((source / f"{split}.csv").exists() for split in SPLITS):
         labeled = {split: _read_list(source, split, problems, missing) for split in SPLITS}
     else:
@@ -40,7 +40,9 @@ def find(source: pathlib.Path, name: str) -> Layout:
                 f"{label[:_MAX_NAME]!r} is not the name of a class; use 1 to {_MAX_NAME} printable "
                 "characters"
             )
-    numbers = {label: number for number, label in enumerate(classes)}
+    # Videos with other labels are refused, but also get a number, so that they are checked as well.
+    every = {label for videos in labeled.values() for _, labels in videos for label in labels}
+    numbers = {label: i for i, label in enumerate([*classes, *sorted(every - set(classes))])}
     # One video with several classes or with none makes every label a list.
     single = all(len(labels) == 1 for videos in labeled.values() for _, labels in videos)
     notes = []
@@ -54,46 +56,51 @@ def find(source: pathlib.Path, name: str) -> Layout:
     for split, videos in labeled.items():
         splits[split] = []
         for file, labels in videos:
-            if unknown := [label for label in labels if label not in numbers]:
+            if unknown := [label for label in labels if label not in classes]:
                 problems.append(
                     f"{file.name} has the label {unknown[0]!r}, which no video of train has; "
                     "correct it"
                 )
-                continue
-            found = tuple(sorted({numbers[label] for label in labels}))
-            key = pathlib.PurePosixPath(file.name).with_suffix("").as_posix()
-            splits[split].append(VideoFile(key, file, found[0] if single else found))
-    return Layout(splits, problems, Dataset(name, tuple(classes)), missing=missing, notes=notes)
+            if file.name not in missing:
+                found = tuple(sorted({numbers[label] for label in labels}))
+                key = pathlib.PurePosixPath(file.name).with_suffix("").as_posix()
+                splits[split].append(VideoFile(key, file, found[0] if single else found))
+    dataset = Dataset(name, tuple(classes))
+    return Layout(splits, problems, dataset, missing=list(missing.values()), notes=notes)
 
 
 def _read_list(
-    source: pathlib.Path, split: str, problems: list[str], missing: list[str]
+    source: pathlib.Path, split: str, problems: list[str], missing: dict[str, str]
 ) -> list[_Labeled]:
     """Reads a list of videos. Several labels of a video are separated by semicolons."""
     videos = []
     for line, row in read_table(source, source / f"{split}.csv", ("video", "label"), problems):
         path = source / row["video"]
-        if path.is_file():
-            labels = [label.strip() for label in row["label"].split(";")]
-            videos.append((File(row["video"], path), [label for label in labels if label]))
-        else:
-            missing.append(f"{row['video']} is missing, but {line} contains it; add it")
+        labels = [label.strip() for label in row["label"].split(";")]
+        videos.append((File(row["video"], path), [label for label in labels if label]))
+        if not path.is_file():
+            missing[row["video"]] = f"{row['video']} is missing, but {line} contains it; add it"
     return videos
 
 
 def _read_directories(source: pathlib.Path, problems: list[str]) -> dict[str, list[_Labeled]]:
-    """Finds the videos in directories of classes. Without splits, a fifth of them is val."""
+    """Finds the videos in directories of classes.
+
+    Without splits, a fifth of them is val, except for those of classes that train would not have.
+    """
     if (source / "train").is_dir():
         return {
             split: _by_class(list_files(source, source / split, problems), 1, problems)
             for split in SPLITS
         }
     videos = _by_class(list_files(source, source, problems), 0, problems)
-    val = set(draw_val(file.name for file, _ in videos))
-    return {
-        split: [video for video in videos if (video[0].name in val) == (split == "val")]
-        for split in SPLITS
-    }
+    drawn = set(draw_val(file.name for file, _ in videos))
+    classes = {label for file, (label,) in videos if file.name not in drawn}
+    splits: dict[str, list[_Labeled]] = {split: [] for split in SPLITS}
+    for file, (label,) in videos:
+        is_val = file.name in drawn and label in classes
+        splits["val" if is_val else "train"].append((file, [label]))
+    return splits
 
 
 def _by_class(files: list[File], depth: int, problems: list[str]) -> list[_Labeled]:
