@@ -18,7 +18,7 @@ def check_places(name: str, given: Sequence[str], known: Sequence[str]) -> None:
     """
     if unknown := [place for place in given if place not in known]:
         raise InputError(
-            f"{name} is {given}, but there is no {', '.join(unknown)}; "
+            f"{name} is {given}, but {', '.join(unknown)} cannot be used; "
             f"use some of {', '.join(known)}"
         )
 

@@ -101,6 +101,11 @@ def block_options(block: str) -> dict[str, Any]:
 
 def unknown_name(name: str, names: Sequence[str]) -> InputError:
     """Returns the error of a ``get_config`` without an experiment of this name."""
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(names)}"
+    containing = [known for known in names if name in known]
+    if containing:
+        hint = f"use one of {', '.join(containing)}"
+    elif near := difflib.get_close_matches(name, names, n=1, cutoff=0.4):
+        hint = f"did you mean {near[0]!r}?"
+    else:
+        hint = f"use one of {', '.join(names)}"
     return InputError(f"unknown experiment {name!r}; {hint}")

@@ -223,6 +223,8 @@ class EncodedVideo:
         options = {"metadata_errors": "ignore"} if old else {}
         try:
             with av.open(io.BytesIO(data), **options) as container:
+                if container.format.name.endswith("_pipe"):  # of FFmpeg's readers of images
+                    raise InputError(f"{self._name} is an image; use a video instead")
                 if not container.streams.video or container.streams.video[0].codec_context is None:
                     raise InputError(f"{self._name} has no video that can be decoded; replace it")
                 # Examples are decoded in parallel already.

@@ -30,6 +30,10 @@ EXAMPLE_INPUTS = {
 
 
 def _network(config: Mapping[str, Any]) -> str:
+    if not hasattr(config, "keys"):
+        raise InputError(f"the model config is {config!r}; use a mapping, such as config.model")
+    if hasattr(config.get("model"), "keys"):
+        raise InputError("the model config is that of an experiment; use its config.model")
     name = config.get("network", "segmentation")
     choose("network", name, NETWORKS)
     return name
@@ -93,8 +97,8 @@ def create_model(config: Mapping[str, Any], *, remat: bool = False) -> nn.Module
     Raises:
       InputError: An option is unknown or missing, or a value is not allowed.
     """
-    options = {name: value for name, value in config.items() if name != "network"}
     network, known = _network(config), model_options(config)
+    options = {name: value for name, value in config.items() if name != "network"}
     model = f"network {network!r}"
     if "block" in known:
         block = options.get("block", known["block"].default)

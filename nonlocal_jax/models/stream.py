@@ -1,6 +1,6 @@
 """Video networks on a stream, one frame at a time."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -52,10 +52,13 @@ def stream(model: nn.Module, variables: Mapping[str, Any]) -> Stream:
       variables: Its parameters and statistics. Frames are converted to the type of the parameters.
 
     Raises:
-      InputError: The network cannot process a stream. The message says why. ``step`` raises it if
-        the frame has a wrong shape or type, or the state does not fit.
+      InputError: The network cannot process a stream, or the variables have no parameters. The
+        message says why. ``step`` raises it if the frame has a wrong shape or type, or the state
+        does not fit.
     """
     _check(model)
+    if "params" not in variables:
+        raise InputError("the variables have no 'params'; use those of model.init or convert.load")
     dtype = jnp.result_type(jax.tree.leaves(variables["params"])[0])
 
     def apply(variables, state, frame):
@@ -78,6 +81,8 @@ def stream(model: nn.Module, variables: Mapping[str, Any]) -> Stream:
         return apply(variables, state, frame)
 
     def reset(batch: int, size: Size) -> State:
+        if not isinstance(size, Sequence) or len(size) != 2:
+            raise InputError(f"size is {size}; use (height, width)")
         state = shapes(jax.ShapeDtypeStruct((batch, *size, 3), dtype))
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state)
 

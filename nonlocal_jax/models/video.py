@@ -14,7 +14,7 @@ from nonlocal_jax.layers import Constructor
 from nonlocal_jax.layers.dense import Float32Dense
 from nonlocal_jax.models._options import Odd, Positive, PositiveNumber, Probability
 from nonlocal_jax.models._parts import BLOCKS, DTYPES, NORMS, block_constructor, choose
-from nonlocal_jax.ops._numerics import float32_or_more, with_sizes_known
+from nonlocal_jax.ops._numerics import check_floating, float32_or_more, with_sizes_known
 from nonlocal_jax.ops.shift import Shift
 
 Window = tuple[int | None, int | None, int | None]
@@ -62,6 +62,7 @@ class VideoNet(nn.Module):
         Raises:
           InputError: The clips have the wrong shape or type, or the window does not fit.
         """
+        check_floating(clips=clips)
         if clips.ndim != 5 or clips.shape[-1] != 3:
             raise InputError(
                 f"clips has shape {clips.shape}; use normalized RGB clips [B, T, H, W, 3]"
@@ -89,7 +90,7 @@ class VideoNet(nn.Module):
 
 def _sliding_mean(x: jax.Array, window: Window) -> jax.Array:
     size = x.shape[1:-1]
-    if len(window) != len(size):
+    if not isinstance(window, Sequence) or len(window) != len(size):
         raise InputError(
             f"window is {window}; use (frames, height, width), or None for a whole axis"
         )

@@ -70,9 +70,10 @@ def check_floating(**arrays: jax.Array) -> None:
     """
     for name, x in arrays.items():
         if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise InputError(
-                f"{name} has dtype {x.dtype}; convert it to a floating type, such as float32"
-            )
+            advice = "convert it to a floating type, such as float32"
+            if x.dtype == jnp.uint8:
+                advice += ", and pixels with nonlocal_jax.data.normalize"
+            raise InputError(f"{name} has dtype {x.dtype}; {advice}")
 
 
 def check_scalar(**numbers: jax.typing.ArrayLike) -> None:

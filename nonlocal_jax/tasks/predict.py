@@ -144,7 +144,11 @@ def video_predictor(
         if block is not None:
             name = f"backbone/{block.replace('.', '_')}_block"
             weights = visualize.attention_map(model, variables, clip, ringed, name)
-            lines = [*lines, f"attention of the ringed position in the block at {block}"]
+            lines = [
+                *lines,
+                f"attention of the ringed position in the block at {block}, and the share of each "
+                "frame",
+            ]
         return ringed, visualize.attention_strip(frames, weights, ringed, *lines)
 
     def predict(variables: Variables, dataset: Dataset) -> Predict:

@@ -52,7 +52,7 @@ def _draw_loss(axes: Axes, steps: np.ndarray, loss: np.ndarray) -> None:
     smooth = _running_mean(loss, min(2 * (len(loss) // 100) + 1, len(loss)))
     axes.plot(steps, loss, color=_COLOR, alpha=0.3, linewidth=1)
     axes.plot(steps, smooth, color=_COLOR, linewidth=1.8)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.05 * np.max(loss, initial=0, where=np.isfinite(loss)) or 1)
 
 
 def _running_mean(values: np.ndarray, width: int) -> np.ndarray:

@@ -171,6 +171,11 @@ def test_frames_stay_an_axis_where_they_are_split():
         ({}, (1, 0, 9, 9, 3), r"too small: a max pool over \(1, 3, 3\) gets .* \(0, 5, 5\)"),
         ({"temporal": Temporal(inflate_at=("layer9.0",))}, (1, 4, 9, 9, 3), "inflate_at.*layer9.0"),
         ({"temporal": Temporal(shift_at=("layer1.1",))}, (1, 4, 9, 9, 3), "shift_at.*use some of"),
+        (
+            {"temporal": Temporal(group_frames=2, group_at=("layer1.0",))},
+            (1, 4, 9, 9, 3),
+            r"group_at is \('layer1.0',\), but layer1.0 cannot be used",
+        ),
         ({"temporal": Temporal(shift="back")}, (1, 4, 9, 9, 3), "shift is 'back'; use 'both'"),
         ({"temporal": Temporal(inflate="1")}, (1, 4, 9, 9, 3), "inflate is '1'; use '3x1x1'"),
         ({"temporal": Temporal(pool1_padding=2)}, (1, 4, 9, 9, 3), "pool1_padding is 2; use 0"),

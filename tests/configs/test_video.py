@@ -250,6 +250,8 @@ def test_fields_that_are_empty_can_be_set_from_the_command_line():
 def test_unknown_name_gives_the_nearest():
     with pytest.raises(InputError, match="did you mean 'nl_i3d_r50_5block_32f'"):
         video.get_config("nl_i3d_r50_5blocks_32f")
+    with pytest.raises(InputError, match="'slowonly'; use one of mmaction2_slowonly_r50_8f, mmac"):
+        video.get_config("slowonly")
 
 
 def test_the_configs_of_the_command_line_are_those_of_the_library():

@@ -84,6 +84,13 @@ def test_blocks_of_files_with_other_names():
     assert "block is 'none' in the checkpoint" in str(error.value)
 
 
+def test_blocks_without_a_place_are_refused():
+    arrays = convert.to_torch(random_variables(NL_TSM), NL_TSM)
+    with pytest.raises(InputError, match=r"the model has no blocks: .* use a config with") as error:
+        convert.from_torch(arrays, TSM)
+    assert "new_blocks" not in str(error.value)
+
+
 def test_a_charades_network_starts_from_kinetics(tmp_path, caplog):
     old, config = random_variables(LONG), LONG | {"num_classes": 157}
     convert.save(tmp_path / "a.safetensors", old, LONG)

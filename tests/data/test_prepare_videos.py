@@ -144,6 +144,10 @@ def test_directories_without_splits_are_split(tmp_path):
     movies.write(tmp_path / "source/a/notes.txt", b"not a video")
     prepared = prepare("video_folder", tmp_path / "source", tmp_path / "data")
     assert prepared.examples == {"train": 8, "val": 2}
+    assert [n[:54] for n in prepared.notes] == [
+        "left out 1 file without the ending of a video (.avi, ."
+    ]
+    assert prepared.notes[0].endswith("such as a/notes.txt")
     ids = {e["id"] for examples in opened(prepared, tmp_path / "data").values() for e in examples}
     assert len(ids) == 10
 

@@ -9,6 +9,7 @@ import pytest
 
 from nonlocal_jax.data import EncodedVideo, FrameArray
 from nonlocal_jax.data import videos as module
+from nonlocal_jax.data.images import encode_png
 from nonlocal_jax.errors import InputError
 from tests.data import movies
 
@@ -96,6 +97,12 @@ def test_frames_are_found_if_a_seek_leads_too_far(skipped, monkeypatch):
     monkeypatch.setattr(module, "decode", skip_a_key_frame)
     np.testing.assert_array_equal(EncodedVideo(data, index=index).read([19, 10]), frames[[19, 10]])
     assert len(calls) == 3
+
+
+def test_an_image_is_refused():
+    image = encode_png(np.zeros((16, 16, 3), np.uint8))
+    with pytest.raises(InputError, match=r"a.png is an image; use a video instead"):
+        len(EncodedVideo(image, "a.png").index)
 
 
 def test_a_file_that_has_changed_is_refused():

@@ -321,6 +321,18 @@ def test_options_that_do_not_fit_are_refused(options, message):
         nlj.create_model({"num_classes": 3, **options})
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model": {"num_classes": 3}, "steps": 1}, "of an experiment; use its config.model"),
+        ("demo_nonlocal", "the model config is 'demo_nonlocal'; use a mapping"),
+    ],
+)
+def test_what_is_no_model_config_is_refused(config, message):
+    with pytest.raises(InputError, match=message):
+        nlj.create_model(config)
+
+
 def test_all_implementations_are_allowed():
     all_names = {"auto"}.union(*ops.IMPLEMENTATIONS.values())
     assert set(get_args(NonLocalBlock.__annotations__["implementation"])) == all_names

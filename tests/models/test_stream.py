@@ -115,6 +115,8 @@ def test_other_networks_are_refused():
     model = nlj.create_model({"num_classes": 3})
     with pytest.raises(InputError, match=r"a SegmentationNet; use a network of config\.model"):
         nlj.models.stream(model, {})
+    with pytest.raises(InputError, match="the variables have no 'params'; use those"):
+        nlj.models.stream(nlj.create_model(_TSM), {"kernel": 0})
 
 
 def test_frames_that_do_not_fit_are_refused():
@@ -126,6 +128,8 @@ def test_frames_that_do_not_fit_are_refused():
         step({}, frame)
     with pytest.raises(InputError, match=r"shape \(2, 1, 17, 16, 3\); use one normalized"):
         step(state, frame[:, None])
+    with pytest.raises(InputError, match=r"size is 16; use \(height, width\)"):
+        reset(1, 16)
     with pytest.raises(InputError, match="frame has dtype uint8"):
         step(state, frame.astype(np.uint8))
 

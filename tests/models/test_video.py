@@ -126,6 +126,7 @@ def test_options_that_do_not_fit_are_refused(options, message):
     [
         ((2, 24, 32, 3), {}, r"clips has shape \(2, 24, 32, 3\); use normalized RGB clips"),
         ((2, 0, 24, 32, 3), {}, r"\(2, 0, 24, 32, 3\); use at least one frame and one pixel"),
+        (CLIPS.shape, {"window": 7}, r"window is 7; use \(frames, height, width\)"),
         (CLIPS.shape, {"window": (None, 9, 9)}, "the last feature map has the size"),
         (
             CLIPS.shape,
@@ -137,5 +138,7 @@ def test_options_that_do_not_fit_are_refused(options, message):
 )
 def test_calls_that_do_not_fit_are_refused(shape, options, message):
     model, variables = build()
+    with pytest.raises(InputError, match=r"clips has dtype uint8; .* nonlocal_jax.data.normalize"):
+        model.apply(variables, np.zeros(CLIPS.shape, np.uint8))
     with pytest.raises(InputError, match=message):
         model.apply(variables, jnp.zeros(shape), **options)

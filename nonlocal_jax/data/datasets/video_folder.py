@@ -29,10 +29,11 @@ def find(source: pathlib.Path, name: str) -> Layout:
     """Finds the videos, their classes and the splits. The classes are those of train, sorted."""
     problems: list[str] = []
     missing: dict[str, str] = {}  # a line for each name of a file
+    notes: list[str] = []
     if any((source / f"{split}.csv").exists() for split in SPLITS):
         labeled = {split: _read_list(source, split, problems, missing) for split in SPLITS}
     else:
-        labeled = _read_directories(source, problems)
+        labeled = _read_directories(source, problems, notes)
     classes = sorted({label for _, labels in labeled["train"] for label in labels})
     for label in classes:
         if not label or len(label) > _MAX_NAME or not label.isprintable():
@@ -45,7 +46,6 @@ def find(source: pathlib.Path, name: str) -> Layout:
     numbers = {label: i for i, label in enumerate([*classes, *sorted(every - set(classes))])}
     # One video with several classes or with none makes every label a list.
     single = all(len(labels) == 1 for videos in labeled.values() for _, labels in videos)
-    notes = []
     if not single and all(len(labels) < 2 for videos in labeled.values() for _, labels in videos):
         unlabeled = [file for videos in labeled.values() for file, labels in videos if not labels]
         notes.append(
@@ -83,17 +83,22 @@ def _read_list(
     return videos
 
 
-def _read_directories(source: pathlib.Path, problems: list[str]) -> dict[str, list[_Labeled]]:
+def _read_directories(
+    source: pathlib.Path, problems: list[str], notes: list[str]
+) -> dict[str, list[_Labeled]]:
     """Finds the videos in directories of classes.
 
     Without splits, a fifth of them is val, except for those of classes that train would not have.
     """
     if (source / "train").is_dir():
+        others = [path.name for path in sorted(source.iterdir()) if path.is_dir()]
+        if others := [name for name in others if name not in SPLITS and not name.startswith(".")]:
+            notes.append(f"left out {', '.join(others)}: besides train/, only val/ is read")
         return {
-            split: _by_class(list_files(source, source / split, problems), 1, problems)
+            split: _by_class(list_files(source, source / split, problems), 1, problems, notes)
             for split in SPLITS
         }
-    videos = _by_class(list_files(source, source, problems), 0, problems)
+    videos = _by_class(list_files(source, source, problems), 0, problems, notes)
     drawn = set(draw_val(file.name for file, _ in videos))
     classes = {label for file, (label,) in videos if file.name not in drawn}
     splits: dict[str, list[_Labeled]] = {split: [] for split in SPLITS}
@@ -103,15 +108,23 @@ def _read_directories(source: pathlib.Path, problems: list[str]) -> dict[str, li
     return splits
 
 
-def _by_class(files: list[File], depth: int, problems: list[str]) -> list[_Labeled]:
+def _by_class(
+    files: list[File], depth: int, problems: list[str], notes: list[str]
+) -> list[_Labeled]:
     """Returns the videos with the names of their directories, ``depth`` levels below the source."""
-    videos = []
+    videos, others = [], []
     for file in files:
         path = pathlib.PurePosixPath(file.name)
         if path.suffix.lower() not in SUFFIXES:
-            continue
-        if len(path.parts) == depth + 2:
+            others.append(file.name)
+        elif len(path.parts) == depth + 2:
             videos.append((file, [path.parts[depth]]))
         else:
             problems.append(f"{file.name} is not in the directory of a class; move it to one")
+    if others:
+        number = f"{len(others)} {'file' if len(others) == 1 else 'files'}"
+        notes.append(
+            f"left out {number} without the ending of a video ({', '.join(SUFFIXES)}), such as "
+            f"{others[0]}"
+        )
     return videos
