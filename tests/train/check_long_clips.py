@@ -72,8 +72,9 @@ def attention_matrices(text: str, frames: int) -> list[str]:
     for size in (28, 14):  # height and width of the maps; those of the keys are half as large
         queries, keys = (frames // 8 * n * n for n in (size, size // 2))
         pairs |= {(queries, keys), *((-(-queries // n) * n, -(-keys // n) * n) for n in (128, 512))}
-    # Not matrices: maps of stage 3, which has 1024 channels, and kernels of stage 4.
-    pairs = {pair for pair in pairs if pair[1] != 1024 and pair != (2048, 512)}
+    # Not matrices: maps of stage 3, which has 1024 channels, and kernels of stages 3 and 4.
+    kernels = {(1024, 512), (2048, 512)}
+    pairs = {pair for pair in pairs - kernels if pair[1] != 1024}
     shapes = {
         shape: {int(n) for n in shape.split(",")} for shape in re.findall(r"\[([\d,]+)\]", text)
     }
