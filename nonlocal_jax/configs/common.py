@@ -101,11 +101,9 @@ def block_options(block: str) -> dict[str, Any]:
 
 def unknown_name(name: str, names: Sequence[str]) -> InputError:
     """Returns the error of a ``get_config`` without an experiment of this name."""
-    containing = [known for known in names if name in known]
-    if containing:
-        hint = f"use one of {', '.join(containing)}"
-    elif near := difflib.get_close_matches(name, names, n=1, cutoff=0.4):
-        hint = f"did you mean {near[0]!r}?"
-    else:
-        hint = f"use one of {', '.join(names)}"
+    near = [known for known in names if name in known]
+    near = near or difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    hint = (
+        f"did you mean {near[0]!r}?" if len(near) == 1 else f"use one of {', '.join(near or names)}"
+    )
     return InputError(f"unknown experiment {name!r}; {hint}")

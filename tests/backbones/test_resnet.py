@@ -142,7 +142,11 @@ def test_the_norm_may_be_any_norm_of_flax(norm):
         ({}, (64, 64, 3), r"\(64, 64, 3\); use images \[B, H, W, 3\] or clips"),
         ({"stem": "v2"}, (1, 64, 64, 3), r"stem is 'v2'; use 'v1' or 'v1c'"),
         ({"block_position": "before"}, (1, 64, 64, 3), r"block_position is 'before'; use"),
-        ({"block_at": ("layer3.6",)}, (1, 64, 64, 3), r"block_at is.*no layer3.6; use.*layer3.5"),
+        (
+            {"block_at": ("layer3.6",)},
+            (1, 64, 64, 3),
+            r"block_at is.*layer3.6 cannot be used; use.*layer3.5",
+        ),
         ({"width": 1}, (1, 64, 64, 3), r"width is 1, but.*use 2 or more"),
         ({"strides": (1, 2)}, (1, 64, 64, 3), r"one entry per stage"),
     ],
