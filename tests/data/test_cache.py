@@ -1,6 +1,8 @@
 import concurrent.futures
+import contextlib
 import multiprocessing
 import os
+import pathlib
 import pickle
 import resource
 import shutil
@@ -116,9 +118,11 @@ def test_one_process_writes_and_a_killed_one_is_replaced(tmp_path, capfd):
 
 
 def _has_open(pid, suffix):
-    directory = f"/proc/{pid}/fd"
-    links = [os.path.join(directory, name) for name in os.listdir(directory)]
-    return any(os.readlink(link).endswith(suffix) for link in links if os.path.islink(link))
+    for link in pathlib.Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            if os.readlink(link).endswith(suffix):
+                return True
+    return False
 
 
 def test_a_full_disk_is_reported_with_the_bytes_needed(tmp_path, monkeypatch):
