@@ -32,8 +32,8 @@ class Task:
         function ``config -> name``. It is a key of the summary of the evaluation during training.
       leaves: The config fields of this task, in addition to the common ones, with the values
         allowed for each. See ``nonlocal_jax.config``.
-      check: Checks fields that must fit together, after each field alone: ``config -> None``. It
-        raises an ``InputError``. Default: None.
+      check: Function ``config -> None`` that checks the fields that depend on each other. It raises
+        an ``InputError``. Default: None, for no such check.
       batch: Returns the shapes and types of a global batch:
         ``config -> {name: jax.ShapeDtypeStruct}``.
       inputs: Computes the inputs of the model from a batch: ``(batch, config) -> inputs``. It runs
