@@ -73,6 +73,7 @@ def from_torch(
     """
     source, arrays = names.identify(name, arrays, model_config)
     skipped = [source.classifier] if reinit_head else []
+    asked = {"reinit_head": reinit_head, "new_blocks": new_blocks}
     if new_blocks:
         _check_blocks(names.known_shapes(model_config))
     if not any(re.match(source.head, found) for found in arrays):
@@ -105,11 +106,38 @@ def from_torch(
     if any(re.match(source.block, found) for found in arrays):
         different += fit.lacking_in_blocks(source, model_config)
     fit.check(name, arrays, wanted, different)
+    if source.head == source.classifier:
+        _check_asked(name, fresh, asked)
     # Copies: the arrays may view a file.
     values = {
         leaf.path: np.array(leaf.to_flax(arrays[n]), dtype, order="C") for n, leaf in used.items()
     }
     return _fill(name, values, fresh, model_config, seed)
+
+
+def _check_asked(name: object, fresh: Iterable[str], asked: Mapping[str, bool]) -> None:
+    """Requires the flags for what a file of a backbone does not contain.
+
+    Raises:
+      InputError: A flag is not set.
+    """
+    in_block = {fit.is_in_block(path) for path in fresh}
+    lacking = [
+        (part, option)
+        for part, option, needed in (
+            ("classifier", "reinit_head", False in in_block),
+            ("blocks", "new_blocks", True in in_block),
+        )
+        if needed and not asked[option]
+    ]
+    if lacking:
+        options = ", ".join(f"{option}=True" for _, option in lacking)
+        flags = " ".join(f"--{option.replace('_', '-')}" for _, option in lacking)
+        raise InputError(
+            f"{name} has no {' and no '.join(part for part, _ in lacking)} for the model; to "
+            f"initialize what it lacks, set {options} ({flags} of experiments.train and "
+            "experiments.convert)"
+        )
 
 
 def _check_blocks(paths: Iterable[str]) -> None:

@@ -47,8 +47,10 @@ def load(
     resumes from. It is not loaded.
 
     A file of PyTorch without heads (an ImageNet classifier such as torchvision's or resnet50_v1c,
-    a detector) fills the backbone only. The heads are initialized, and so are blocks in the
-    backbone if the file has none. A logged warning lists the modules that were initialized.
+    a detector) fills the backbone only. In a segmentation network, the heads are initialized, and
+    so are blocks in the backbone if the file has none. A video network needs ``reinit_head`` for
+    its classifier and ``new_blocks`` for its blocks. A logged warning lists the modules that were
+    initialized.
 
     Weights of networks for images inflate: a kernel that spans T frames is T copies of the kernel
     for images, divided by T.

@@ -120,7 +120,14 @@ def test_caffe2_affine_files_start_a_run(tmp_path, caplog):
     blobs = long_blobs(blocks=())
     flat = {name: x for name, x in blobs.items() if not name.startswith("pred_")} | {"lr": 0.00125}
     path = written(tmp_path / "a.pkl", flat, protocol=0)
-    loaded = convert.load(path, LONG)
+    for given, missing, flags in (
+        ({}, "classifier and no blocks", r"--reinit-head --new-blocks"),
+        ({"new_blocks": True}, "classifier", "--reinit-head"),
+        ({"reinit_head": True}, "blocks", "--new-blocks"),
+    ):
+        with pytest.raises(InputError, match=rf"a\.pkl has no {missing} for the .* \({flags} of"):
+            convert.load(path, LONG, **given)
+    loaded = convert.load(path, LONG, reinit_head=True, new_blocks=True)
     places = ("backbone/layer2_1_block", "backbone/layer3_0_block", "classifier")
     expected = "".join(f"\n  {place}" for place in places)
     assert f"initialized instead of read from {path}:{expected}\n" in caplog.text
@@ -135,7 +142,8 @@ def test_caffe2_affine_files_start_a_run(tmp_path, caplog):
 def test_all_modules_that_are_initialized_are_listed(caplog):
     places = [f"layer{i}.{j}" for i, j in ((1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (4, 0))]
     blobs = {n: x for n, x in long_blobs(blocks=()).items() if not n.startswith("pred_")}
-    convert.from_torch(blobs, LONG | {"block_at": places})
+    config = LONG | {"block_at": places}
+    convert.from_torch(blobs, config, reinit_head=True, new_blocks=True)
     blocks = [f"backbone/{place.replace('.', '_')}_block" for place in places]
     expected = "".join(f"\n  {module}" for module in (*blocks, "classifier"))
     assert caplog.messages[0].endswith(f":{expected}")
@@ -201,7 +209,10 @@ def test_torchvision(tmp_path, caplog):
     arrays = {n.replace("new_fc.", "fc."): x for n, x in arrays.items()}
     assert {"conv1.weight", "layer1.0.downsample.0.weight", "fc.weight"} <= arrays.keys()
     path = written(tmp_path / "a.pth", arrays)
-    loaded = flatten_dict(convert.load(path, config), sep="/")
+    with pytest.raises(InputError, match=r"has no classifier and no blocks for the model; .*"):
+        convert.load(path, config)
+    loaded = convert.load(path, config, reinit_head=True, new_blocks=True)
+    loaded = flatten_dict(loaded, sep="/")
     assert f"{path}:\n  backbone/layer2_0_block\n  classifier\n" in caplog.text
     for name, array in flatten_dict(variables, sep="/").items():
         if "classifier" in name:
@@ -216,6 +227,12 @@ def test_torchvision(tmp_path, caplog):
     del arrays["layer2.0.bn1.weight"]
     with pytest.raises(InputError, match=r"1 missing:\n  layer2\.0\.bn1\.weight \(8,\)"):
         convert.from_torch(arrays, config)
+
+
+def test_a_file_of_something_else_is_not_a_backbone():
+    """The error is that it does not fit, not that a flag is missing."""
+    with pytest.raises(InputError, match=r"does not fit the model config\n(?s:.*) missing:"):
+        convert.from_torch({"roi_head.weight": np.zeros(3, np.float32)}, I3D)
 
 
 MISTAKES = {
