@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import stat
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -31,6 +32,36 @@ def as_path(path: PathLike) -> epath.Path:
             f"the path is {text!r}, but object stores are not supported yet; use a local path"
         )
     return epath.Path(os.path.expanduser(text))
+
+
+# What is not a file, as ``stat`` tells it apart.
+_NOT_FILES = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def check_is_file(path: PathLike) -> None:
+    """Requires a file. Call this before opening one, as opening a pipe waits for its other end.
+
+    Raises:
+      InputError: The file does not exist or cannot be looked at, or it is something else, such as a
+        directory, a named pipe or a device.
+    """
+    try:
+        kind = stat.S_IFMT(os.stat(path).st_mode)
+    except OSError as error:
+        raise InputError(
+            f"cannot read {path}: {error.strerror}; check the path and its permissions"
+        ) from error
+    if kind != stat.S_IFREG:
+        raise InputError(
+            f"cannot read {path}: it is {_NOT_FILES.get(kind, 'something else')}, not a file; use "
+            "the path of a file"
+        )
 
 
 def make_directory(path: PathLike) -> epath.Path:

@@ -11,14 +11,26 @@ class InputError(ValueError):
     """
 
 
+def printable(text: str, max_length: int = 200) -> str:
+    """Returns text from a file in a form that is safe to print.
+
+    Control characters, line breaks and characters that reverse the direction of text are escaped.
+    The middle of a long text is left out.
+    """
+    if len(text) > max_length:
+        half = max_length // 2
+        text = f"{text[:half]} ... {text[-half:]}"
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def first_line(error: Exception) -> str:
     """Returns the first line of another library's error message. The rest is often very long."""
-    return str(error).strip().partition("\n")[0]
+    return printable(str(error).strip().partition("\n")[0])
 
 
 def listing(items: Collection[str], max_lines: int = 6) -> str:
-    """Formats the first items, one per line, to append to a message."""
+    """Formats the first items, one per line, to append to a message. They may be from a file."""
     lines = list(items)
     if len(lines) > max_lines:
         lines[max_lines - 1 :] = [f"and {len(lines) - max_lines + 1:,} more"]
-    return "".join(f"\n  {line}" for line in lines)
+    return "".join(f"\n  {printable(line, 1000)}" for line in lines)

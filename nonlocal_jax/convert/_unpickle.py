@@ -3,168 +3,103 @@
 A pickle is a program that names functions and calls them. This reader knows only the few names
 that tensors, NumPy arrays of numbers and plain containers need. It replaces every other name with
 an inert ``Placeholder`` and never imports anything.
+
+A small pickle can also build values that take forever to hash, to compare or to print, such as a
+tuple of two references to a tuple of two references, 40 times, or that take gigabytes. So nothing
+here hashes, compares or prints a value before its type is known, and the number of operations is
+limited.
 """
 
-import functools
 import io
-import math
 import mmap
 import pickle
 import struct
-import textwrap
-import zipfile
-import zlib
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
-import ml_dtypes
 import numpy as np
 
-from nonlocal_jax._files import PathLike
+from nonlocal_jax._files import PathLike, check_is_file
+from nonlocal_jax.convert._mistaken import damaged
+from nonlocal_jax.convert._pickled import (
+    GLOBALS,
+    STORAGE_DTYPES,
+    Builder,
+    Placeholder,
+    Storage,
+    are_sizes,
+    as_key,
+)
+from nonlocal_jax.convert._zip import Records
 from nonlocal_jax.errors import InputError
 
-STORAGE_DTYPES = {
-    "DoubleStorage": np.dtype("<f8"),
-    "FloatStorage": np.dtype("<f4"),
-    "HalfStorage": np.dtype("<f2"),
-    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
-    "LongStorage": np.dtype("<i8"),
-    "IntStorage": np.dtype("<i4"),
-    "ShortStorage": np.dtype("<i2"),
-    "CharStorage": np.dtype("i1"),
-    "ByteStorage": np.dtype("u1"),
-    "BoolStorage": np.dtype("?"),
-}
+__all__ = ["STORAGE_DTYPES", "Placeholder", "read"]
 
 # The first object of a file written before PyTorch 1.6.
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
+# Reads of a pickle. Each operation needs one or more. A ResNet-101 with the momentum of all its
+# parameters needs 60,000.
+_MAX_READS = 3_000_000
 
-class Placeholder:
-    """Replaces an object that is not imported. Accepts any call and state, and stores nothing."""
+_MAX_ARGUMENTS = 16  # of a function
 
-    def __init__(self, name: str):
-        self.name = name
-
-    def __call__(self, *args, **kwargs) -> "Placeholder":
-        return self
-
-    def _ignore(self, *args) -> None:
-        pass
-
-    append = extend = add = __setitem__ = _ignore
+# Of the pickle in a zip file, in bytes. Tensors are stored outside of it.
+_MAX_PICKLE = 2**28
 
 
-class _Storage(NamedTuple):
-    dtype: np.dtype
-    data: memoryview
+class _Limited:
+    """A file of pickles. What is built from it is limited.
 
+    Args:
+      file: The file.
+      size: Its size in bytes.
+    """
 
-def _rebuild_tensor(
-    storage: _Storage | Placeholder, offset: int, shape: tuple, strides: tuple, *_
-) -> np.ndarray | Placeholder:
-    """Returns a view of the storage. NumPy raises an error if the view exceeds the storage."""
-    if isinstance(storage, Placeholder):
-        return storage
-    size = storage.dtype.itemsize
-    if any(n < 0 for n in (offset, *shape, *strides)):
-        raise ValueError("a tensor of negative size")
-    strides = [size * n for n in strides]
-    return np.ndarray(shape, storage.dtype, storage.data, size * offset, strides)
+    def __init__(self, file: Any, size: int):
+        self._file = file
+        self._reads_left = _MAX_READS
+        # A file of n bytes has at most n characters of text, but it can refer to them again.
+        self._text_left = 2 * size
 
+    def count(self, number: int) -> None:
+        self._reads_left -= number
+        if self._reads_left < 0:
+            raise ValueError(f"the pickle has more than {_MAX_READS:,} operations")
 
-def _rebuild_parameter(tensor: Any, *_) -> Any:
-    return tensor
+    def count_copied(self, values: tuple) -> None:
+        """Counts the text and the lists among the arguments of a function, which copies them."""
+        self.count(sum(len(value) for value in values if type(value) is list))
+        self._text_left -= sum(len(value) for value in values if type(value) is str)
+        if self._text_left < 0:
+            raise ValueError("the pickle copies its text again and again")
 
+    def read(self, size: int) -> bytes:
+        self.count(1)
+        return self._file.read(size)
 
-class _Builder(Placeholder):
-    """An array or a dtype of NumPy whose content follows it in the pickle, as its state."""
-
-    def __init__(self, name: str, build: Callable[[Any], Any]):
-        super().__init__(name)
-        self.build = build
-        self.result = None
+    def readline(self) -> bytes:
+        self.count(1)
+        return self._file.readline()
 
 
 class _Memo(dict):
     """The objects that a pickle refers to again. An object that was built replaces its builder."""
 
+    def __setitem__(self, key: int, value: Any) -> None:
+        # Picklers count from 0 or 1. Other integers could be chosen to make a dict slow.
+        if key > len(self) + 1:
+            raise ValueError("the memo of the pickle has gaps")
+        super().__setitem__(key, value)
+
     def __getitem__(self, key: int) -> Any:
         value = super().__getitem__(key)
-        built = isinstance(value, _Builder) and value.result is not None
+        built = isinstance(value, Builder) and value.result is not None
         return value.result if built else value
 
 
-def _numpy_dtype(code: str, *_) -> Placeholder:
-    """Returns the builder of a number's dtype. Any other dtype is not imported."""
-    if code not in _NUMPY_DTYPES:
-        return Placeholder(f"numpy.dtype({code!r})")
-
-    def build(state: tuple) -> np.dtype:
-        _, order, *rest = state
-        # Fields, shapes and metadata are not None. Sizes of -1 and flags of 0 are those of numbers.
-        if order not in ("<", ">", "|") or any(x not in (None, -1, 0) for x in rest):
-            raise ValueError(f"the dtype {code} has the state {state!r}")
-        return np.dtype(order + code)
-
-    return _Builder("numpy.dtype", build)
-
-
-def _numpy_array(state: tuple) -> np.ndarray | Placeholder:
-    """Returns a view of the bytes in the state of an array, which must be as many as it needs."""
-    _, shape, dtype, is_fortran, data = state
-    if isinstance(dtype, Placeholder):
-        return Placeholder(f"numpy.ndarray with {dtype.name}")
-    if isinstance(data, Placeholder):  # Python 3 calls ``bytes`` for no bytes
-        data = b""
-    if isinstance(data, str):  # of Python 2
-        data = data.encode("latin1")
-    valid = isinstance(data, bytes) and len(shape) <= _MAX_AXES and all(n >= 0 for n in shape)
-    if not valid or math.prod(shape) * dtype.itemsize != len(data):
-        raise ValueError(f"the bytes of an array do not fit its type {dtype} and shape {shape}")
-    return np.ndarray(shape, dtype, data, order="F" if is_fortran else "C")
-
-
-def _numpy_reconstruct(kind: Any, *_) -> Placeholder:
-    is_array = kind is _NUMPY_ARRAY  # not of a subclass
-    return _Builder("numpy.ndarray", _numpy_array) if is_array else Placeholder("a numpy array")
-
-
-def _numpy_scalar(dtype: np.dtype | Placeholder, data: str | bytes) -> Any:
-    array = _numpy_array((1, (), dtype, False, data))
-    return array if isinstance(array, Placeholder) else array[()]
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    """Returns bytes, which Python 3 writes as text for the older protocols."""
-    if encoding != "latin1":
-        raise ValueError(f"bytes in the encoding {encoding!r}")
-    return text.encode("latin1")
-
-
-_MAX_AXES = 64  # of NumPy
-
-_NUMPY_DTYPES = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
-_NUMPY_ARRAY = Placeholder("numpy.ndarray")
-
-_GLOBALS = {
-    ("collections", "OrderedDict"): dict,
-    ("_codecs", "encode"): _encode,
-    ("numpy", "ndarray"): _NUMPY_ARRAY,
-    ("numpy", "dtype"): _numpy_dtype,
-    **{
-        (f"numpy.{core}.multiarray", name): function
-        for core in ("core", "_core")  # before and since NumPy 2
-        for name, function in (("_reconstruct", _numpy_reconstruct), ("scalar", _numpy_scalar))
-    },
-    ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-    **{("torch", name): dtype for name, dtype in STORAGE_DTYPES.items()},
-}
-
 # (dtype, key, number of elements) -> the storage
-_FindStorage = Callable[[np.dtype, str, int], _Storage | Placeholder]
+_FindStorage = Callable[[np.dtype, str, int], Storage | Placeholder]
 
 
 class _Unpickler(pickle._Unpickler):
@@ -172,6 +107,10 @@ class _Unpickler(pickle._Unpickler):
 
     It extends the Python implementation, because the one in C allocates as much memory as a damaged
     file asks for. Strings of Python 2 are decoded as latin1, which accepts any byte.
+
+    Args:
+      file: The file, at the beginning of the pickle.
+      find_storage: Finds the storage of a tensor.
     """
 
     dispatch: ClassVar[dict] = dict(pickle._Unpickler.dispatch)
@@ -180,91 +119,144 @@ class _Unpickler(pickle._Unpickler):
     for _code in (pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.BYTEARRAY8):
         del dispatch[_code[0]]
 
-    def __init__(self, file: Any, find_storage: _FindStorage | None = None):
+    def __init__(self, file: _Limited, find_storage: _FindStorage | None = None):
         super().__init__(file, encoding="latin1")
         self.memo = _Memo()
+        self._file = file
         self._find_storage = find_storage
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _GLOBALS:
-            return _GLOBALS[module, name]
-        return Placeholder(f"{module}.{name}")
+        if (module, name) in GLOBALS:
+            return GLOBALS[module, name]
+        return Placeholder(f"{module[:200]}.{name[:200]}")
 
-    def persistent_load(self, pid: tuple) -> Any:
+    def persistent_load(self, pid: Any) -> Any:
+        if type(pid) is not tuple or not 2 <= len(pid) <= 6 or type(pid[0]) is not str:
+            raise ValueError("a storage without a kind")
         kind, what, *rest = pid
         if kind == "module" or isinstance(what, Placeholder):
             return what
-        key, _, numel = rest[:3]
         if kind != "storage" or any(view is not None for view in rest[3:]):
-            raise ValueError(f"unknown kind of storage {kind!r}")
+            raise ValueError("a storage of an unknown kind")
+        key, _, numel = rest[:3]
+        valid = isinstance(what, np.dtype) and type(key) is str and are_sizes((numel,))
+        if not valid or self._find_storage is None:
+            raise ValueError("a storage without a type, a name or a size")
         return self._find_storage(what, key, numel)
 
-    def _set_state(self) -> None:
-        state = self.stack.pop()
-        builder = self.stack[-1]
-        if isinstance(builder, _Builder):
-            builder.result = self.stack[-1] = builder.build(state)
+    def _call(self, function: Any, args: Any) -> Any:
+        """Calls a function of ``GLOBALS``. A placeholder is its own result."""
+        if isinstance(function, Placeholder):
+            return function
+        if type(args) is not tuple or len(args) > _MAX_ARGUMENTS:
+            raise ValueError("a function has too many arguments")
+        self._file.count_copied(args)
+        return function(*args)
 
-    def _new_object(self) -> None:
-        cls, args = self.stack[-2:]
-        self.stack[-2:] = [cls(*args)]
+    def _reduce(self) -> None:
+        args = self.stack.pop()
+        self.stack[-1] = self._call(self.stack[-1], args)
 
     def _new_object_with_keywords(self) -> None:
-        cls, args, kwargs = self.stack[-3:]
-        self.stack[-3:] = [cls(*args, **kwargs)]
+        self.stack.pop()  # no function here has keywords
+        self._reduce()
 
-    # The other objects of a checkpoint have no state, and creating one means calling its class.
-    dispatch[pickle.BUILD[0]] = _set_state
-    dispatch[pickle.NEWOBJ[0]] = _new_object
+    def _instantiate(self, function: Any, args: list) -> None:
+        self.append(self._call(function, tuple(args)))
+
+    def _set_state(self) -> None:
+        # The other objects of a checkpoint have no state.
+        state = self.stack.pop()
+        builder = self.stack[-1]
+        if isinstance(builder, Builder):
+            if type(state) is not tuple or len(state) > _MAX_ARGUMENTS:
+                raise ValueError(f"the state of {builder.name} is not a tuple")
+            self._file.count_copied(state)
+            builder.result = self.stack[-1] = builder.build(state)
+
+    def _set_items(self, items: list) -> None:
+        target = self.stack[-1]
+        if type(target) is dict:
+            pairs = zip(items[::2], items[1::2], strict=True)
+            target.update((as_key(key), value) for key, value in pairs)
+        elif not isinstance(target, Placeholder):
+            raise ValueError("items of an object that is no dict")
+
+    def _set_item(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._set_items([key, value])
+
+    def _new_dict(self) -> None:
+        items = self.pop_mark()
+        self.append({})
+        self._set_items(items)
+
+    def _new_set(self) -> None:
+        self.append(Placeholder("a set"))
+
+    def _new_frozen_set(self) -> None:
+        self.pop_mark()
+        self._new_set()
+
+    def _skip_frame(self) -> None:
+        self.read(8)  # the size of the frame, which would be copied
+
+    dispatch[pickle.REDUCE[0]] = dispatch[pickle.NEWOBJ[0]] = _reduce
     dispatch[pickle.NEWOBJ_EX[0]] = _new_object_with_keywords
+    dispatch[pickle.BUILD[0]] = _set_state
+    dispatch[pickle.SETITEM[0]] = _set_item
+    dispatch[pickle.SETITEMS[0]] = lambda self: self._set_items(self.pop_mark())
+    dispatch[pickle.DICT[0]] = _new_dict
+    dispatch[pickle.EMPTY_SET[0]] = _new_set
+    dispatch[pickle.FROZENSET[0]] = _new_frozen_set
+    dispatch[pickle.FRAME[0]] = _skip_frame
 
 
-def _storage(data: memoryview, dtype: np.dtype, numel: int, name: str) -> _Storage:
+def _storage(data: memoryview, dtype: np.dtype, numel: int, name: str) -> Storage:
     if len(data) != numel * dtype.itemsize:
         raise ValueError(f"storage {name} has {len(data)} bytes, not {numel} of {dtype}")
-    return _Storage(dtype, data)
+    return Storage(dtype, data)
 
 
 def _read_zip(file: io.BufferedReader, content: memoryview) -> Any:
     """Reads a file of PyTorch 1.6 or newer: an uncompressed zip of data.pkl and the storages."""
-    archive = zipfile.ZipFile(file)
-
-    def record(name: str) -> memoryview:
-        info = archive.getinfo(name)
-        if info.compress_type != zipfile.ZIP_STORED:
-            raise ValueError(f"{name} is compressed; PyTorch writes uncompressed records")
-        # The local header is 30 bytes, the name and extra fields.
-        lengths = struct.unpack_from("<HH", content, info.header_offset + 26)
-        start = info.header_offset + 30 + sum(lengths)
-        data = content[start : start + info.file_size]
-        if len(data) != info.file_size or zlib.crc32(data) != info.CRC:
-            raise ValueError(f"the checksum of {name} is wrong")
-        return data
-
-    pickles = [n for n in archive.namelist() if n.endswith("data.pkl")]
+    records = Records(file, content)
+    pickles = [name for name in records.names() if name.endswith("data.pkl")]
     if len(pickles) != 1:
         raise ValueError("a zip file without data.pkl")
     root = pickles[0].removesuffix("data.pkl")
     byte_order = f"{root}byteorder"
-    swap = byte_order in archive.namelist() and bytes(record(byte_order)) == b"big"
+    swap = byte_order in records.names() and records[byte_order] == b"big"
+    storages: dict[str, Storage] = {}
 
-    @functools.cache
-    def find_storage(dtype: np.dtype, key: str, numel: int) -> _Storage:
-        data = record(f"{root}data/{key}")
-        if swap:
-            data = np.frombuffer(data, f"u{dtype.itemsize}").byteswap().view("u1").data
-        return _storage(data, dtype, numel, key)
+    def find_storage(dtype: np.dtype, key: str, numel: int) -> Storage:
+        if key not in storages:  # each record is checked and swapped once
+            data = records[f"{root}data/{key}"]
+            if swap:
+                data = np.frombuffer(data, f"u{dtype.itemsize}").byteswap().view("u1").data
+            storages[key] = Storage(dtype, data)
+        if storages[key].dtype != dtype:
+            raise ValueError(f"storage {key} has two types")
+        return _storage(storages[key].data, dtype, numel, key)
 
-    return _Unpickler(io.BytesIO(record(pickles[0])), find_storage).load()
+    data = records[pickles[0]]
+    if len(data) > _MAX_PICKLE:
+        raise ValueError(f"data.pkl has {len(data):,} bytes")
+    return _Unpickler(_Limited(io.BytesIO(data), len(data)), find_storage).load()
 
 
 def _read_pickle(stream: mmap.mmap, content: memoryview) -> Any:
     """Reads a plain pickle, or a file of PyTorch before 1.6: pickles, then the storages."""
-    first = _Unpickler(stream).load()
+    file = _Limited(stream, len(content))
+
+    def load(find_storage: _FindStorage | None = None) -> Any:
+        return _Unpickler(file, find_storage).load()
+
+    first = load()
     if not (isinstance(first, int) and first == _LEGACY_MAGIC):
         return first
-    _Unpickler(stream).load()  # version of the protocol
-    _Unpickler(stream).load()  # sizes of C types
+    load()  # version of the protocol
+    load()  # sizes of C types
     start = stream.tell()
 
     # The storages follow the pickle, but only the pickle has their types. So it is read twice.
@@ -274,16 +266,19 @@ def _read_pickle(stream: mmap.mmap, content: memoryview) -> Any:
         dtypes[key] = dtype
         return Placeholder("a storage")
 
-    _Unpickler(stream, note_dtype).load()
+    load(note_dtype)
+    keys = load()
+    if type(keys) is not list or any(type(key) is not str for key in keys):
+        raise ValueError("the names of the storages are not strings")
     storages = {}
-    for key in _Unpickler(stream).load():
-        (numel,) = struct.unpack("<q", stream.read(8))
+    for key in keys:
+        (numel,) = struct.unpack("<Q", stream.read(8))
         begin, size = stream.tell(), numel * dtypes[key].itemsize
         storages[key] = content[begin : begin + size]
         stream.seek(begin + size)
 
     stream.seek(start)
-    return _Unpickler(stream, lambda d, key, n: _storage(storages[key], d, n, key)).load()
+    return load(lambda dtype, key, numel: _storage(storages[key], dtype, numel, key))
 
 
 def read(path: PathLike) -> Any:
@@ -292,11 +287,15 @@ def read(path: PathLike) -> Any:
     Tensors become read-only NumPy arrays that view the memory-mapped file, so only the arrays in
     use are read from disk. NumPy arrays and scalars of numbers are read too, as Python 2 and 3
     pickle them. Ordered dicts become dicts. Everything else that the pickle would import becomes a
-    ``Placeholder``.
+    ``Placeholder``, and so do sets and the keys of dicts that are not short strings.
+
+    The values can be nested deeply, can contain themselves, and can have the same part in many
+    places, so they must not be walked.
 
     Raises:
       InputError: The file cannot be read, is damaged, or is not a pickle.
     """
+    check_is_file(path)
     try:
         with open(path, "rb") as file:
             try:
@@ -306,11 +305,7 @@ def read(path: PathLike) -> Any:
                     return _read_zip(file, content)
                 return _read_pickle(stream, content)
             except Exception as error:  # a damaged file can raise anything
-                reason = textwrap.shorten(f"{type(error).__name__}: {error}", 200)
-                raise InputError(
-                    f"{path} is damaged or not a PyTorch checkpoint ({reason}); "
-                    "download or save it again"
-                ) from error
+                raise damaged(path, "a PyTorch checkpoint", error) from error
     except OSError as error:
         raise InputError(
             f"cannot read {path}: {error.strerror}; check the path and its permissions"

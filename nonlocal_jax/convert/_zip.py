@@ -1,0 +1,77 @@
+"""The records of an uncompressed zip file, such as PyTorch writes."""
+
+import struct
+import zipfile
+import zlib
+from typing import Any
+
+# Of the list of all records. 50,000 records fit.
+_MAX_DIRECTORY = 2**22
+
+_HEADER = 30  # bytes in front of a record, before its name
+
+
+class _Reader:
+    """A file for ``zipfile``, which reads the list of records in one piece of any size."""
+
+    def __init__(self, file: Any):
+        self._file, self.seek, self.tell = file, file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        if size > _MAX_DIRECTORY:
+            raise ValueError(f"a zip file whose list of records has {size:,} bytes")
+        return self._file.read(size)
+
+
+class Records:
+    """The records of a zip file by name, as views of its content.
+
+    Every byte of the file belongs to at most one record, and no two records have the same name.
+
+    Args:
+      file: The file.
+      content: Its bytes.
+
+    Raises:
+      ValueError: The file is not such a zip file.
+      zipfile.BadZipFile: The file is damaged.
+    """
+
+    def __init__(self, file: Any, content: memoryview):
+        self._records: dict[str, tuple[memoryview, int]] = {}
+        with zipfile.ZipFile(_Reader(file)) as archive:
+            infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
+            end = 0
+            for info in infos:
+                if info.filename in self._records:
+                    raise ValueError(f"the zip file has two records {info.filename}")
+                if info.flag_bits & 1:
+                    raise ValueError(f"{info.filename} is encrypted")
+                if info.compress_type != zipfile.ZIP_STORED:
+                    raise ValueError(
+                        f"{info.filename} is compressed; PyTorch writes uncompressed records"
+                    )
+                header = info.header_offset
+                if header < end or content[header : header + 4] != b"PK\x03\x04":
+                    raise ValueError(f"{info.filename} overlaps another record")
+                # The name and extra fields follow the header.
+                start = header + _HEADER + sum(struct.unpack_from("<HH", content, header + 26))
+                end = start + info.file_size
+                if info.compress_size != info.file_size or end > archive.start_dir:
+                    raise ValueError(f"{info.filename} does not end where it should")
+                self._records[info.filename] = content[start:end], info.CRC
+
+    def names(self) -> list[str]:
+        return list(self._records)
+
+    def __getitem__(self, name: str) -> memoryview:
+        """Returns the bytes of a record.
+
+        Raises:
+          KeyError: There is no such record.
+          ValueError: The checksum of the record is wrong.
+        """
+        data, checksum = self._records[name]
+        if zlib.crc32(data) != checksum:
+            raise ValueError(f"the checksum of {name} is wrong")
+        return data
