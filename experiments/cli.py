@@ -16,7 +16,7 @@ from ml_collections import config_flags
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.topology import use_tpu_compiler
 
-__all__ = ["define_config", "fail", "run", "use_tpu_compiler"]
+__all__ = ["define_allow_non_finite", "define_config", "fail", "run", "use_tpu_compiler"]
 
 # Errors that a mistake of the user can cause: while the flags are parsed and the config file is
 # run, and afterwards. All other errors are bugs and are shown with their traceback.
@@ -44,6 +44,15 @@ def define_config(*, required: bool = True) -> flags.FlagHolder:
     if required:
         flags.mark_flag_as_required("config")
     return config
+
+
+def define_allow_non_finite() -> flags.FlagHolder:
+    """Defines ``--allow-non-finite``."""
+    return flags.DEFINE_boolean(
+        "allow_non_finite",
+        False,
+        "Whether to accept a checkpoint with values that are NaN or infinite.",
+    )
 
 
 def fail(message: object) -> None:

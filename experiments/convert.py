@@ -36,6 +36,7 @@ _REINIT_HEAD = flags.DEFINE_boolean(
 _NEW_BLOCKS = flags.DEFINE_boolean(
     "new_blocks", False, "Whether to initialize the blocks instead of reading them."
 )
+_ALLOW_NON_FINITE = cli.define_allow_non_finite()
 
 
 def _warn_of_wrong_hash(path: pathlib.Path) -> None:
@@ -77,7 +78,9 @@ def main(_: list[str]) -> None:
     _warn_of_wrong_hash(pathlib.Path(_SOURCE.value))
     dataset = None if _REINIT_HEAD.value else _dataset(_SOURCE.value, config)
     fresh = {"reinit_head": _REINIT_HEAD.value, "new_blocks": _NEW_BLOCKS.value}
-    variables = convert.load(_SOURCE.value, model_config, **fresh)
+    variables = convert.load(
+        _SOURCE.value, model_config, **fresh, allow_non_finite=_ALLOW_NON_FINITE.value
+    )
     if _REVERSE.value:
         convert.export_torch(output, variables, model_config)
     else:

@@ -36,6 +36,7 @@ _MULTI_SCALE = flags.DEFINE_bool(
 )
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Directory of the prepared datasets.")
 _SPLIT = flags.DEFINE_string("split", "val", "Split of the dataset.")
+_ALLOW_NON_FINITE = cli.define_allow_non_finite()
 
 
 def main(_: list[str]) -> None:
@@ -44,7 +45,13 @@ def main(_: list[str]) -> None:
     task = get_task(config)
     source = task.open_source(config, _SPLIT.value, _DATA_DIR.value)
     evaluate = task.evaluator(config, source, multi_scale=_MULTI_SCALE.value)
-    summary = evaluate(convert.load(_CHECKPOINT.value, config.model, allow_missing_heads=False))
+    variables = convert.load(
+        _CHECKPOINT.value,
+        config.model,
+        allow_missing_heads=False,
+        allow_non_finite=_ALLOW_NON_FINITE.value,
+    )
+    summary = evaluate(variables)
     if jax.process_index() > 0:
         return
     table, values = task.report(summary, config)

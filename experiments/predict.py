@@ -61,6 +61,7 @@ _DATA_DIR = flags.DEFINE_string("data_dir", None, "Directory of the prepared dat
 _MULTI_SCALE = flags.DEFINE_bool(
     "multi_scale", False, "For images: whether to average over scales and flips."
 )
+_ALLOW_NON_FINITE = cli.define_allow_non_finite()
 _POSITION = flags.DEFINE_list(
     "position", None, "For videos: frame, row and column whose attention is drawn."
 )
@@ -87,7 +88,12 @@ def main(arguments: list[str]) -> None:
     dataset = _dataset(_CHECKPOINT.value, config)
     directory = make_directory(_OUTPUT.value)
     _check_outputs(files, directory, predictor.endings)
-    variables = convert.load(_CHECKPOINT.value, config.model, allow_missing_heads=False)
+    variables = convert.load(
+        _CHECKPOINT.value,
+        config.model,
+        allow_missing_heads=False,
+        allow_non_finite=_ALLOW_NON_FINITE.value,
+    )
     predict = predictor.predict(variables, dataset)
 
     if rotated := [str(path) for path in files if _has_orientation(path)]:

@@ -39,6 +39,7 @@ _NEW_BLOCKS = flags.DEFINE_boolean(
     False,
     "Whether to initialize the blocks instead of reading them from --init.",
 )
+_ALLOW_NON_FINITE = cli.define_allow_non_finite()
 
 
 def main(_: list[str]) -> None:
@@ -55,6 +56,7 @@ def main(_: list[str]) -> None:
         init=_INIT.value,
         reinit_head=_REINIT_HEAD.value,
         new_blocks=_NEW_BLOCKS.value,
+        allow_non_finite=_ALLOW_NON_FINITE.value,
     )
     step = int(result.state.step)
     if result.signal is not None:

@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 from nonlocal_jax.config import differences
 from nonlocal_jax.convert.source import Shapes, Source
 from nonlocal_jax.errors import InputError, listing
-from nonlocal_jax.models import NETWORKS, model_options
+from nonlocal_jax.models import BLOCKS, NETWORKS, model_options
 
 COLLECTIONS = ("params", "batch_stats")
 
@@ -86,6 +86,22 @@ def check(
     raise InputError("\n".join([*lines, advice]))
 
 
+def check_finite(name: object, arrays: Mapping[str, np.ndarray]) -> None:
+    """Requires that all values of the arrays are finite.
+
+    Raises:
+      InputError: Some are not. The message lists these arrays.
+    """
+    counts = {n: np.count_nonzero(~np.isfinite(array)) for n, array in arrays.items()}
+    found = [f"{n}: {count:,} of {arrays[n].size:,}" for n, count in counts.items() if count]
+    if found:
+        raise InputError(
+            f"{name} has {len(found)} arrays with values that are NaN, infinite or too large for "
+            f"their type:{listing(found)}\nuse another checkpoint, such as an earlier step of its "
+            "training, or load it all the same with allow_non_finite=True (--allow-non-finite)"
+        )
+
+
 def option_differences(
     source: Source, found: Mapping[str, np.ndarray], wanted: Shapes, config: Mapping[str, Any]
 ) -> list[str]:
@@ -132,8 +148,8 @@ def config_differences(
 def _complete(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the options of a model config, with defaults for those that are not given."""
     options = {"network": "segmentation", **config}
-    if options["network"] not in NETWORKS:  # of a newer version
-        return options
+    if options["network"] not in NETWORKS or options.get("block", "none") not in ("none", *BLOCKS):
+        return options  # of a newer version
     defaults = {name: option.default for name, option in model_options(options).items()}
     options = {k: v for k, v in defaults.items() if v is not inspect.Parameter.empty} | options
     if options.get("block_sub_sample") is True:

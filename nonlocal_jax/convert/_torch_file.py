@@ -14,7 +14,7 @@ import numpy as np
 
 from nonlocal_jax._files import PathLike
 from nonlocal_jax.convert import _unpickle as unpickle
-from nonlocal_jax.errors import InputError, listing
+from nonlocal_jax.errors import InputError, listing, printable
 
 # Entries with the state dict: of PyTorch and OpenMMLab, of PySlowFast, of Caffe2.
 _NESTED = ("state_dict", "model", "model_state", "blobs")
@@ -46,7 +46,7 @@ def read_state_dict(path: PathLike) -> dict[str, np.ndarray]:
         for key, value in content.items()
     }
     refused = [
-        f"{key!r}: {_describe(value)}"
+        f"{repr(key) if isinstance(key, str) else key.name}: {_describe(value)}"
         for key, value in content.items()
         if not (isinstance(key, str) and isinstance(value, np.ndarray))
     ]
@@ -60,7 +60,7 @@ def read_state_dict(path: PathLike) -> dict[str, np.ndarray]:
 
 def _describe(value: Any) -> str:
     if isinstance(value, unpickle.Placeholder):
-        return f"an object of {value.name}, which is not imported"
+        return f"an object of {printable(value.name)}, which is not imported"
     return f"an object of type {type(value).__name__}"
 
 

@@ -26,6 +26,7 @@ def from_flax(
     *,
     reinit_head: bool,
     new_blocks: bool,
+    allow_non_finite: bool,
     seed: int,
     dtype: Any,
 ) -> dict[str, Any]:
@@ -51,7 +52,12 @@ def from_flax(
         asked = {"reinit_head": reinit_head, "new_blocks": new_blocks}
         different = fit.config_differences(their_config, model_config, **asked)
     fit.check(name, arrays, wanted, different)
-    values = {path: np.asarray(array, dtype) for path, array in arrays.items()}
+    values = arrays
+    if dtype is not None:
+        with np.errstate(over="ignore"):  # copies: the arrays may view a file
+            values = {path: np.array(array, dtype) for path, array in arrays.items()}
+    if not allow_non_finite:
+        fit.check_finite(name, values)
     return _fill(name, values, fresh, model_config, seed)
 
 
@@ -64,6 +70,7 @@ def from_torch(
     new_blocks: bool,
     seed: int,
     allow_missing_heads: bool = True,
+    allow_non_finite: bool = False,
     dtype: Any = np.float32,
 ) -> dict[str, Any]:
     """Returns the variables from arrays with the names of PyTorch or Caffe2.
@@ -108,11 +115,27 @@ def from_torch(
     fit.check(name, arrays, wanted, different)
     if source.head == source.classifier:
         _check_asked(name, fresh, asked)
-    # Copies: the arrays may view a file.
-    values = {
-        leaf.path: np.array(leaf.to_flax(arrays[n]), dtype, order="C") for n, leaf in used.items()
-    }
+    values = copies(name, arrays, used, allow_non_finite, dtype)
     return _fill(name, values, fresh, model_config, seed)
+
+
+def copies(
+    name: object,
+    arrays: Mapping[str, np.ndarray],
+    used: Mapping[str, names.Leaf],
+    allow_non_finite: bool,
+    dtype: Any = np.float32,
+) -> Arrays:
+    """Returns copies of the arrays by path in Flax, as the arrays may view a file.
+
+    Raises:
+      InputError: Some values are not finite.
+    """
+    with np.errstate(over="ignore"):
+        found = {n: np.array(leaf.to_flax(arrays[n]), dtype, order="C") for n, leaf in used.items()}
+    if not allow_non_finite:
+        fit.check_finite(name, found)
+    return {leaf.path: found[n] for n, leaf in used.items()}
 
 
 def _check_asked(name: object, fresh: Iterable[str], asked: Mapping[str, bool]) -> None:

@@ -9,7 +9,7 @@ from flax.traverse_util import unflatten_dict
 
 from nonlocal_jax._files import PathLike
 from nonlocal_jax.convert import _fit as fit
-from nonlocal_jax.convert import names
+from nonlocal_jax.convert import _variables, names
 from nonlocal_jax.convert.checkpoints import read_file
 from nonlocal_jax.convert.mmsegmentation import BLOCK_OUTPUTS
 from nonlocal_jax.errors import InputError
@@ -17,7 +17,9 @@ from nonlocal_jax.errors import InputError
 _TARGET = "block"
 
 
-def load_block(path: PathLike, block: nn.Module, prefix: str = "") -> dict[str, Any]:
+def load_block(
+    path: PathLike, block: nn.Module, prefix: str = "", *, allow_non_finite: bool = False
+) -> dict[str, Any]:
     """Loads the variables of one block from a checkpoint of PyTorch.
 
     The checkpoint is a ``.pth`` or ``.safetensors`` file with the state dict of only the block, or
@@ -27,6 +29,7 @@ def load_block(path: PathLike, block: nn.Module, prefix: str = "") -> dict[str, 
       path: The file.
       block: The block, such as ``NonLocalBlock(sub_sample=True)``.
       prefix: What precedes the block's names in the file, such as "decode_head.nl_block.".
+      allow_non_finite: Whether to accept values that are NaN or infinite.
 
     Returns:
       See ``block_from_torch``.
@@ -35,11 +38,15 @@ def load_block(path: PathLike, block: nn.Module, prefix: str = "") -> dict[str, 
       InputError: The file cannot be read or is damaged, contains anything but tensors, or does not
         fit the block. The message lists all names that do not fit.
     """
-    return _from_torch(path, read_file(path)[0], block, prefix)
+    return _from_torch(path, read_file(path)[0], block, prefix, allow_non_finite)
 
 
 def block_from_torch(
-    state_dict: Mapping[str, np.ndarray], block: nn.Module, prefix: str = ""
+    state_dict: Mapping[str, np.ndarray],
+    block: nn.Module,
+    prefix: str = "",
+    *,
+    allow_non_finite: bool = False,
 ) -> dict[str, Any]:
     """Returns the variables of one block from a state dict of NumPy arrays.
 
@@ -63,6 +70,7 @@ def block_from_torch(
         begin with "module.", and ``num_batches_tracked`` may be missing.
       block: The block, such as ``NonLocalBlock(sub_sample=True)``.
       prefix: What precedes the block's names, such as "decode_head.nl_block.".
+      allow_non_finite: Whether to accept values that are NaN or infinite.
 
     Returns:
       ``{"params": ..., "batch_stats": ...}`` for ``block.apply``, nested dicts of float32 NumPy
@@ -72,7 +80,7 @@ def block_from_torch(
       InputError: There is no such block in the state dict, or it does not fit. The message lists
         all names that are missing, are not in the block or have a different shape or type.
     """
-    return _from_torch("the state dict", state_dict, block, prefix)
+    return _from_torch("the state dict", state_dict, block, prefix, allow_non_finite)
 
 
 def block_to_torch(
@@ -107,7 +115,11 @@ def block_to_torch(
 
 
 def _from_torch(
-    name: object, arrays: Mapping[str, np.ndarray], block: nn.Module, prefix: str
+    name: object,
+    arrays: Mapping[str, np.ndarray],
+    block: nn.Module,
+    prefix: str,
+    allow_non_finite: bool,
 ) -> dict[str, Any]:
     arrays = names.plain(name, arrays)
     inside = {k.removeprefix(prefix): x for k, x in arrays.items() if k.startswith(prefix)}
@@ -123,12 +135,7 @@ def _from_torch(
     # Convolutions of sequences, images and clips differ in their axes of length one.
     leaves |= {k: leaves[k]._replace(rank=x.ndim) for k, x in inside.items() if k in leaves}
     fit.check(name, inside, {k: leaf.torch_shape for k, leaf in leaves.items()}, target=_TARGET)
-    # Copies: the arrays may view a file.
-    values = {
-        leaf.path: np.array(leaf.to_flax(inside[k]), np.float32, order="C")
-        for k, leaf in leaves.items()
-    }
-    return unflatten_dict(values, sep="/")
+    return unflatten_dict(_variables.copies(name, inside, leaves, allow_non_finite), sep="/")
 
 
 def _outputs(block: nn.Module) -> dict[str, str]:

@@ -67,8 +67,9 @@ def _with_statistics(arrays: Arrays) -> dict[str, np.ndarray]:
     for name, array in arrays.items():
         if name.endswith("_bn_s"):
             norm = name.removesuffix("s")
-            statistics[f"{norm}rm"] = np.zeros(array.shape)
-            statistics[f"{norm}riv"] = np.full(array.shape, 1 - BatchNorm.epsilon)
+            # Views, which need no memory whatever shape a file claims.
+            statistics[f"{norm}rm"] = np.broadcast_to(0.0, array.shape)
+            statistics[f"{norm}riv"] = np.broadcast_to(1 - BatchNorm.epsilon, array.shape)
     return {**arrays, **statistics}
 
 

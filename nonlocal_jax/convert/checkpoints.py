@@ -11,13 +11,17 @@ from etils import epath
 
 import nonlocal_jax
 from nonlocal_jax._files import PathLike, as_path, replacing
-from nonlocal_jax.convert import _dataset, _variables, names
+from nonlocal_jax.convert import _dataset, _model_config, _variables, names
 from nonlocal_jax.convert import _fit as fit
 from nonlocal_jax.convert import _orbax as orbax
 from nonlocal_jax.convert import _safetensors as safetensors
 from nonlocal_jax.convert import _torch_file as torch_file
 from nonlocal_jax.convert._variables import Arrays
 from nonlocal_jax.errors import InputError
+
+# Of a file. A ResNet-101 has 800 arrays.
+_MAX_ARRAYS = 20_000
+_MAX_NAME = 500
 
 
 def load(
@@ -27,6 +31,7 @@ def load(
     reinit_head: bool = False,
     new_blocks: bool = False,
     allow_missing_heads: bool = True,
+    allow_non_finite: bool = False,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Loads the variables of a model from a checkpoint.
@@ -63,6 +68,8 @@ def load(
         no blocks or others.
       allow_missing_heads: Whether to accept a file that contains only a backbone, to start a
         training run from it.
+      allow_non_finite: Whether to accept values that are NaN or infinite, or that float32 cannot
+        represent.
       seed: Seed of the modules that are initialized, as in
         ``model.init(jax.random.key(seed), ...)``.
 
@@ -71,15 +78,21 @@ def load(
       float32. Arrays from a work directory have the type that they were saved in.
 
     Raises:
-      InputError: The checkpoint is missing or damaged, contains anything but tensors, or does not
-        fit the model. The message lists all names that are missing, are not in the model or have a
-        different shape. A checkpoint of nonlocal_jax also does not fit if its model config has the
-        same shapes but describes another function.
+      InputError: The checkpoint is missing or damaged, contains anything but tensors or values that
+        are not finite, or does not fit the model. The message lists all names that are missing, are
+        not in the model or have a different shape. A checkpoint of nonlocal_jax also does not fit
+        if its model config has the same shapes but describes another function.
     """
     path = _existing(path)
-    options = {"reinit_head": reinit_head, "new_blocks": new_blocks, "seed": seed}
+    options = {
+        "reinit_head": reinit_head,
+        "new_blocks": new_blocks,
+        "allow_non_finite": allow_non_finite,
+        "seed": seed,
+    }
     if path.is_dir():
         arrays, config = orbax.read(path)
+        config = _model_config.check(path, config)
         return _variables.from_flax(path, arrays, config, model_config, dtype=None, **options)
     arrays, config = read_file(path)
     if any(name.startswith("params/") for name in arrays):
@@ -104,9 +117,18 @@ def read_file(path: PathLike) -> tuple[Arrays, dict[str, Any] | None]:
     Raises:
       InputError: The file cannot be read, is damaged, or contains anything but tensors.
     """
+    arrays, config = {}, None
     if os.fspath(path).endswith(".safetensors"):
-        return safetensors.read(path)
-    return torch_file.read_state_dict(path), None
+        arrays, config = safetensors.read(path)
+    else:
+        arrays = torch_file.read_state_dict(path)
+    if len(arrays) > _MAX_ARRAYS or any(len(name) > _MAX_NAME for name in arrays):
+        raise InputError(
+            f"{path} has {len(arrays):,} arrays, with names of up to "
+            f"{max(map(len, arrays)):,} characters; use a checkpoint of one network, with at most "
+            f"{_MAX_ARRAYS:,} arrays and {_MAX_NAME} characters"
+        )
+    return arrays, None if config is None else _model_config.check(path, config)
 
 
 def from_torch(
@@ -115,11 +137,19 @@ def from_torch(
     *,
     reinit_head: bool = False,
     new_blocks: bool = False,
+    allow_non_finite: bool = False,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Like ``load``, for a state dict of NumPy arrays."""
-    options = {"reinit_head": reinit_head, "new_blocks": new_blocks, "seed": seed}
-    return _variables.from_torch("the state dict", state_dict, model_config, **options)
+    return _variables.from_torch(
+        "the state dict",
+        state_dict,
+        model_config,
+        reinit_head=reinit_head,
+        new_blocks=new_blocks,
+        allow_non_finite=allow_non_finite,
+        seed=seed,
+    )
 
 
 def to_torch(variables: Mapping[str, Any], model_config: Mapping[str, Any]) -> Arrays:
@@ -212,7 +242,7 @@ def read_model_config(path: PathLike) -> dict[str, Any]:
     config, _ = safetensors.read_metadata(path)
     if config is None:
         raise InputError(f"{path} has no model config; use a file that nonlocal_jax wrote")
-    return config
+    return _model_config.check(path, config)
 
 
 def read_dataset(path: PathLike) -> dict[str, Any] | None:
@@ -237,4 +267,6 @@ def read_dataset(path: PathLike) -> dict[str, Any] | None:
         config, dataset = safetensors.read_metadata(path)
     else:
         return None
-    return None if dataset is None else _dataset.check(path, dataset, config)
+    if dataset is None:
+        return None
+    return _dataset.check(path, dataset, _model_config.check(path, config))

@@ -139,7 +139,8 @@ def fold_biases(arrays: Arrays, wanted: Shapes, bias: str, mean: str) -> dict[st
 
     Args:
       arrays: Arrays by name.
-      wanted: Shapes of the model. A bias with a name of the model is not folded.
+      wanted: Shapes of the model. A bias with a name of the model is not folded, nor is one of a
+        mean with another shape.
       bias: Matches the names of the biases.
       mean: Replacement of ``bias`` that gives the name of the running mean.
     """
@@ -148,7 +149,8 @@ def fold_biases(arrays: Arrays, wanted: Shapes, bias: str, mean: str) -> dict[st
         target = re.sub(bias, mean, name)
         pair = [arrays[n] for n in (target, name) if n in arrays]
         floating = all(jnp.issubdtype(x.dtype, jnp.floating) for x in pair)
-        if len(pair) == 2 and floating and pair[0].shape == pair[1].shape:
+        shapes = {x.shape for x in pair}
+        if len(pair) == 2 and floating and shapes == {wanted.get(target)}:
             arrays[target] = np.subtract(*(np.float64(x) for x in pair))
             del arrays[name]
     return arrays

@@ -66,6 +66,7 @@ def train(
     init: PathLike | None = None,
     reinit_head: bool = False,
     new_blocks: bool = False,
+    allow_non_finite: bool = False,
     shardings: Shardings | None = None,
     dtype: jax.typing.DTypeLike = "float32",
 ) -> Result:
@@ -97,6 +98,7 @@ def train(
         data with other classes. ``config.seed`` is their seed.
       new_blocks: Whether to initialize the blocks instead of loading them from ``init``, such as
         for the checkpoint of a network without blocks.
+      allow_non_finite: Whether to accept values of ``init`` that are NaN or infinite.
       shardings: How the state and the batch are sharded. Default: the state is replicated, and the
         batch is split over groups of ``mesh.context`` devices. The devices of a group share each
         image.
@@ -104,11 +106,16 @@ def train(
 
     Raises:
       InputError: The config does not fit the devices, the checkpoint, the classes of the source or
-        the run in ``workdir``, or ``reinit_head`` or ``new_blocks`` is set without ``init``.
+        the run in ``workdir``, or ``reinit_head``, ``new_blocks`` or ``allow_non_finite`` is set
+        without ``init``.
       NonFiniteError: The loss or the parameters are not finite. The message names the step. The
         checkpoints before it are kept.
     """
-    for option, is_set in (("reinit_head", reinit_head), ("new_blocks", new_blocks)):
+    for option, is_set in (
+        ("reinit_head", reinit_head),
+        ("new_blocks", new_blocks),
+        ("allow_non_finite", allow_non_finite),
+    ):
         if is_set and init is None:
             raise InputError(
                 f"{option} is set, but there is no checkpoint to start from; add --init=PATH "
@@ -135,8 +142,12 @@ def train(
         if state is None:
             variables = None
             if init is not None:
-                fresh = {"reinit_head": reinit_head, "new_blocks": new_blocks}
-                variables = convert.load(init, config.model, **fresh, seed=config.seed)
+                options = {
+                    "reinit_head": reinit_head,
+                    "new_blocks": new_blocks,
+                    "allow_non_finite": allow_non_finite,
+                }
+                variables = convert.load(init, config.model, **options, seed=config.seed)
             state = create_state(experiment, shardings, variables, dtype)
             # A run that stops before the next checkpoint resumes from this one, at step 0.
             checkpoints.save(state)
