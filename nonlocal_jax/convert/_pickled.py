@@ -31,7 +31,9 @@ _MAX_AXES = 64  # of NumPy
 
 
 class Placeholder:
-    """Replaces an object that is not imported. Accepts any state, and stores nothing."""
+    """Replaces an object that is not imported. Accepts any items, and stores nothing."""
+
+    __slots__ = ("name",)
 
     def __init__(self, name: str):
         self.name = name
@@ -63,6 +65,8 @@ class Storage(NamedTuple):
 
 class Builder(Placeholder):
     """An array or a dtype of NumPy whose content follows it in the pickle, as its state."""
+
+    __slots__ = ("build", "result")
 
     def __init__(self, name: str, build: Callable[[tuple], Any]):
         super().__init__(name)

@@ -20,7 +20,7 @@ _CONFIG_KEY = "model_config"
 _DATASET_KEY = "dataset"
 
 # Of the list of all arrays and the metadata. That of a ResNet-101 has 100,000 bytes.
-_MAX_HEADER = 2**24
+_MAX_HEADER = 2**22
 
 _DTYPES = {
     "F64": np.dtype("<f8"),

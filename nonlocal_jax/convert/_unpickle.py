@@ -39,8 +39,10 @@ __all__ = ["STORAGE_DTYPES", "Placeholder", "read"]
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 # Reads of a pickle. Each operation needs one or more. A ResNet-101 with the momentum of all its
-# parameters needs 60,000.
-_MAX_READS = 3_000_000
+# parameters needs 70,000.
+_MAX_READS = 1_000_000
+
+_SET = Placeholder("a set")
 
 _MAX_ARGUMENTS = 16  # of a function
 
@@ -192,7 +194,7 @@ class _Unpickler(pickle._Unpickler):
         self._set_items(items)
 
     def _new_set(self) -> None:
-        self.append(Placeholder("a set"))
+        self.append(_SET)
 
     def _new_frozen_set(self) -> None:
         self.pop_mark()

@@ -1,0 +1,60 @@
+"""The kinds of files that are fuzzed. Add an entry to ``KINDS`` for another kind."""
+
+import contextlib
+import functools
+import random
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from nonlocal_jax.errors import InputError
+from tests.fuzz import legacy, models, pickles, safetensors, zips
+
+
+class Kind(NamedTuple):
+    """A kind of file.
+
+    Attributes:
+      suffix: The end of the files' names.
+      cases: The number of random files in the whole run.
+      read: Reads a file. It may raise ``InputError`` and nothing else.
+      random_one: Returns the bytes of a random file.
+      hostile: Returns files that were written to break a reader, by name.
+    """
+
+    suffix: str
+    cases: int
+    read: Callable[[str], object]
+    random_one: Callable[[random.Random], bytes]
+    hostile: Callable[[], Mapping[str, bytes]]
+
+    def case(self, seed: int, index: int) -> tuple[str, bytes]:
+        """Returns the name and the bytes of a case. The hostile ones come first."""
+        cases = cached(self.hostile)
+        if index < len(cases):
+            return list(cases.items())[index]
+        rng = random.Random(f"{seed} {self.suffix} {self.random_one.__module__} {index}")
+        return "random", self.random_one(rng)
+
+
+@functools.cache
+def cached(hostile: Callable[[], Mapping[str, bytes]]) -> Mapping[str, bytes]:
+    return hostile()
+
+
+def read_checkpoint(path: str) -> None:
+    """Loads a checkpoint as the commands do."""
+    from nonlocal_jax import convert
+
+    with contextlib.suppress(InputError):
+        convert.read_dataset(path)
+    convert.load(path, models.CONFIG)
+
+
+KINDS = {
+    "pickle": Kind(".pkl", 45_000, read_checkpoint, pickles.random_one, pickles.hostile),
+    "zip": Kind(".pth", 5_000, read_checkpoint, zips.random_one, zips.hostile),
+    "legacy": Kind(".pth", 5_000, read_checkpoint, legacy.random_one, legacy.hostile),
+    "safetensors": Kind(
+        ".safetensors", 5_000, read_checkpoint, safetensors.random_one, safetensors.hostile
+    ),
+}

@@ -1,0 +1,180 @@
+"""Reads files in processes that may crash, hang or run out of memory."""
+
+import functools
+import multiprocessing
+import pathlib
+import resource
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.connection import Connection, wait
+from typing import NamedTuple
+
+from nonlocal_jax.errors import InputError
+from tests.fuzz import models
+from tests.fuzz.kinds import KINDS
+
+SECONDS = 10
+MEMORY = 2 * 2**30
+
+Case = tuple[str, int]  # kind, index
+
+
+class Result(NamedTuple):
+    """What reading a file ended in.
+
+    Attributes:
+      case: The case.
+      name: Its name.
+      outcome: "loaded", "refused", or what failed.
+      seconds: The time of the processor that it took, as other processes may run beside it.
+      memory: The memory it took, in bytes.
+    """
+
+    case: Case
+    name: str
+    outcome: str
+    seconds: float
+    memory: int
+
+    @property
+    def failed(self) -> bool:
+        return self.outcome not in ("loaded", "refused")
+
+
+def run(cases: Iterable[Case], seed: int, processes: int) -> Iterator[Result]:
+    """Yields the results of the cases. Failed workers are replaced."""
+    cases = iter(cases)
+    workers = [_Worker(seed) for _ in range(processes)]
+    try:
+        while workers:
+            for worker in [w for w in workers if w.case is None]:
+                case = next(cases, None)
+                if case is None:
+                    workers.remove(worker)
+                    worker.stop()
+                else:
+                    worker.start(case)
+            wait([worker.connection for worker in workers], timeout=0.5)
+            for i, worker in enumerate(workers):
+                result = worker.result()
+                if result is not None:
+                    yield result
+                    if result.failed:
+                        worker.stop()
+                        workers[i] = _Worker(seed)
+    finally:
+        for worker in workers:
+            worker.stop()
+
+
+class _Worker:
+    """A process that reads one file at a time."""
+
+    # For starting, importing and tracing the network, which no limit counts.
+    _START = 120
+
+    def __init__(self, seed: int):
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self._process = context.Process(target=_work, args=(theirs, seed), daemon=True)
+        self._process.start()
+        theirs.close()
+        self._ready = False
+        self.case: Case | None = None
+
+    def start(self, case: Case) -> None:
+        self.case, self._started = case, time.monotonic()
+        self.connection.send(case)
+
+    def result(self) -> Result | None:
+        """Returns the result of the case, or None while it is read."""
+        seconds = time.monotonic() - self._started
+        outcome = None
+        try:
+            while outcome is None and self.connection.poll():
+                received = self.connection.recv()
+                if isinstance(received, Result):
+                    self.case = None
+                    return received
+                self._ready, self._started = True, time.monotonic()  # it begins to read
+        except EOFError:
+            self._process.join()
+            outcome = f"the process ended with exit code {self._process.exitcode}"
+        if outcome is None and seconds > (6 * SECONDS if self._ready else self._START):
+            outcome = f"not done after {seconds:.0f} s"
+        if outcome is None:
+            return None
+        case, self.case = self.case, None
+        assert case is not None
+        return Result(case, KINDS[case[0]].case(0, case[1])[0], outcome, seconds, 0)
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.join()
+        self.connection.close()
+
+
+def _work(connection: Connection, seed: int) -> None:
+    warnings.simplefilter("error")
+    with tempfile.TemporaryDirectory() as directory:
+        models.warm_up()
+        limit = _status("VmData") + 2 * MEMORY  # a net: what is over MEMORY has failed before
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+        while True:
+            begin = functools.partial(connection.send, "begin")
+            connection.send(read_case(connection.recv(), seed, pathlib.Path(directory), begin))
+
+
+def read_case(
+    case: Case, seed: int, directory: pathlib.Path, begin: Callable[[], object]
+) -> Result:
+    """Writes a file and reads it in this process. ``begin`` is called in between."""
+    kind = KINDS[case[0]]
+    name, data = kind.case(seed, case[1])
+    path = directory / f"{case[1]}{kind.suffix}"
+    path.write_bytes(data)
+    del data
+    before = _status("VmRSS")
+    if _status("VmHWM") - before > 2**26:
+        pathlib.Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
+    begin()
+    start = time.process_time()
+    try:
+        kind.read(str(path))
+        outcome = "loaded"
+    except InputError as error:
+        outcome = _refusal(error)
+    except Exception as error:
+        outcome = f"{type(error).__name__}: {str(error)[:200]}"
+    seconds = time.process_time() - start
+    memory = max(0, _status("VmHWM") - before)
+    path.unlink()
+    if outcome in ("loaded", "refused"):
+        if seconds > SECONDS:
+            outcome = f"{seconds:.0f} s"
+        elif memory > MEMORY:
+            outcome = f"{memory / 2**30:.1f} GiB"
+    return Result(case, name, outcome, seconds, memory)
+
+
+def _refusal(error: InputError) -> str:
+    """Returns "refused" if an error is one message that can be printed."""
+    message = str(error)
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, MemoryError):
+            return "MemoryError"
+        cause = cause.__cause__
+    if len(message) > 20_000 or not message.replace("\n", "").isprintable():
+        return f"a message that cannot be printed: {message[:200]!r}"
+    return "refused"
+
+
+def _status(field: str) -> int:
+    """Returns a number of bytes from the status of this process."""
+    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 2**10
+    raise LookupError(field)
