@@ -12,7 +12,7 @@ PIP := $(if $(shell command -v uv),VIRTUAL_ENV=$(VENV) uv pip,$(BIN)/python -m p
 	--disable-pip-version-check)
 
 .PHONY: setup demo demo-video test lint parity golden check-datasets check-video check-stream \
-	check-long-clips check-cuda-hlo
+	check-long-clips check-cuda-hlo fuzz
 
 setup: $(STAMP)
 
@@ -67,6 +67,9 @@ check-stream: setup
 
 check-long-clips: setup
 	$(BIN)/python -m tests.train.check_long_clips
+
+fuzz: setup
+	$(BIN)/python -m tests.fuzz --output=experiments/results/fuzzing.md
 
 check-cuda-hlo: .venv-cuda-hlo/.ready
 	PYTHONPATH=. JAX_PLATFORMS=cpu .venv-cuda-hlo/bin/python tests/cuda/check_hlo.py

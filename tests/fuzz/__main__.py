@@ -3,8 +3,8 @@
     python -m tests.fuzz --output=experiments/results/fuzzing.md
     python -m tests.fuzz --kind=zip --case=7 --keep=case.pth      # one case, in this process
 
-A file may be read, or refused with one ``InputError``, within 10 seconds and 2 GiB. Anything else is
-listed, and the exit status is 1. The files depend only on --seed.
+A file may be read, or refused with one ``InputError``, within 10 seconds of processor time and
+2 GiB. Anything else is listed, and the exit status is 1. The files depend only on --seed.
 """
 
 import argparse
@@ -14,16 +14,18 @@ import tempfile
 import time
 from collections.abc import Sequence
 
-from tests.fuzz import workers
+from tests.fuzz import models, workers
 from tests.fuzz.kinds import KINDS, cached
 
 _HEAD = """# Damaged and hostile files
 
-`make fuzz` writes this table. A file may be read, or refused with one error message. Anything else is a
-failure: another exception, a crash, more than {seconds} seconds, or more than {memory} GiB. "Written" are files
-that were written to break a reader, the others are damaged or drawn at random (seed {seed}).
+`make fuzz` writes this table. A file may be read, or refused with one error message. Anything else
+is a failure: another exception, a crash, more than {seconds} seconds of processor time, or more
+than {memory} GiB beyond what the libraries take. "Hostile" files were written to break a reader.
+The others are damaged or drawn at random, with seed {seed}. To read one case again:
+`python -m tests.fuzz --kind=KIND --case=NUMBER --keep=FILE`.
 {note}
-| kind | cases | written | loaded | refused | failures | slowest, s | most memory, MiB |
+| kind | cases | hostile | loaded | refused | failures | slowest, s | most memory, MiB |
 | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
 """
 
@@ -59,15 +61,17 @@ def main() -> int:
         if arguments.keep:
             arguments.keep.write_bytes(KINDS[kinds[0]].case(arguments.seed, arguments.case)[1])
         with tempfile.TemporaryDirectory() as directory:
+            models.warm_up()
             case = (kinds[0], arguments.case)
-            print(workers.read_case(case, arguments.seed, pathlib.Path(directory), lambda: None))
+            reader = workers.Reader(KINDS, arguments.seed, workers.LIMITS, pathlib.Path(directory))
+            print(reader.read(case))
         return 0
     table, failures, start = "", [], time.monotonic()
     for kind in kinds:
         number = len(cached(KINDS[kind].hostile)) + int(KINDS[kind].cases * arguments.scale)
         cases = ((kind, i) for i in range(number))
         results = []
-        for result in workers.run(cases, arguments.seed, arguments.processes):
+        for result in workers.run(cases, KINDS, arguments.seed, arguments.processes):
             results.append(result)
             if result.failed:
                 text = f"{kind} {result.case[1]} ({result.name}): {result.outcome}"
@@ -81,8 +85,8 @@ def main() -> int:
     if arguments.output:
         note = "".join(f"\n- {failure}" for failure in failures)
         head = _HEAD.format(
-            seconds=workers.SECONDS,
-            memory=workers.MEMORY // 2**30,
+            seconds=workers.LIMITS.seconds,
+            memory=workers.LIMITS.memory // 2**30,
             seed=arguments.seed,
             note=f"\nFailures:\n{note}\n" if note else "",
         )

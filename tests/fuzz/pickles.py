@@ -277,10 +277,7 @@ def hostile() -> Mapping[str, bytes]:
     late = b"".join(b"J" + struct.pack("<i", 1 + n * 2**21) + b"N" for n in range(1000))
     cases["slow keys"] = _program(b"}(" + keys + late * 200 + b"u")
     cases |= {f"{body[:1]!r} of a huge size {i}": _program(body) for i, body in enumerate(HUGE)}
-    cases["a view of 2**40 numbers"] = _program(
-        b"}"
-        + text("a_bn_s")
-        + tensor(shape=b"\x8a\x06\0\0\0\0\0\x01\x85", strides=b"K\0\x85")
-        + b"s"
-    )
+    view = tensor(shape=b"\x8a\x06\0\0\0\0\0\x01\x85", strides=b"K\0\x85")
+    for weight in ("a.weight", "res2_0_branch2a_bn_s", "backbone.conv1.weight"):
+        cases[f"a tensor of 2**40 numbers: {weight}"] = _program(b"}" + text(weight) + view + b"s")
     return cases

@@ -1,24 +1,36 @@
 """Reads files in processes that may crash, hang or run out of memory."""
 
-import functools
 import multiprocessing
 import pathlib
 import resource
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from multiprocessing.connection import Connection, wait
 from typing import NamedTuple
 
 from nonlocal_jax.errors import InputError
 from tests.fuzz import models
-from tests.fuzz.kinds import KINDS
-
-SECONDS = 10
-MEMORY = 2 * 2**30
+from tests.fuzz.kinds import Kind
 
 Case = tuple[str, int]  # kind, index
+Kinds = Mapping[str, Kind]
+
+
+class Limits(NamedTuple):
+    """What reading a file may take.
+
+    Attributes:
+      seconds: Time of the processor, as other processes may run beside it.
+      memory: Bytes beyond those that the process had before.
+    """
+
+    seconds: float
+    memory: int
+
+
+LIMITS = Limits(10, 2 * 2**30)
 
 
 class Result(NamedTuple):
@@ -28,8 +40,8 @@ class Result(NamedTuple):
       case: The case.
       name: Its name.
       outcome: "loaded", "refused", or what failed.
-      seconds: The time of the processor that it took, as other processes may run beside it.
-      memory: The memory it took, in bytes.
+      seconds: The time of the processor that it took.
+      memory: The memory that it took, in bytes.
     """
 
     case: Case
@@ -43,10 +55,12 @@ class Result(NamedTuple):
         return self.outcome not in ("loaded", "refused")
 
 
-def run(cases: Iterable[Case], seed: int, processes: int) -> Iterator[Result]:
-    """Yields the results of the cases. Failed workers are replaced."""
+def run(
+    cases: Iterable[Case], kinds: Kinds, seed: int, processes: int, limits: Limits = LIMITS
+) -> Iterator[Result]:
+    """Yields the results of the cases. A process in which one failed is replaced."""
     cases = iter(cases)
-    workers = [_Worker(seed) for _ in range(processes)]
+    workers = [_Worker(kinds, seed, limits) for _ in range(processes)]
     try:
         while workers:
             for worker in [w for w in workers if w.case is None]:
@@ -63,7 +77,7 @@ def run(cases: Iterable[Case], seed: int, processes: int) -> Iterator[Result]:
                     yield result
                     if result.failed:
                         worker.stop()
-                        workers[i] = _Worker(seed)
+                        workers[i] = _Worker(kinds, seed, limits)
     finally:
         for worker in workers:
             worker.stop()
@@ -73,15 +87,17 @@ class _Worker:
     """A process that reads one file at a time."""
 
     # For starting, importing and tracing the network, which no limit counts.
-    _START = 120
+    _START = 300
 
-    def __init__(self, seed: int):
+    def __init__(self, kinds: Kinds, seed: int, limits: Limits):
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self._process = context.Process(target=_work, args=(theirs, seed), daemon=True)
+        arguments = (theirs, kinds, seed, limits)
+        self._process = context.Process(target=_work, args=arguments, daemon=True)
         self._process.start()
         theirs.close()
-        self._ready = False
+        self._names = {name: kind.case for name, kind in kinds.items()}
+        self._seed, self._limits, self._ready = seed, limits, False
         self.case: Case | None = None
 
     def start(self, case: Case) -> None:
@@ -90,10 +106,10 @@ class _Worker:
 
     def result(self) -> Result | None:
         """Returns the result of the case, or None while it is read."""
-        seconds = time.monotonic() - self._started
+        assert self.case is not None
         outcome = None
         try:
-            while outcome is None and self.connection.poll():
+            while self.connection.poll():
                 received = self.connection.recv()
                 if isinstance(received, Result):
                     self.case = None
@@ -102,13 +118,14 @@ class _Worker:
         except EOFError:
             self._process.join()
             outcome = f"the process ended with exit code {self._process.exitcode}"
-        if outcome is None and seconds > (6 * SECONDS if self._ready else self._START):
+        seconds = time.monotonic() - self._started
+        if seconds > (6 * self._limits.seconds if self._ready else self._START):
             outcome = f"not done after {seconds:.0f} s"
         if outcome is None:
             return None
         case, self.case = self.case, None
-        assert case is not None
-        return Result(case, KINDS[case[0]].case(0, case[1])[0], outcome, seconds, 0)
+        name, _ = self._names[case[0]](self._seed, case[1])
+        return Result(case, name, outcome, seconds, 0)
 
     def stop(self) -> None:
         self._process.kill()
@@ -116,47 +133,55 @@ class _Worker:
         self.connection.close()
 
 
-def _work(connection: Connection, seed: int) -> None:
+def _work(connection: Connection, kinds: Kinds, seed: int, limits: Limits) -> None:
     warnings.simplefilter("error")
+    models.warm_up()
+    # A net that catches what fails anyway, before the machine is out of memory.
+    net = _status("VmData") + 2 * limits.memory
+    resource.setrlimit(resource.RLIMIT_DATA, (net, net))
     with tempfile.TemporaryDirectory() as directory:
-        models.warm_up()
-        limit = _status("VmData") + 2 * MEMORY  # a net: what is over MEMORY has failed before
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+        reader = Reader(kinds, seed, limits, pathlib.Path(directory))
         while True:
-            begin = functools.partial(connection.send, "begin")
-            connection.send(read_case(connection.recv(), seed, pathlib.Path(directory), begin))
+            case = connection.recv()
+            connection.send(reader.read(case, lambda: connection.send("begin")))
 
 
-def read_case(
-    case: Case, seed: int, directory: pathlib.Path, begin: Callable[[], object]
-) -> Result:
-    """Writes a file and reads it in this process. ``begin`` is called in between."""
-    kind = KINDS[case[0]]
-    name, data = kind.case(seed, case[1])
-    path = directory / f"{case[1]}{kind.suffix}"
-    path.write_bytes(data)
-    del data
-    before = _status("VmRSS")
-    if _status("VmHWM") - before > 2**26:
-        pathlib.Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
-    begin()
-    start = time.process_time()
-    try:
-        kind.read(str(path))
-        outcome = "loaded"
-    except InputError as error:
-        outcome = _refusal(error)
-    except Exception as error:
-        outcome = f"{type(error).__name__}: {str(error)[:200]}"
-    seconds = time.process_time() - start
-    memory = max(0, _status("VmHWM") - before)
-    path.unlink()
-    if outcome in ("loaded", "refused"):
-        if seconds > SECONDS:
-            outcome = f"{seconds:.0f} s"
-        elif memory > MEMORY:
-            outcome = f"{memory / 2**30:.1f} GiB"
-    return Result(case, name, outcome, seconds, memory)
+class Reader(NamedTuple):
+    """Reads files in this process."""
+
+    kinds: Kinds
+    seed: int
+    limits: Limits
+    directory: pathlib.Path
+
+    def read(self, case: Case, begin: Callable[[], object] = lambda: None) -> Result:
+        """Writes a file and reads it. ``begin`` is called in between."""
+        kind = self.kinds[case[0]]
+        name, data = kind.case(self.seed, case[1])
+        path = self.directory / f"{case[1]}{kind.suffix}"
+        path.write_bytes(data)
+        del data
+        before = _status("VmRSS")
+        if _status("VmHWM") - before > 2**26:
+            pathlib.Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
+        begin()
+        start = time.process_time()
+        try:
+            kind.read(str(path))
+            outcome = "loaded"
+        except InputError as error:
+            outcome = _refusal(error)
+        except Exception as error:
+            outcome = f"{type(error).__name__}: {str(error)[:200]}"
+        seconds = time.process_time() - start
+        memory = max(0, _status("VmHWM") - before)
+        path.unlink()
+        if outcome in ("loaded", "refused"):
+            if seconds > self.limits.seconds:
+                outcome = f"{seconds:.0f} s"
+            elif memory > self.limits.memory:
+                outcome = f"{memory / 2**30:.1f} GiB"
+        return Result(case, name, outcome, seconds, memory)
 
 
 def _refusal(error: InputError) -> str:
