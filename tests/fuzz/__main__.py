@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 
-from tests.fuzz import models, workers
+from tests.fuzz import workers
 from tests.fuzz.kinds import KINDS, cached
 
 _HEAD = """# Damaged and hostile files
@@ -61,7 +61,7 @@ def main() -> int:
         if arguments.keep:
             arguments.keep.write_bytes(KINDS[kinds[0]].case(arguments.seed, arguments.case)[1])
         with tempfile.TemporaryDirectory() as directory:
-            models.warm_up()
+            KINDS[kinds[0]].prepare()
             case = (kinds[0], arguments.case)
             reader = workers.Reader(KINDS, arguments.seed, workers.LIMITS, pathlib.Path(directory))
             print(reader.read(case))

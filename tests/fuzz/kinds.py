@@ -4,6 +4,7 @@ import contextlib
 import functools
 import random
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import NamedTuple
 
 from nonlocal_jax.errors import InputError
@@ -19,6 +20,7 @@ class Kind(NamedTuple):
       read: Reads a file. It may raise ``InputError`` and nothing else.
       random_one: Returns the bytes of a random file.
       hostile: Returns files that were written to break a reader, by name.
+      prepare: Does once in a process what need not be measured for each file.
     """
 
     suffix: str
@@ -26,6 +28,7 @@ class Kind(NamedTuple):
     read: Callable[[str], object]
     random_one: Callable[[random.Random], bytes]
     hostile: Callable[[], Mapping[str, bytes]]
+    prepare: Callable[[], object]
 
     def case(self, seed: int, index: int) -> tuple[str, bytes]:
         """Returns the name and the bytes of a case. The hostile ones come first."""
@@ -50,11 +53,13 @@ def read_checkpoint(path: str) -> None:
     convert.load(path, models.CONFIG)
 
 
+def _checkpoint(suffix: str, cases: int, module: ModuleType) -> Kind:
+    return Kind(suffix, cases, read_checkpoint, module.random_one, module.hostile, models.warm_up)
+
+
 KINDS = {
-    "pickle": Kind(".pkl", 45_000, read_checkpoint, pickles.random_one, pickles.hostile),
-    "zip": Kind(".pth", 5_000, read_checkpoint, zips.random_one, zips.hostile),
-    "legacy": Kind(".pth", 5_000, read_checkpoint, legacy.random_one, legacy.hostile),
-    "safetensors": Kind(
-        ".safetensors", 5_000, read_checkpoint, safetensors.random_one, safetensors.hostile
-    ),
+    "pickle": _checkpoint(".pkl", 45_000, pickles),
+    "zip": _checkpoint(".pth", 5_000, zips),
+    "legacy": _checkpoint(".pth", 5_000, legacy),
+    "safetensors": _checkpoint(".safetensors", 5_000, safetensors),
 }

@@ -11,7 +11,6 @@ from multiprocessing.connection import Connection, wait
 from typing import NamedTuple
 
 from nonlocal_jax.errors import InputError
-from tests.fuzz import models
 from tests.fuzz.kinds import Kind
 
 Case = tuple[str, int]  # kind, index
@@ -135,7 +134,8 @@ class _Worker:
 
 def _work(connection: Connection, kinds: Kinds, seed: int, limits: Limits) -> None:
     warnings.simplefilter("error")
-    models.warm_up()
+    for prepare in {kind.prepare for kind in kinds.values()}:
+        prepare()
     # A net that catches what fails anyway, before the machine is out of memory.
     net = _status("VmData") + 2 * limits.memory
     resource.setrlimit(resource.RLIMIT_DATA, (net, net))
