@@ -38,28 +38,22 @@ class Records:
     """
 
     def __init__(self, file: Any, content: memoryview):
-        self._records: dict[str, tuple[memoryview, int]] = {}
+        self._records: dict[str, tuple[zipfile.ZipInfo, memoryview]] = {}
         with zipfile.ZipFile(_Reader(file)) as archive:
-            infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
-            end = 0
-            for info in infos:
-                if info.filename in self._records:
-                    raise ValueError(f"the zip file has two records {info.filename}")
-                if info.flag_bits & 1:
-                    raise ValueError(f"{info.filename} is encrypted")
-                if info.compress_type != zipfile.ZIP_STORED:
-                    raise ValueError(
-                        f"{info.filename} is compressed; PyTorch writes uncompressed records"
-                    )
-                header = info.header_offset
-                if header < end or content[header : header + 4] != b"PK\x03\x04":
-                    raise ValueError(f"{info.filename} overlaps another record")
-                # The name and extra fields follow the header.
-                start = header + _HEADER + sum(struct.unpack_from("<HH", content, header + 26))
-                end = start + info.file_size
-                if info.compress_size != info.file_size or end > archive.start_dir:
-                    raise ValueError(f"{info.filename} does not end where it should")
-                self._records[info.filename] = content[start:end], info.CRC
+            infos, limit = archive.infolist(), archive.start_dir
+        end = 0
+        for info in sorted(infos, key=lambda info: info.header_offset):
+            name, header = info.filename, info.header_offset
+            if name in self._records:
+                raise ValueError(f"the zip file has two records {name}")
+            if header < end or content[header : header + 4] != b"PK\x03\x04":
+                raise ValueError(f"the record {name} overlaps another one")
+            # The name and extra fields follow the header.
+            start = header + _HEADER + sum(struct.unpack_from("<HH", content, header + 26))
+            end = start + info.compress_size
+            if end > limit:
+                raise ValueError(f"the record {name} does not end within the file")
+            self._records[name] = info, content[start:end]
 
     def names(self) -> list[str]:
         return list(self._records)
@@ -69,9 +63,13 @@ class Records:
 
         Raises:
           KeyError: There is no such record.
-          ValueError: The checksum of the record is wrong.
+          ValueError: It is compressed or encrypted, or its checksum is wrong.
         """
-        data, checksum = self._records[name]
-        if zlib.crc32(data) != checksum:
+        info, data = self._records[name]
+        if info.flag_bits & 1:
+            raise ValueError(f"{name} is encrypted; PyTorch does not encrypt")
+        if info.compress_type != zipfile.ZIP_STORED:
+            raise ValueError(f"{name} is compressed; PyTorch writes uncompressed records")
+        if len(data) != info.file_size or zlib.crc32(data) != info.CRC:
             raise ValueError(f"the checksum of {name} is wrong")
         return data
