@@ -10,6 +10,7 @@ import pytest
 from configs import segmentation
 from nonlocal_jax import convert, data
 from nonlocal_jax.convert import _torch_file as torch_file
+from nonlocal_jax.errors import InputError
 from tests.helpers import random_variables
 
 CHANGES = {"width": 4, "head_channels": 8, "auxiliary_channels": 4}
@@ -152,3 +153,35 @@ def test_a_pytorch_checkpoint_of_another_network_is_refused(
         "use the model config that it was made with",
     ):
         assert message in err
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "predict", "convert"])
+def test_weights_that_are_not_finite_need_a_flag(command, tmp_path, image, monkeypatch, name):
+    path, output = tmp_path / "diverged.pth", tmp_path / "out"
+    variables = random_variables(MODEL)
+    variables["params"]["decode_head"]["conv_seg"]["bias"][0] = np.nan
+    convert.export_torch(path, variables, MODEL)
+    arguments = {
+        "train": [*train_options("demo_nonlocal"), f"--init={path}", f"--workdir={output}"],
+        "evaluate": [*options("demo_nonlocal"), f"--checkpoint={path}", f"--output={output}"],
+        "predict": [*options("demo_nonlocal"), f"--checkpoint={path}", f"--output={output}", image],
+        "convert": [
+            *options("demo_nonlocal"),
+            f"--source={path}",
+            f"--output={output}.safetensors",
+        ],
+    }[name]
+    status, _, err = command(name, *arguments)
+    assert status == 2
+    assert f"{path} has 1 arrays with values that are NaN" in err
+    assert "decode_head.conv_seg.bias: 1 of 3" in err
+    assert "(--allow-non-finite)" in err
+    if name == "convert":
+        assert command(name, *arguments, "--allow-non-finite")[0] == 0
+        return
+
+    def stop(*_, allow_non_finite, **__):
+        raise InputError(f"loaded with {allow_non_finite}")
+
+    monkeypatch.setattr(convert, "load", stop)
+    assert "loaded with True" in command(name, *arguments, "--allow-non-finite")[2]
