@@ -198,11 +198,11 @@ def _program(body: bytes) -> bytes:
 
 
 def _slow_integers(count: int) -> list[int]:
-    """Integers in the order in which a dict of 2**20 entries looks for a free one."""
+    """Integers in the order in which a dict of 2**18 entries looks for a free one."""
     found, place = [], 1
     for _ in range(count):
         found.append(place)
-        place = (5 * place + 1) % 2**20
+        place = (5 * place + 1) % 2**18
     return found
 
 
@@ -271,10 +271,10 @@ def hostile() -> Mapping[str, bytes]:
         cases[f"{what} again and again"] = _program(first + body * (2 * many // len(body)))
     # A memo whose indexes all get the same place in the dict of an unpickler.
     puts = b"".join(b"r" + struct.pack("<I", n) for n in _slow_integers(150_000))
-    gets = (b"r" + struct.pack("<I", 1 + 2**21) + b"0N") * 300_000
+    gets = (b"r" + struct.pack("<I", 1 + 2**23) + b"0N") * 300_000
     cases["a slow memo"] = _program(b"N" + puts + gets)
     keys = b"".join(b"J" + struct.pack("<i", n) + b"N" for n in _slow_integers(150_000))
-    late = b"".join(b"J" + struct.pack("<i", 1 + n * 2**21) + b"N" for n in range(1000))
+    late = b"".join(b"J" + struct.pack("<i", 1 + n * 2**20) + b"N" for n in range(1000))
     cases["slow keys"] = _program(b"}(" + keys + late * 200 + b"u")
     cases |= {f"{body[:1]!r} of a huge size {i}": _program(body) for i, body in enumerate(HUGE)}
     view = tensor(shape=b"\x8a\x06\0\0\0\0\0\x01\x85", strides=b"K\0\x85")

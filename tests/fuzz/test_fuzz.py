@@ -39,7 +39,7 @@ def _misbehave(path):
 
 
 def _misbehaving():
-    names = ("loaded", "refused", "crash", "memory", "error", "message", "hang")
+    names = ("loaded", "refused", "memory", "error", "message", "crash", "hang")
     return {name: name.encode() for name in names}
 
 
@@ -51,14 +51,22 @@ def _nothing():
     pass
 
 
-def test_what_the_workers_notice():
-    kinds = {"bad": Kind("", 0, _misbehave, _none, _misbehaving, _nothing)}
-    cases = [("bad", i) for i in range(len(_misbehaving()))]
-    limits = workers.Limits(0.5, 2**26)
-    results = {r.name: r for r in workers.run(cases, kinds, 0, processes=2, limits=limits)}
-    assert {name for name, result in results.items() if not result.failed} == {"loaded", "refused"}
-    assert results["crash"].outcome == "the process ended with exit code -11"
-    assert results["hang"].outcome.startswith("not done after")
-    assert results["memory"].outcome == "0.1 GiB"
-    assert results["error"].outcome == "TypeError: unhashable"
-    assert results["message"].outcome.startswith("a message that cannot be printed")
+BAD = {"bad": Kind("", 0, _misbehave, _none, _misbehaving, _nothing)}
+LIMITS = workers.Limits(0.5, 2**26)
+
+
+def test_what_a_reader_notices(tmp_path):
+    reader = workers.Reader(BAD, 0, LIMITS, tmp_path)
+    results = [reader.read(("bad", i)) for i in range(5)]
+    assert [result.outcome for result in results] == [
+        *("loaded", "refused", "0.1 GiB", "TypeError: unhashable"),
+        r"a message that cannot be printed: '\x1b[31m'",
+    ]
+
+
+def test_a_process_that_crashes_or_hangs_is_replaced():
+    cases = [("bad", i) for i in (5, 6, 0)]
+    crash, hang, loaded = workers.run(cases, BAD, 0, processes=1, limits=LIMITS)
+    assert crash.outcome == "the process ended with exit code -11"
+    assert hang.outcome.startswith("not done after")
+    assert loaded.outcome == "loaded"
