@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from multiprocessing.connection import Connection, wait
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from nonlocal_jax.errors import InputError
 from tests.fuzz.kinds import Kind
@@ -70,36 +70,37 @@ def run(
                 else:
                     worker.start(case)
             wait([worker.connection for worker in workers], timeout=0.5)
-            for i, worker in enumerate(workers):
+            for worker in workers:
                 result = worker.result()
                 if result is not None:
                     yield result
                     if result.failed:
                         worker.stop()
-                        workers[i] = _Worker(kinds, seed, limits)
     finally:
         for worker in workers:
             worker.stop()
 
 
 class _Worker:
-    """A process that reads one file at a time."""
+    """A process that reads one file at a time. It begins with the first one."""
 
     # For starting, importing and tracing the network, which no limit counts.
     _START = 300
 
     def __init__(self, kinds: Kinds, seed: int, limits: Limits):
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        arguments = (theirs, kinds, seed, limits)
-        self._process = context.Process(target=_work, args=arguments, daemon=True)
-        self._process.start()
-        theirs.close()
-        self._names = {name: kind.case for name, kind in kinds.items()}
-        self._seed, self._limits, self._ready = seed, limits, False
+        self._kinds, self._seed, self._limits = kinds, seed, limits
+        self._process: Any = None
         self.case: Case | None = None
 
     def start(self, case: Case) -> None:
+        if self._process is None:
+            context = multiprocessing.get_context("spawn")
+            self.connection, theirs = context.Pipe()
+            arguments = (theirs, self._kinds, self._seed, self._limits)
+            self._process = context.Process(target=_work, args=arguments, daemon=True)
+            self._process.start()
+            theirs.close()
+            self._ready = False
         self.case, self._started = case, time.monotonic()
         self.connection.send(case)
 
@@ -123,13 +124,15 @@ class _Worker:
         if outcome is None:
             return None
         case, self.case = self.case, None
-        name, _ = self._names[case[0]](self._seed, case[1])
+        name, _ = self._kinds[case[0]].case(self._seed, case[1])
         return Result(case, name, outcome, seconds, 0)
 
     def stop(self) -> None:
-        self._process.kill()
-        self._process.join()
-        self.connection.close()
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+            self.connection.close()
+            self._process = None
 
 
 def _work(connection: Connection, kinds: Kinds, seed: int, limits: Limits) -> None:
