@@ -273,7 +273,7 @@ def test_label_maps_are_the_most_probable_classes():
 
 def test_label_maps_of_more_than_256_classes_have_16_bits(monkeypatch):
     class Model:
-        def apply(self, variables, images):
+        def apply(self, variables, images, upsample):
             return jax.nn.one_hot(jnp.full(images.shape[:3], 299), 300)
 
     monkeypatch.setattr(inference, "create_model", lambda config: Model())
