@@ -11,6 +11,15 @@ class InputError(ValueError):
     """
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Returns whether an error of Python, XLA or OpenCV means that memory is exhausted."""
+    text = str(error)
+    return isinstance(error, MemoryError) or any(
+        sign in text
+        for sign in ("RESOURCE_EXHAUSTED", "Out of memory", "Insufficient memory", "OutOfMemory")
+    )
+
+
 def first_line(error: Exception) -> str:
     """Returns the first line of another library's error message. The rest is often very long."""
     return str(error).strip().partition("\n")[0]
