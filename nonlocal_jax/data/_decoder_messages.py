@@ -38,6 +38,8 @@ def decoder_messages() -> Iterator[list[str]]:
             file.seek(0)
             for line in file:
                 if _MESSAGE.match(line):
-                    messages.append(line.decode(errors="replace").strip())
+                    messages.append(
+                        line.decode("latin-1").strip().encode("unicode_escape").decode()
+                    )
                 else:
                     os.write(2, line)

@@ -3,6 +3,7 @@
 import io
 import math
 import os
+import re
 import stat
 import struct
 import sys
@@ -25,6 +26,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 # The markers of a JPEG that are followed by its size, and those that are followed by no length.
 _SIZE_MARKERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+_PADDING = re.compile(rb"\xff+")
 _BARE_MARKERS = {0x01, *range(0xD0, 0xD8)}
 # What the decoder of JPEG says of bytes that are no part of the image. Other messages are damage.
 _HARMLESS = "extraneous bytes before marker"
@@ -89,8 +91,9 @@ def check_header(data: bytes, name: object, max_megapixels: float = MAX_MEGAPIXE
             f"{name} has {width}x{height} pixels, more than the limit of {max_megapixels:g} "
             "megapixels; make the image smaller, or cut it into parts"
         )
-    # OpenCV also decodes a JPEG whose last part is zeros.
-    if data.startswith(_JPEG) and data.rfind(_JPEG_END) < position:
+    # OpenCV also decodes a JPEG whose last part is zeros, and allocates all that a PNG claims.
+    complete = _ends(data) if data.startswith(_PNG) else data.rfind(_JPEG_END) > position
+    if not complete:
         raise _incomplete(data, name)
 
 
@@ -108,12 +111,23 @@ def _read_header(data: bytes) -> tuple[int, int, int] | None:
             height, width = struct.unpack(">HH", data[position + 5 : position + 9])
             return width, height, position
         if marker == 0xFF:  # padding
-            position += 1
+            position = _PADDING.match(data, position).end() - 1
         elif marker in _BARE_MARKERS:
             position += 2
         else:
             position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
     return None
+
+
+def _ends(data: bytes) -> bool:
+    """Returns whether all chunks of a PNG are there, up to the last one."""
+    position = len(_PNG)
+    while position + 8 <= len(data):
+        length, kind = struct.unpack(">I4s", data[position : position + 8])
+        position += 12 + length
+        if kind == b"IEND":
+            return position <= len(data)
+    return False
 
 
 def _incomplete(data: bytes, name: object) -> InputError:
