@@ -4,7 +4,6 @@ import io
 import math
 import os
 import re
-import stat
 import struct
 import sys
 from collections.abc import Iterable, Sequence
@@ -172,7 +171,7 @@ def read_image(
       InputError: The file cannot be read, it is damaged, or the image is too large.
     """
     try:
-        if not stat.S_ISREG(os.stat(as_path(path)).st_mode):
+        if as_path(path).exists() and not _is_regular(path):
             raise InputError(f"{path} is not a regular file; use a PNG or JPEG file")
         data = as_path(path).read_bytes()
     except OSError as error:
@@ -186,6 +185,11 @@ def read_image(
     for message in messages:
         print(f"warning: {path}: {message}", file=sys.stderr)
     return image
+
+
+def _is_regular(path: PathLike) -> bool:
+    """Returns whether a path is a file. Reading a pipe or a device could never end."""
+    return os.path.isfile(as_path(path))
 
 
 def list_images(paths: Iterable[PathLike]) -> list[epath.Path]:
@@ -210,7 +214,7 @@ def list_files(paths: Iterable[PathLike], suffixes: Sequence[str], kind: str) ->
                     f"use a directory of {kind}"
                 )
             files += found
-        elif path.is_file():
+        elif _is_regular(path):
             files.append(path)
         elif path.exists():
             raise InputError(f"{path} is not a regular file; use a file or directory of {kind}")

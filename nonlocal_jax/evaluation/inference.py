@@ -31,7 +31,7 @@ MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
 
 # Label maps are computed in parts of at most this many pixels times classes.
-_PART = 2**23
+_PART = 2**22
 
 
 def inference_fn(
@@ -129,7 +129,7 @@ class Predictor:
             labels = np.empty(size, np.min_scalar_type(num_classes - 1))
             for y, x in itertools.product(*map(starts, size, part, part)):
                 place = slice(y, y + part[0]), slice(x, x + part[1])
-                labels[place] = jnp.argmax(probabilities((y, x), part), axis=-1)
+                labels[place] = _most_probable(probabilities((y, x), part))
             return labels
 
         return label_map
@@ -200,12 +200,17 @@ def slide_inference(
     return logits.average((0, 0), logits.size)
 
 
-@functools.partial(jax.jit, static_argnames="flipped")
-def _softmax(
-    logits: jax.Array, weights: tuple[jax.Array, jax.Array], *, flipped: bool
+@functools.partial(jax.jit, static_argnames="flipped", donate_argnames="total")
+def _add_softmax(
+    total: jax.Array, logits: jax.Array, weights: tuple[jax.Array, jax.Array], *, flipped: bool
 ) -> jax.Array:
     probabilities = jax.nn.softmax(interpolate(logits, (0, 0), weights), axis=-1)
-    return probabilities[:, :, ::-1] if flipped else probabilities
+    return total + (probabilities[:, :, ::-1] if flipped else probabilities)
+
+
+@jax.jit
+def _most_probable(total: jax.Array) -> jax.Array:
+    return jnp.argmax(total, axis=-1)
 
 
 class _Probabilities:
@@ -251,7 +256,7 @@ class _Probabilities:
 
     def __call__(self, starts: tuple[int, int], shape: tuple[int, int]) -> jax.Array:
         """Returns the probabilities ``[*shape, classes]`` of the part at a row and a column."""
-        total = 0.0
+        total = jnp.zeros((1, *shape, self.num_classes), self._passes[0][0].dtype)
         for logits, flipped in self._passes:
             y, x = starts
             x = self._size[1] - x - shape[1] if flipped else x
@@ -260,7 +265,7 @@ class _Probabilities:
             firsts, weights = zip(*parts, strict=True)
             weights = tuple(w.astype(logits.dtype) for w in weights)
             part = logits.average(firsts, tuple(w.shape[1] for w in weights))
-            total = total + _softmax(part, weights, flipped=flipped)
+            total = _add_softmax(total, part, weights, flipped=flipped)
         return total[0] / len(self._passes)
 
 
