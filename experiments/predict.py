@@ -104,7 +104,7 @@ def main(arguments: list[str]) -> None:
     if listable and directory.resolve() in {as_path(a).resolve() for a in arguments[1:]}:
         raise InputError(
             f"--output={directory} is also a directory of {kind}s, and the next run would take the "
-            f"outputs for {kind}s; use another --output, such as {directory}_predicted"
+            f"outputs for {kind}s; use another directory, such as --output=predicted"
         )
     _check_outputs(names, directory, endings)
     make_directory(directory)

@@ -21,6 +21,7 @@ from nonlocal_jax.data import check_image, keep_ratio_size, normalize, resize_im
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.evaluation._windows import ApplyFn, WindowLogits, interpolate, starts
 from nonlocal_jax.models import create_model
+from nonlocal_jax.models.segmentation import SegmentationNet
 from nonlocal_jax.ops.resize import bilinear_part
 from nonlocal_jax.sharding import Shardings, make_mesh, split_positions, use_mesh
 
@@ -107,7 +108,10 @@ class Predictor:
     ):
         self.protocol = _protocol(config, multi_scale)
         shardings = shardings or _local_shardings(config["mesh"]["context"])
-        self._inference = inference_fn(create_model(config["model"]), shardings, upsample=False)
+        model = create_model(config["model"])
+        # Logits at the stride of the network are small. Other networks return any size.
+        options = {"upsample": False} if isinstance(model, SegmentationNet) else {}
+        self._inference = inference_fn(model, shardings, **options)
 
     def __call__(self, variables: Variables) -> Callable[[np.ndarray], jax.Array]:
         """Returns a function that maps an image to probabilities ``[H, W, classes]``."""

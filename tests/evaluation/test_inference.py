@@ -341,7 +341,7 @@ def test_memory_of_label_maps_does_not_grow_with_classes_times_pixels():
 
 def test_label_maps_of_more_than_256_classes_have_16_bits(monkeypatch):
     class Model:
-        def apply(self, variables, images, upsample):
+        def apply(self, variables, images):
             return jax.nn.one_hot(jnp.full(images.shape[:3], 299), 300)
 
     monkeypatch.setattr(inference, "create_model", lambda config: Model())

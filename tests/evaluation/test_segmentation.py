@@ -15,7 +15,7 @@ from nonlocal_jax.evaluation import evaluator, inference, report
 class GrayLevels:
     """A model that classifies black, gray and white pixels as 0, 1 and 2."""
 
-    def apply(self, variables, images, upsample):
+    def apply(self, variables, images):
         gray = images[..., :1] * 58.395 + 123.675
         return -jnp.abs(gray - jnp.array([0.0, 128.0, 255.0]).reshape(1, 1, 1, 3))
 

@@ -208,7 +208,7 @@ def test_predict_never_mixes_inputs_and_outputs(command, checkpoint, tmp_path):
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     given = ["predict", CONFIG, f"--checkpoint={checkpoint}"]
     beside = f"--output={tmp_path}"
-    assert refused(command(*given, beside, tmp_path), "also a directory of images", "_predicted")
+    assert refused(command(*given, beside, tmp_path), "also a directory of images", "predicted")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     # Beside its input, an image may be segmented any number of times.
     for _ in range(2):
