@@ -21,6 +21,7 @@ import numpy as np
 from absl import flags
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from configs import segmentation
 from experiments import cli
@@ -37,7 +38,8 @@ _TITLES = {
     "demo_nonlocal": "NL",
     "demo_dnl": "DNL",
 }
-_ROWS = 4
+# Validation examples whose photographs show more than sky.
+_EXAMPLES = 1, 6, 10, 13
 # Images are enlarged to this many pixels per side, so that rings and heat maps are smooth.
 _ENLARGED = 384
 
@@ -70,10 +72,18 @@ def _enlarge(image: np.ndarray) -> np.ndarray:
     return image.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
+def _brighten(image: np.ndarray) -> np.ndarray:
+    """Makes the dark photographs of the dataset visible."""
+    return np.round(255 * np.sqrt(image / 255)).astype(np.uint8)
+
+
 def _draw(networks: Mapping[str, Network], path: pathlib.Path) -> None:
-    """Draws the inputs, the ground truth, the predictions, and the attention of one pixel."""
+    """Draws the inputs, the ground truth, the predictions, and the attention of one pixel.
+
+    Overlays show the background in gray, without a color.
+    """
     source = data.load_source("digits_flag", "val")
-    palette = data.get_dataset("digits_flag").palette
+    dataset = data.get_dataset("digits_flag")
     predict = {
         name: evaluation.Predictor(network.config).label_maps(network.variables)
         for name, network in networks.items()
@@ -82,27 +92,30 @@ def _draw(networks: Mapping[str, Network], path: pathlib.Path) -> None:
     model = create_model(config.model)
 
     columns = [
-        "input",
+        "input, brightened",
         "ground truth",
         *(_TITLES[name] for name in networks),
         "attention of the ringed pixel",
     ]
-    figure = Figure(figsize=(2.4 * len(columns), 2.4 * _ROWS + 0.4), layout="constrained")
-    axes = figure.subplots(_ROWS, len(columns))
-    for row in range(_ROWS):
-        example = source[row]
+    figure = Figure(figsize=(2.4 * len(columns), 2.4 * len(_EXAMPLES) + 0.7), layout="constrained")
+    axes = figure.subplots(len(_EXAMPLES), len(columns))
+    for row, index in enumerate(_EXAMPLES):
+        example = source[index]
         image, label = example["image"], example["label"]
         predictions = [predict[name](image) for name in networks]
         pixel = _choose_pixel(label, *predictions)
         images = data.normalize(image[None], config.data.mean, config.data.std)
         weights = visualize.attention_map(model, variables, images, pixel)
-        enlarged = _enlarge(image)
+        bright = _brighten(image)
+        enlarged = _enlarge(bright)
         scale = enlarged.shape[0] / image.shape[0]
         center = tuple(int((p + 0.5) * scale) for p in pixel)
         pictures = [
-            image,
+            bright,
             *(
-                visualize.color_overlay(image, labels, palette, alpha=0.85)
+                visualize.color_overlay(
+                    bright, np.where(labels > 0, labels, data.IGNORE_INDEX), dataset.palette, 0.8
+                )
                 for labels in (label, *predictions)
             ),
             visualize.attention_overlay(enlarged, weights, center),
@@ -112,6 +125,12 @@ def _draw(networks: Mapping[str, Network], path: pathlib.Path) -> None:
             axis.set_axis_off()
             if row == 0:
                 axis.set_title(title, fontsize=10)
+    colors = [(128, 128, 128), *dataset.palette[1:]]  # the background has none
+    entries = [
+        Patch(color=np.array(color) / 255, label=name)
+        for name, color in zip(dataset.classes, colors, strict=True)
+    ]
+    figure.legend(handles=entries, loc="outside lower center", ncols=len(entries), frameon=False)
     FigureCanvasAgg(figure).print_png(path)
 
 

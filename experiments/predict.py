@@ -8,13 +8,15 @@ file. FILE is an image (PNG or JPEG) or a video (MP4, ...) of any size, or a dir
 
 A segmentation network predicts images. For street.jpg the command writes to DIR:
 
-    street_labels.png    The label map, 8-bit gray, with the size of the image. The value of a pixel
-                         is the index of its class, from 0, in the order of the dataset's classes.
-    street_overlay.png   The image blended with the colors of the classes, with a legend. Small
-                         images are enlarged.
+    street_labels.png    The label map, with the size of the image. The value of a pixel is the
+                         index of its class, from 0, in the order of the dataset's classes. It is a
+                         PNG with a palette: other programs show the colors of the classes.
+    street_overlay.png   The image in gray, blended with the colors of the classes, with a legend.
+                         Small images are enlarged.
 
-With --multi_scale, the probabilities are averaged over scales and flips. An EXIF orientation is
-ignored, with a warning.
+With --multi_scale, the probabilities are averaged over scales and flips. Images are predicted
+upright, as other programs show them: their EXIF orientation is applied. Larger images than
+--max_megapixels are refused. The memory does not depend on the number of classes.
 
 A classification network predicts videos. For clip.mp4 the command prints the five best classes with
 their scores and writes to DIR:
@@ -27,26 +29,29 @@ their scores and writes to DIR:
 
 The names and the colors of the classes are those that the checkpoint contains. If it contains none,
 as PyTorch files do, they are those of the dataset --config.data.name. No data is needed. Only the
-names of a folder that you prepared are read from --data-dir. If a file cannot be read, the others
-are still predicted. The errors are listed at the end, and the exit status is 2.
+names of a folder that you prepared are read from --data-dir.
+
+If two files differ only in their suffix, as street.jpg and street.png do, the outputs keep it:
+street.jpg_labels.png. Outputs never replace inputs, and are never predicted themselves. If a file
+cannot be predicted, the others still are. The errors are listed at the end, and the exit status
+is 2.
 """
 
+import collections
 import pathlib
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
-import PIL.ExifTags
-import PIL.Image
 from absl import flags
 from ml_collections import ConfigDict
 
 from experiments import cli
 from nonlocal_jax import convert, data
-from nonlocal_jax._files import make_directory, write_json
+from nonlocal_jax._files import as_path, make_directory, write_json
 from nonlocal_jax._progress import progress
-from nonlocal_jax.errors import InputError
+from nonlocal_jax.data.images import MAX_MEGAPIXELS, list_files
+from nonlocal_jax.errors import InputError, is_out_of_memory, listing
 from nonlocal_jax.tasks import get_task
 
 _CONFIG = cli.define_config()
@@ -62,6 +67,12 @@ _MULTI_SCALE = flags.DEFINE_bool(
     "multi_scale", False, "For images: whether to average over scales and flips."
 )
 _ALLOW_NON_FINITE = cli.define_allow_non_finite()
+_MAX_MEGAPIXELS = flags.DEFINE_float(
+    "max_megapixels",
+    None,
+    f"For images: larger ones are refused. Default: {MAX_MEGAPIXELS}.",
+    lower_bound=0,
+)
 _POSITION = flags.DEFINE_list(
     "position", None, "For videos: frame, row and column whose attention is drawn."
 )
@@ -80,14 +91,24 @@ def main(arguments: list[str]) -> None:
     config = _CONFIG.value
     task = get_task(config)
     position = _POSITION.value and tuple(map(int, _POSITION.value))
-    predictor = task.predictor(config, multi_scale=_MULTI_SCALE.value, position=position)
+    limit = {} if _MAX_MEGAPIXELS.value is None else {"max_megapixels": _MAX_MEGAPIXELS.value}
+    predictor = task.predictor(config, multi_scale=_MULTI_SCALE.value, position=position, **limit)
+    kind, endings = predictor.kind, predictor.endings
     if not arguments[1:]:
-        kind = predictor.kind
         raise InputError(f"there are no {kind}s; add at least one {kind} or directory of {kind}s")
-    files = list(dict.fromkeys(predictor.list_files(arguments[1:])))
+    files = list(dict.fromkeys(list_files(arguments[1:], predictor.suffixes, f"{kind}s")))
     dataset = _dataset(_CHECKPOINT.value, config)
-    directory = make_directory(_OUTPUT.value)
-    _check_outputs(files, directory, predictor.endings)
+    names = _output_names(files)
+    directory = as_path(_OUTPUT.value)
+    # Of a directory that is also --output, the next run would list the outputs.
+    listable = directory.is_dir() and any(ending.endswith(predictor.suffixes) for ending in endings)
+    if listable and directory.resolve() in {as_path(a).resolve() for a in arguments[1:]}:
+        raise InputError(
+            f"--output={directory} is also a directory of {kind}s, and the next run would take the "
+            f"outputs for {kind}s; use another directory, such as --output=predicted"
+        )
+    _check_outputs(names, directory, endings)
+    make_directory(directory)
     variables = convert.load(
         _CHECKPOINT.value,
         config.model,
@@ -96,31 +117,45 @@ def main(arguments: list[str]) -> None:
     )
     predict = predictor.predict(variables, dataset)
 
-    if rotated := [str(path) for path in files if _has_orientation(path)]:
-        print(
-            f"warning: images have an EXIF orientation, which is ignored: {', '.join(rotated)}; "
-            "rotate their pixels, for example with the script in docs/datasets.md",
-            file=sys.stderr,
-        )
     errors = []
     contents = _read(files, predictor.read)
-    for path, content in progress(contents, len(files), "predicting", unit=predictor.kind):
-        if isinstance(content, InputError):
-            errors.append(content)
+    for path, content in progress(contents, len(files), "predicting", unit=kind):
+        try:
+            if isinstance(content, Exception):
+                raise content
+            text, outputs = predict(path, content)
+        except Exception as error:
+            errors.append(_message(error, path))
             continue
-        text, outputs = predict(path, content)
         if text:
             print(text)
         for ending, output in outputs.items():
-            target = directory / f"{path.stem}{ending}"
-            write = write_json if target.suffix == ".json" else data.write_png
-            write(target, output)
+            _write(directory / f"{names[path]}{ending}", output, dataset)
+    if written := len(files) - len(errors):
+        patterns = " and ".join(f"NAME{ending}" for ending in endings)
+        print(f"wrote {patterns} of {written} {kind}{'s' * (written > 1)} to {directory}")
     if errors:
         listed = "".join(f"\n  {error}" for error in errors)
         raise InputError(
-            f"cannot read {len(errors)} of {len(files)} {predictor.kind}s:{listed}\n"
+            f"cannot predict {len(errors)} of {len(files)} {kind}s:{listed}\n"
             "replace these files, or leave them out"
         )
+
+
+def _message(error: Exception, path: pathlib.Path) -> str:
+    """Returns the message of an error that concerns one file. All others are raised again."""
+    if isinstance(error, InputError):
+        return str(error)
+    if is_out_of_memory(error):
+        return f"{path} needs more memory than there is; make it smaller, or cut it into parts"
+    raise error
+
+
+def _write(path: pathlib.Path, output: Any, dataset: data.Dataset) -> None:
+    if isinstance(output, Mapping):
+        write_json(path, output)
+    else:
+        data.write_png(path, output, dataset.palette if output.ndim == 2 else None)
 
 
 def _dataset(checkpoint: str, config: ConfigDict) -> data.Dataset:
@@ -140,34 +175,35 @@ def _dataset(checkpoint: str, config: ConfigDict) -> data.Dataset:
     return dataset
 
 
+def _output_names(files: Sequence[pathlib.Path]) -> dict[pathlib.Path, str]:
+    """Returns how the names of the outputs of each file begin: with its stem, if it is unique."""
+    stems = collections.Counter(path.stem for path in files)
+    return {path: path.stem if stems[path.stem] == 1 else path.name for path in files}
+
+
 def _check_outputs(
-    files: list[pathlib.Path], directory: pathlib.Path, endings: Sequence[str]
+    names: Mapping[pathlib.Path, str], directory: pathlib.Path, endings: Sequence[str]
 ) -> None:
-    """Requires that no output replaces an input or another output."""
-    inputs = {path.resolve() for path in files}
+    """Requires that no output replaces an input or another output, and that none is an input."""
+    inputs = {path.resolve() for path in names}
     first: dict[str, pathlib.Path] = {}
     errors = []
-    for path in files:
-        if first.setdefault(path.stem, path) != path:
-            errors.append(f"{first[path.stem]} and {path} would have the same outputs")
-        for output in (directory / f"{path.stem}{ending}" for ending in endings):
+    for path, name in names.items():
+        if first.setdefault(name, path) != path:
+            errors.append(f"{first[name]} and {path} would have the same outputs")
+        for output in (directory / f"{name}{ending}" for ending in endings):
             if output.resolve() in inputs:
                 errors.append(f"{output} would replace an input")
+        for ending in endings:
+            others = (f"{path.name.removesuffix(ending)}{other}" for other in endings)
+            if path.name.endswith(ending) and all(path.with_name(n).exists() for n in others):
+                errors.append(f"{path} is an output of an earlier run")
     if errors:
-        listed = "".join(f"\n  {error}" for error in errors)
         raise InputError(
-            f"the outputs would replace other files:{listed}\n"
-            "use another --output, or predict fewer files at once"
+            f"inputs and outputs are mixed up:{listing(errors)}\n"
+            "use another directory for --output, and leave earlier outputs out; or predict fewer "
+            "files at once"
         )
-
-
-def _has_orientation(path: pathlib.Path) -> bool:
-    """Returns whether other programs show an image rotated or flipped."""
-    try:
-        with path.open("rb") as file, PIL.Image.open(file) as image:
-            return image.getexif().get(PIL.ExifTags.Base.Orientation, 1) != 1
-    except Exception:  # a damaged file is reported when it is read
-        return False
 
 
 def _read(
@@ -178,7 +214,7 @@ def _read(
     def read_file(path: pathlib.Path) -> tuple[pathlib.Path, Any]:
         try:
             return path, read(path)
-        except InputError as error:
+        except Exception as error:
             return path, error
 
     contents = grain.MapDataset.source(files).map(read_file)

@@ -23,6 +23,15 @@ def printable(text: str, max_length: int = 200) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Returns whether an error of Python, XLA or OpenCV means that memory is exhausted."""
+    text = str(error)
+    return isinstance(error, MemoryError) or any(
+        sign in text
+        for sign in ("RESOURCE_EXHAUSTED", "Out of memory", "Insufficient memory", "OutOfMemory")
+    )
+
+
 def first_line(error: Exception) -> str:
     """Returns the first line of another library's error message. The rest is often very long."""
     return printable(str(error).strip().partition("\n")[0])

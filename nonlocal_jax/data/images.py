@@ -1,77 +1,203 @@
 """Reads, writes and resizes images."""
 
+import io
 import math
+import os
+import re
+import struct
+import sys
 from collections.abc import Iterable, Sequence
 
 import cv2
 import numpy as np
+import PIL.Image
 from etils import epath
 
 from nonlocal_jax._files import PathLike, as_path, write_file
+from nonlocal_jax.data._decoder_messages import decoder_messages
 from nonlocal_jax.errors import InputError
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
+# Images with more pixels are refused, unless a caller allows them.
+MAX_MEGAPIXELS = 128
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_JPEG, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+# The markers of a JPEG that are followed by its size, and those that are followed by no length.
+_SIZE_MARKERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+_PADDING = re.compile(rb"\xff+")
+_BARE_MARKERS = {0x01, *range(0xD0, 0xD8)}
+# What the decoder of JPEG says of bytes that are no part of the image. Other messages are damage.
+_HARMLESS = "extraneous bytes before marker"
 
 # Rows and columns of an image.
 Window = tuple[slice, slice]
 
 
-def decode_image(data: bytes, name: object) -> np.ndarray:
+def decode_image(
+    data: bytes, name: object, *, upright: bool = False, max_megapixels: float = MAX_MEGAPIXELS
+) -> np.ndarray:
     """Decodes a PNG or JPEG to RGB, uint8 ``[H, W, 3]``.
 
     Gray images and palettes are converted to RGB, and 16 bits to 8. An alpha channel is dropped.
-    The EXIF orientation is ignored, as in the training data of the published models.
+
+    Args:
+      data: The content of the file.
+      name: What messages call the image.
+      upright: Whether to apply the EXIF orientation. The training data of the published models
+        ignore it.
+      max_megapixels: The largest image that is decoded. Its size is read from its header first.
 
     Raises:
-      InputError: The image is damaged. The message calls it ``name``.
+      InputError: The image is damaged or too large.
     """
-    return _decode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION, name)
+    orientation = 0 if upright else cv2.IMREAD_IGNORE_ORIENTATION
+    return _decode(data, cv2.IMREAD_COLOR_RGB | orientation, name, max_megapixels)
 
 
 def decode_label(data: bytes, name: object) -> np.ndarray:
-    """Decodes a gray PNG of class indices, uint8 ``[H, W]``, without any conversion.
+    """Decodes a gray PNG, or one with a palette, to class indices, uint8 ``[H, W]``.
 
     Raises:
-      InputError: The image is damaged. The message calls it ``name``.
+      InputError: The image is damaged or too large, or it is no map of class indices.
     """
-    return _decode(data, cv2.IMREAD_UNCHANGED, name)
-
-
-def _decode(data: bytes, flags: int, name: object) -> np.ndarray:
-    try:
-        array = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error:  # empty, or too many pixels
-        array = None
-    if array is None:
+    array = _decode(data, cv2.IMREAD_UNCHANGED, name)
+    if data[25:26] == b"\x03":  # OpenCV converts a palette to colors
+        array = np.array(PIL.Image.open(io.BytesIO(data), formats=("PNG",)))
+    if array.dtype != np.uint8 or array.ndim != 2:
         raise InputError(
-            f"{name} is not a complete PNG or JPEG image ({len(data)} bytes); replace the file"
+            f"{name} is {array.dtype} {array.shape}; use a PNG with a palette or 8-bit gray, whose "
+            "values are class indices"
         )
     return array
 
 
-def read_image(path: PathLike) -> np.ndarray:
-    """Reads a PNG or JPEG file as RGB, uint8 ``[H, W, 3]``.
-
-    Gray images and palettes are converted to RGB, and 16 bits to 8. An alpha channel is dropped.
-    The EXIF orientation is ignored.
+def check_header(data: bytes, name: object, max_megapixels: float = MAX_MEGAPIXELS) -> None:
+    """Requires a PNG or JPEG whose header claims at most so many pixels. Nothing is decoded.
 
     Raises:
-      InputError: The file cannot be read, or it is damaged.
+      InputError: The data is something else, the image is too large, or a JPEG has no end.
+    """
+    header = _read_header(data)
+    if header is None:
+        raise InputError(
+            f"{name} is damaged or not a PNG or JPEG image ({len(data):,} bytes); replace or "
+            "convert the file"
+        )
+    width, height, position = header
+    if width * height > max_megapixels * 1e6:
+        raise InputError(
+            f"{name} has {width}x{height} pixels, more than the limit of {max_megapixels:g} "
+            "megapixels; make the image smaller, or cut it into parts"
+        )
+    # OpenCV also decodes a JPEG whose last part is zeros, and allocates all that a PNG claims.
+    complete = _ends(data) if data.startswith(_PNG) else data.rfind(_JPEG_END) > position
+    if not complete:
+        raise _incomplete(data, name)
+
+
+def _read_header(data: bytes) -> tuple[int, int, int] | None:
+    """Returns the width and the height of a PNG or JPEG, and their position in the file."""
+    if data.startswith(_PNG) and len(data) >= 24:
+        return *struct.unpack(">II", data[16:24]), 16
+    if not data.startswith(_JPEG):
+        return None
+    position = 2
+    # The header is a list of segments: 0xFF, a marker, the length, and the content.
+    while (position := data.find(b"\xff", position)) != -1 and position + 9 <= len(data):
+        marker = data[position + 1]
+        if marker in _SIZE_MARKERS:
+            height, width = struct.unpack(">HH", data[position + 5 : position + 9])
+            return width, height, position
+        if marker == 0xFF:  # padding
+            position = _PADDING.match(data, position).end() - 1
+        elif marker in _BARE_MARKERS:
+            position += 2
+        else:
+            position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    return None
+
+
+def _ends(data: bytes) -> bool:
+    """Returns whether all chunks of a PNG are there, up to the last one."""
+    position = len(_PNG)
+    while position + 8 <= len(data):
+        length, kind = struct.unpack(">I4s", data[position : position + 8])
+        position += 12 + length
+        if kind == b"IEND":
+            return position <= len(data)
+    return False
+
+
+def _incomplete(data: bytes, name: object) -> InputError:
+    return InputError(
+        f"{name} is not a complete PNG or JPEG image ({len(data):,} bytes); replace the file"
+    )
+
+
+def _decode(
+    data: bytes, flags: int, name: object, max_megapixels: float = MAX_MEGAPIXELS
+) -> np.ndarray:
+    check_header(data, name, max_megapixels)
+    try:
+        array = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise MemoryError(f"{name}: {error.err}") from error
+        raise _incomplete(data, name) from error
+    if array is None:
+        raise _incomplete(data, name)
+    return array
+
+
+def damage(messages: Iterable[str]) -> str | None:
+    """Returns the first message of a decoder that reports damage, see ``decoder_messages``.
+
+    The decoder of JPEG fills what is missing with gray, and only prints a message.
+    """
+    starts = "Corrupt JPEG", "Premature end"
+    return next((m for m in messages if m.startswith(starts) and _HARMLESS not in m), None)
+
+
+def read_image(
+    path: PathLike, *, upright: bool = False, max_megapixels: float = MAX_MEGAPIXELS
+) -> np.ndarray:
+    """Reads a PNG or JPEG file as RGB, uint8 ``[H, W, 3]``, see ``decode_image``.
+
+    Images are read one at a time, also in several threads. Warnings of the decoder are printed with
+    the path.
+
+    Raises:
+      InputError: The file cannot be read, it is damaged, or the image is too large.
     """
     try:
+        if as_path(path).exists() and not _is_regular(path):
+            raise InputError(f"{path} is not a regular file; use a PNG or JPEG file")
         data = as_path(path).read_bytes()
     except OSError as error:
         raise InputError(
             f"cannot read {path}: {error.strerror}; check the path and its permissions"
         ) from error
-    return decode_image(data, path)
+    with decoder_messages() as messages:
+        image = decode_image(data, path, upright=upright, max_megapixels=max_megapixels)
+    if reason := damage(messages):
+        raise InputError(f"{path} is damaged or was cut short ({reason}); replace the file")
+    for message in messages:
+        print(f"warning: {path}: {message}", file=sys.stderr)
+    return image
+
+
+def _is_regular(path: PathLike) -> bool:
+    """Returns whether a path is a file. Reading a pipe or a device could never end."""
+    return os.path.isfile(as_path(path))
 
 
 def list_images(paths: Iterable[PathLike]) -> list[epath.Path]:
     """Replaces each directory with the PNG and JPEG files in it, sorted by name. Files are kept.
 
     Raises:
-      InputError: A path does not exist, or a directory contains no PNG or JPEG file.
+      InputError: A path does not exist, it is a pipe or a device, or a directory contains no PNG
+        or JPEG file.
     """
     return list_files(paths, SUFFIXES, "images")
 
@@ -88,15 +214,22 @@ def list_files(paths: Iterable[PathLike], suffixes: Sequence[str], kind: str) ->
                     f"use a directory of {kind}"
                 )
             files += found
-        elif path.exists():
+        elif _is_regular(path):
             files.append(path)
+        elif path.exists():
+            raise InputError(f"{path} is not a regular file; use a file or directory of {kind}")
         else:
             raise InputError(f"cannot read {path}: no such file or directory; check the path")
     return files
 
 
-def encode_png(array: np.ndarray) -> bytes:
+def encode_png(array: np.ndarray, palette: Sequence[Sequence[int]] | None = None) -> bytes:
     """Encodes a gray ``[H, W]`` or RGB ``[H, W, 3]`` uint8 image as PNG.
+
+    Args:
+      array: The image, or indices into the palette ``[H, W]``.
+      palette: RGB colors from 0 to 255. Other programs show them, and ``decode_label`` returns the
+        indices.
 
     Raises:
       InputError: The shape or the type is wrong.
@@ -105,12 +238,20 @@ def encode_png(array: np.ndarray) -> bytes:
         raise InputError(
             f"the image is {array.dtype} {array.shape}; use uint8 gray [H, W] or RGB [H, W, 3]"
         )
-    return cv2.imencode(".png", array[..., ::-1] if array.ndim == 3 else array)[1].tobytes()
+    if palette is None:
+        return cv2.imencode(".png", array[..., ::-1] if array.ndim == 3 else array)[1].tobytes()
+    image = PIL.Image.fromarray(array)
+    image.putpalette(np.asarray(palette, np.uint8).tobytes())
+    file = io.BytesIO()
+    image.save(file, "PNG", bits=8)
+    return file.getvalue()
 
 
-def write_png(path: PathLike, array: np.ndarray) -> None:
-    """Writes a gray ``[H, W]`` or RGB ``[H, W, 3]`` uint8 image as PNG, atomically."""
-    write_file(path, encode_png(array))
+def write_png(
+    path: PathLike, array: np.ndarray, palette: Sequence[Sequence[int]] | None = None
+) -> None:
+    """Writes an image as PNG, atomically, see ``encode_png``."""
+    write_file(path, encode_png(array, palette))
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -7,6 +7,8 @@ variable ``JAX_COMPILATION_CACHE_DIR`` is set, later runs reuse these programs.
 """
 
 import functools
+import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,23 +17,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nonlocal_jax import ops
 from nonlocal_jax.data import check_image, keep_ratio_size, normalize, resize_image
 from nonlocal_jax.errors import InputError
+from nonlocal_jax.evaluation._windows import ApplyFn, WindowLogits, interpolate, starts
 from nonlocal_jax.models import create_model
-from nonlocal_jax.ops._numerics import at_least_float32
+from nonlocal_jax.models.segmentation import SegmentationNet
+from nonlocal_jax.ops.resize import bilinear_part
 from nonlocal_jax.sharding import Shardings, make_mesh, split_positions, use_mesh
 
 Variables = Mapping[str, Any]
-ApplyFn = Callable[[jax.Array], jax.Array]
 
 # Mean and standard deviation of ImageNet, RGB, in 8-bit gray levels.
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
 
+# Label maps are computed in parts of at most this many pixels times classes.
+_PART = 2**22
+
 
 def inference_fn(
-    model: nn.Module, shardings: Shardings | None = None
+    model: nn.Module, shardings: Shardings | None = None, **kwargs: Any
 ) -> Callable[[Variables], ApplyFn]:
     """Compiles the inference of a model, once for each image size.
 
@@ -42,6 +47,7 @@ def inference_fn(
     Args:
       model: The model.
       shardings: Where the variables are placed. Default: one device of this process.
+      **kwargs: Passed to ``model.apply``.
 
     Returns:
       A function that maps variables to ``apply_fn``.
@@ -52,7 +58,7 @@ def inference_fn(
     @functools.partial(jax.jit, out_shardings=shardings.replicated if spans_processes else None)
     def apply(variables, images):
         with use_mesh(shardings.mesh):
-            return model.apply(shardings.gather(variables), split_positions(images))
+            return model.apply(shardings.gather(variables), split_positions(images), **kwargs)
 
     def place(variables: Variables) -> ApplyFn:
         variables = shardings.place(variables)
@@ -75,7 +81,8 @@ class Predictor:
         probabilities = predictor(variables)(image)      # [H, W, classes]
         labels = predictor.label_maps(variables)(image)  # [H, W]
 
-    ``image`` is RGB, uint8 ``[H, W, 3]``. The network is compiled once for each image size.
+    ``image`` is RGB, uint8 ``[H, W, 3]``. The network is compiled once for each image size. The
+    memory for a label map does not depend on the number of classes: it is computed part by part.
 
     Args:
       config: Config of the experiment. ``evaluation``, ``model``, ``data`` and ``mesh`` are used.
@@ -101,7 +108,10 @@ class Predictor:
     ):
         self.protocol = _protocol(config, multi_scale)
         shardings = shardings or _local_shardings(config["mesh"]["context"])
-        self._inference = inference_fn(create_model(config["model"]), shardings)
+        model = create_model(config["model"])
+        # Logits at the stride of the network are small. Other networks return any size.
+        options = {"upsample": False} if isinstance(model, SegmentationNet) else {}
+        self._inference = inference_fn(model, shardings, **options)
 
     def __call__(self, variables: Variables) -> Callable[[np.ndarray], jax.Array]:
         """Returns a function that maps an image to probabilities ``[H, W, classes]``."""
@@ -113,12 +123,18 @@ class Predictor:
 
         Its result is ``[H, W]``, of the smallest unsigned integer type for the number of classes.
         """
-        infer = self(variables)
+        apply_fn = self._inference(variables)
 
         def label_map(image: np.ndarray) -> np.ndarray:
-            probabilities = infer(image)
-            dtype = np.min_scalar_type(probabilities.shape[-1] - 1)
-            return np.asarray(jnp.argmax(probabilities, axis=-1)).astype(dtype)
+            probabilities = _Probabilities(apply_fn, image, **self.protocol)
+            num_classes, size = probabilities.num_classes, image.shape[:2]
+            side = max(1, math.isqrt(_PART // num_classes))
+            part = min(side, size[0]), min(side, size[1])
+            labels = np.empty(size, np.min_scalar_type(num_classes - 1))
+            for y, x in itertools.product(*map(starts, size, part, part)):
+                place = slice(y, y + part[0]), slice(x, x + part[1])
+                labels[place] = _most_probable(probabilities((y, x), part))
+            return labels
 
         return label_map
 
@@ -153,18 +169,6 @@ def _protocol(config: Mapping[str, Any], multi_scale: bool) -> dict[str, Any]:
     }
 
 
-def _window_starts(size: int, crop: int, stride: int) -> list[int]:
-    """Returns the starts of windows along one axis. The last window ends at the border."""
-    number = max(size - crop + stride - 1, 0) // stride + 1
-    return [max(min(i * stride, size - crop), 0) for i in range(number)]
-
-
-@functools.partial(jax.jit, donate_argnames="total")
-def _add_window(total: jax.Array, logits: jax.Array, y: int, x: int) -> jax.Array:
-    window = jax.lax.dynamic_slice(total, (0, y, x, 0), logits.shape)
-    return jax.lax.dynamic_update_slice(total, window + logits, (0, y, x, 0))
-
-
 def slide_inference(
     apply_fn: ApplyFn,
     images: jax.Array,
@@ -196,36 +200,77 @@ def slide_inference(
         raise InputError(
             f"images have the shape {images.shape}; use normalized RGB images [B, H, W, 3]"
         )
-    if not all(0 < s <= c for s, c in zip(stride, crop, strict=True)):
-        raise InputError(
-            f"stride {tuple(stride)} does not cover the image with windows of {tuple(crop)}; "
-            "use a positive stride that is at most the crop"
-        )
-    batch, height, width, _ = images.shape
-    window_size = min(crop[0], height), min(crop[1], width)
-    ys = _window_starts(height, crop[0], stride[0])
-    xs = _window_starts(width, crop[1], stride[1])
-    total = None
-    count = np.zeros((1, height, width, 1))
-    for y in ys:
-        for x in xs:
-            window = images[:, y : y + window_size[0], x : x + window_size[1]]
-            logits = at_least_float32(jnp.asarray(apply_fn(window)))
-            logits = ops.resize(logits, window_size, align_corners=align_corners)
-            if total is None:
-                total = jnp.zeros((batch, height, width, logits.shape[-1]), logits.dtype)
-            total = _add_window(total, logits, y, x)
-            count[:, y : y + window_size[0], x : x + window_size[1]] += 1
-    return total / jnp.asarray(count, total.dtype)
+    logits = WindowLogits(apply_fn, images, crop, stride, align_corners)
+    return logits.average((0, 0), logits.size)
 
 
-@functools.partial(jax.jit, static_argnames=("size", "align_corners", "flipped"))
-def _probabilities(
-    logits: jax.Array, *, size: tuple[int, int], align_corners: bool, flipped: bool
+@functools.partial(jax.jit, static_argnames="flipped", donate_argnames="total")
+def _add_softmax(
+    total: jax.Array, logits: jax.Array, weights: tuple[jax.Array, jax.Array], *, flipped: bool
 ) -> jax.Array:
-    logits = ops.resize(at_least_float32(logits), size, align_corners=align_corners)
-    probabilities = jax.nn.softmax(logits, axis=-1)
-    return probabilities[:, :, ::-1] if flipped else probabilities
+    probabilities = jax.nn.softmax(interpolate(logits, (0, 0), weights), axis=-1)
+    return total + (probabilities[:, :, ::-1] if flipped else probabilities)
+
+
+@jax.jit
+def _most_probable(total: jax.Array) -> jax.Array:
+    return jnp.argmax(total, axis=-1)
+
+
+class _Probabilities:
+    """The probabilities of ``multi_scale_inference``, in any part of the image."""
+
+    def __init__(
+        self,
+        apply_fn: ApplyFn,
+        image_uint8: np.ndarray,
+        *,
+        base_size: tuple[int, int],
+        ratios: Sequence[float],
+        flip: bool,
+        crop: tuple[int, int] | None,
+        stride: tuple[int, int] | None,
+        align_corners: bool,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ):
+        check_image(image_uint8)
+        if (crop is None) != (stride is None):
+            raise InputError(f"crop is {crop} and stride is {stride}; use both or neither")
+        scales = [tuple(int(side * ratio) for side in base_size) for ratio in ratios]
+        if not scales:
+            raise InputError("ratios is empty; use one or more ratios")
+        if min(map(min, scales)) < 1:
+            raise InputError(
+                f"base_size={tuple(base_size)} and ratios={tuple(ratios)} give an image of size "
+                "0; use larger sizes or ratios"
+            )
+        image = np.asarray(image_uint8)
+        self._size = image.shape[:2]
+        self._align_corners = align_corners
+        self._passes = []
+        for scale in scales:
+            resized = resize_image(image, keep_ratio_size(self._size, scale))
+            for flipped in (False, True) if flip else (False,):
+                images = resized[None, :, ::-1] if flipped else resized[None]
+                images = normalize(images, mean, std, dtype=float)
+                logits = WindowLogits(apply_fn, images, crop, stride, align_corners)
+                self._passes.append((logits, flipped))
+        self.num_classes = logits.num_classes
+
+    def __call__(self, starts: tuple[int, int], shape: tuple[int, int]) -> jax.Array:
+        """Returns the probabilities ``[*shape, classes]`` of the part at a row and a column."""
+        total = jnp.zeros((1, *shape, self.num_classes), self._passes[0][0].dtype)
+        for logits, flipped in self._passes:
+            y, x = starts
+            x = self._size[1] - x - shape[1] if flipped else x
+            axes = zip(logits.size, self._size, (y, x), shape, strict=True)
+            parts = [bilinear_part(n, m, self._align_corners, *part) for n, m, *part in axes]
+            firsts, weights = zip(*parts, strict=True)
+            weights = tuple(w.astype(logits.dtype) for w in weights)
+            part = logits.average(firsts, tuple(w.shape[1] for w in weights))
+            total = _add_softmax(total, part, weights, flipped=flipped)
+        return total[0] / len(self._passes)
 
 
 def multi_scale_inference(
@@ -276,33 +321,16 @@ def multi_scale_inference(
       InputError: The image has the wrong type or shape, a size is not positive, there is no ratio,
         or only one of ``crop`` and ``stride`` is given.
     """
-    check_image(image_uint8)
-    if (crop is None) != (stride is None):
-        raise InputError(f"crop is {crop} and stride is {stride}; use both or neither")
-    scales = [tuple(int(side * ratio) for side in base_size) for ratio in ratios]
-    if not scales:
-        raise InputError("ratios is empty; use one or more ratios")
-    if min(map(min, scales)) < 1:
-        raise InputError(
-            f"base_size={tuple(base_size)} and ratios={tuple(ratios)} give an image of size 0; "
-            "use larger sizes or ratios"
-        )
-    image = np.asarray(image_uint8)
-    size = image.shape[:2]
-    total, passes = 0.0, 0
-    for scale in scales:
-        resized = resize_image(image, keep_ratio_size(size, scale))
-        for flipped in (False, True) if flip else (False,):
-            images = resized[None, :, ::-1] if flipped else resized[None]
-            images = normalize(images, mean, std, dtype=float)
-            if crop is None:
-                logits = ops.resize(
-                    jnp.asarray(apply_fn(images)), images.shape[1:3], align_corners=align_corners
-                )
-            else:
-                logits = slide_inference(apply_fn, images, crop, stride, align_corners)
-            total = total + _probabilities(
-                logits, size=size, align_corners=align_corners, flipped=flipped
-            )
-            passes += 1
-    return total[0] / passes
+    probabilities = _Probabilities(
+        apply_fn,
+        image_uint8,
+        base_size=base_size,
+        ratios=ratios,
+        flip=flip,
+        crop=crop,
+        stride=stride,
+        align_corners=align_corners,
+        mean=mean,
+        std=std,
+    )
+    return probabilities((0, 0), image_uint8.shape[:2])

@@ -5,7 +5,6 @@ from typing import Any
 
 import grain
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from nonlocal_jax._progress import progress
@@ -74,13 +73,13 @@ def evaluator(
         examples = grain.MapDataset.source(source)
         if not together:
             examples = examples[jax.process_index() :: jax.process_count()]
-        infer = predictor(variables)
+        label_map = predictor.label_maps(variables)
         total = np.zeros((num_classes, num_classes), np.int64)
         for example in progress(
             examples.to_iter_dataset(_READ_OPTIONS), len(examples), "evaluating"
         ):
             check_example(example, num_classes)
-            predictions = jnp.argmax(infer(example["image"]), axis=-1)
+            predictions = label_map(example["image"])
             total += np.asarray(_confusion_matrix(example["label"], predictions, num_classes))
         confusion = total if together else sum_over_processes(total)
         return {

@@ -36,11 +36,16 @@ class SegmentationNet(nn.Module):
     align_corners: bool = False
 
     def __call__(
-        self, images: jax.Array, train: bool = False
+        self, images: jax.Array, train: bool = False, *, upsample: bool = True
     ) -> jax.Array | tuple[jax.Array, jax.Array]:
         """Maps normalized RGB images ``[B, H, W, 3]`` to logits, at least float32.
 
         Clips ``[B, T, H, W, 3]`` are segmented frame by frame, see ``backbones.ResNet``.
+
+        Args:
+          images: The images.
+          train: Whether to train: normalize by the batch, and run dropout and the auxiliary head.
+          upsample: At inference, whether to resize the logits to the size of the images.
 
         Returns:
           At inference, logits ``[B, H, W, classes]`` or ``[B, T, H, W, classes]``. In training, the
@@ -60,6 +65,8 @@ class SegmentationNet(nn.Module):
             auxiliary = self.auxiliary_head(before, train)
             if train:
                 return logits, auxiliary
+        if not upsample:
+            return logits
         return resize(logits, images.shape[-3:-1], align_corners=self.align_corners)
 
 

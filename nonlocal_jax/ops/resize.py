@@ -11,20 +11,51 @@ from nonlocal_jax.errors import InputError
 from nonlocal_jax.ops._numerics import at_least_float32, check_floating
 
 
+def _positions(rows: Any, size: int, new_size: int, align_corners: bool) -> tuple[Any, Any]:
+    """The positions of output rows in the input, times ``scale``, and ``scale``. Both are exact."""
+    xp = jnp if is_symbolic_dim(size) or is_symbolic_dim(new_size) else np
+    if align_corners:
+        source, scale = rows * (size - 1), xp.maximum(new_size - 1, 1)
+    else:
+        source, scale = (2 * rows + 1) * size - new_size, 2 * new_size
+    return xp.clip(source, 0, (size - 1) * scale), scale
+
+
 def bilinear_weights(size: int, new_size: int, align_corners: bool) -> np.ndarray | jax.Array:
     """The interpolation matrix ``[new_size, size]`` of one axis.
 
     It is constant, in float64, unless a size is symbolic.
     """
     xp = jnp if is_symbolic_dim(size) or is_symbolic_dim(new_size) else np
-    # The position of row i is source / scale. Integers are exact in both cases.
     row, column = xp.arange(new_size)[:, None], xp.arange(size)[None]
-    if align_corners:
-        source, scale = row * (size - 1), xp.maximum(new_size - 1, 1)
-    else:
-        source, scale = (2 * row + 1) * size - new_size, 2 * new_size
-    source = xp.clip(source, 0, (size - 1) * scale)
+    source, scale = _positions(row, size, new_size, align_corners)
     return xp.maximum(scale - xp.abs(source - column * scale), 0) / scale
+
+
+def bilinear_part(
+    size: int, new_size: int, align_corners: bool, start: int, number: int
+) -> tuple[int, np.ndarray]:
+    """Rows of the interpolation matrix of one axis, without columns of zeros.
+
+    Args:
+      size: Number of input rows.
+      new_size: Number of output rows.
+      align_corners: Convention, see ``resize``.
+      start: The first of the output rows.
+      number: Number of output rows. Those outside of the output have no weights.
+
+    Returns:
+      The first of the k input rows that are used, and the weights ``[number, k]``, float64. k does
+      not depend on ``start``.
+    """
+    row = np.arange(start, start + number)[:, None]
+    source, scale = _positions(row, size, new_size, align_corners)
+    step = size - 1 if align_corners else 2 * size
+    k = min(size, int((number - 1) * step // scale) + 3)
+    first = min(int(source[0, 0] // scale), size - k)
+    column = np.arange(first, first + k)[None]
+    weights = np.maximum(scale - np.abs(source - column * scale), 0) / scale
+    return first, np.where((row >= 0) & (row < new_size), weights, 0)
 
 
 def _fits(n: Any) -> bool:

@@ -1,6 +1,7 @@
 """Predicts single files: images for segmentation, videos for classification."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,12 +15,13 @@ from nonlocal_jax import visualize
 from nonlocal_jax.data import (
     Dataset,
     EncodedVideo,
-    list_images,
-    list_videos,
     normalize,
     read_image,
     read_views,
 )
+from nonlocal_jax.data.images import MAX_MEGAPIXELS
+from nonlocal_jax.data.images import SUFFIXES as IMAGE_SUFFIXES
+from nonlocal_jax.data.videos import SUFFIXES as VIDEO_SUFFIXES
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.evaluation import Predictor, VideoPredictor
 from nonlocal_jax.evaluation.classification import quick_config
@@ -29,7 +31,7 @@ Variables = Mapping[str, Any]
 Predict = Callable[[pathlib.Path, Any], "Prediction"]
 
 # Overlays of smaller images are enlarged by a whole factor up to this many pixels.
-_SMALL = 256
+_SMALL = 512
 _NUM_SCORES = 5
 
 
@@ -38,8 +40,8 @@ class Prediction(NamedTuple):
 
     Attributes:
       text: What to print, if it is not empty.
-      outputs: The content of each output, by the end of its name: an image, uint8, or plain values
-        for JSON.
+      outputs: The content of each output, by the end of its name: RGB or class indices, uint8
+        ``[H, W, 3]`` or ``[H, W]``, or plain values for JSON.
     """
 
     text: str
@@ -53,7 +55,7 @@ class FilePredictor:
     Attributes:
       kind: What a file is, such as "image".
       endings: The ends of the names of all outputs for a file.
-      list_files: Replaces each directory in a list of paths with the files in it.
+      suffixes: The suffixes of the files that are taken from a directory.
       read: Reads a file. It is called in several threads, and raises an ``InputError``.
       predict: Maps the variables and the dataset of a checkpoint to a function
         ``(path, content) -> Prediction``.
@@ -61,13 +63,17 @@ class FilePredictor:
 
     kind: str
     endings: tuple[str, ...]
-    list_files: Callable[[Sequence[str]], list[pathlib.Path]]
+    suffixes: tuple[str, ...]
     read: Callable[[pathlib.Path], Any]
     predict: Callable[[Variables, Dataset], Predict]
 
 
 def image_predictor(
-    config: ConfigDict, *, multi_scale: bool = False, position: Sequence[int] | None = None
+    config: ConfigDict,
+    *,
+    multi_scale: bool = False,
+    position: Sequence[int] | None = None,
+    max_megapixels: float = MAX_MEGAPIXELS,
 ) -> FilePredictor:
     """Returns the predictor of images: their label maps, and overlays with a legend.
 
@@ -75,6 +81,7 @@ def image_predictor(
       config: Config of the experiment.
       multi_scale: Whether to average over scales and flips.
       position: Not for images.
+      max_megapixels: Larger images are refused.
 
     Raises:
       InputError: ``position`` is set.
@@ -89,18 +96,24 @@ def image_predictor(
         def predict_image(_: pathlib.Path, image: np.ndarray) -> Prediction:
             labels = label_map(image)
             overlay = visualize.color_overlay(image, labels, dataset.palette)
-            factor = max(1, _SMALL // max(labels.shape))
-            overlay = overlay.repeat(factor, axis=0).repeat(factor, axis=1)
+            if (factor := _SMALL // max(labels.shape)) > 1:
+                overlay = overlay.repeat(factor, axis=0).repeat(factor, axis=1)
             overlay = visualize.add_legend(overlay, labels, dataset.classes, dataset.palette)
             return Prediction("", {"_labels.png": labels, "_overlay.png": overlay})
 
         return predict_image
 
-    return FilePredictor("image", ("_labels.png", "_overlay.png"), list_images, read_image, predict)
+    endings = "_labels.png", "_overlay.png"
+    read = functools.partial(read_image, upright=True, max_megapixels=max_megapixels)
+    return FilePredictor("image", endings, IMAGE_SUFFIXES, read, predict)
 
 
 def video_predictor(
-    config: ConfigDict, *, multi_scale: bool = False, position: Sequence[int] | None = None
+    config: ConfigDict,
+    *,
+    multi_scale: bool = False,
+    position: Sequence[int] | None = None,
+    max_megapixels: float | None = None,
 ) -> FilePredictor:
     """Returns the predictor of videos: their best classes, and where one position attends.
 
@@ -112,12 +125,15 @@ def video_predictor(
       multi_scale: Not for videos.
       position: (frame, row, column) in this clip. Default: ``visualize.strongest_position`` for the
         best class.
+      max_megapixels: Not for videos.
 
     Raises:
-      InputError: ``multi_scale`` is set, or the position is outside of the clip.
+      InputError: ``multi_scale`` or ``max_megapixels`` is set, or the position is outside of the
+        clip.
     """
-    if multi_scale:
-        raise InputError("--multi_scale (multi_scale) is only for images; leave it out")
+    for name, value in (("multi_scale", multi_scale), ("max_megapixels", max_megapixels)):
+        if value:
+            raise InputError(f"--{name} ({name}) is only for images; leave it out")
     central = quick_config(config)
     crop = central.evaluation.crop
     last = config.data.frames - 1, crop - 1, crop - 1
@@ -176,7 +192,7 @@ def video_predictor(
 
         return predict_video
 
-    return FilePredictor("video", (".json", "_attention.png"), list_videos, read, predict)
+    return FilePredictor("video", (".json", "_attention.png"), VIDEO_SUFFIXES, read, predict)
 
 
 def _order(place: str) -> tuple[int, ...]:

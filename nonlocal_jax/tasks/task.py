@@ -53,7 +53,8 @@ class Task:
       report: Formats a summary as a Markdown table and as plain values for JSON:
         ``(summary, config) -> (text, values)``.
       predictor: Makes the ``tasks.predict.FilePredictor`` of ``experiments.predict``:
-        ``(config, *, multi_scale=False, position=None) -> predictor``. Default: None.
+        ``(config, *, multi_scale=False, position=None) -> predictor``. ``max_megapixels`` is
+        passed too if its flag is set. Default: None.
     """
 
     headline: str | Callable[[ConfigDict], str]

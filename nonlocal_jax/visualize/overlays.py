@@ -21,12 +21,14 @@ _DIM = 0.55
 def color_overlay(
     image: np.ndarray, labels: np.ndarray, palette: Sequence[Sequence[int]], alpha: float = 0.6
 ) -> np.ndarray:
-    """Blends every pixel of an image with the color of its class.
+    """Blends the gray levels of an image with the colors of the classes.
+
+    The colors have the hue of the palette, and so of a legend, because the gray image has none.
 
     Args:
       image: RGB, uint8 ``[H, W, 3]``.
       labels: Indices into the palette, ``[H, W]``. Pixels with other values, such as ignored ones,
-        are not changed.
+        are gray.
       palette: Colors of the classes, RGB from 0 to 255.
       alpha: Weight of the color.
 
@@ -41,11 +43,14 @@ def color_overlay(
         raise InputError(
             f"labels have the shape {labels.shape}; use {image.shape[:2]}, the size of the image"
         )
-    colors = np.asarray(palette, np.uint8)
+    gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    colors = np.asarray(palette, np.float32)
+    # The blend of each class with each gray level. Its last row is for other values.
+    levels = np.arange(256, dtype=np.float32)[:, None]
+    blends = np.round((1 - alpha) * levels + alpha * colors[:, None])
+    blends = np.append(blends, [np.broadcast_to(levels, (256, 3))], axis=0).astype(np.uint8)
     known = (labels >= 0) & (labels < len(colors))
-    tint = colors[np.where(known, labels, 0)]
-    blend = cv2.addWeighted(image, 1 - alpha, tint, alpha, 0)
-    return np.where(known[..., None], blend, image)
+    return blends[np.where(known, labels, len(colors)), gray]
 
 
 def add_legend(
@@ -75,8 +80,10 @@ def add_legend(
     present = [c for c in np.argsort(-counts, kind="stable") if counts[c]]
     entries = [(names[c], np.asarray(palette[c], np.uint8)) for c in present]
     panel = legend(entries, image.shape[1], int(np.clip(image.shape[1] / 60, 12, 32)))
-    padding = ((0, 0), (0, panel.shape[1] - image.shape[1]), (0, 0))
-    return np.concatenate([np.pad(image, padding, constant_values=255), panel])
+    height, width = image.shape[:2]
+    picture = np.full((height + len(panel), panel.shape[1], 3), 255, np.uint8)
+    picture[:height, :width], picture[height:] = image, panel
+    return picture
 
 
 def legend(entries: Sequence[tuple[str, np.ndarray]], width: int, size: int) -> np.ndarray:

@@ -146,9 +146,7 @@ def _pair(image: np.ndarray, label: np.ndarray, palette: Sequence[Sequence[int]]
     smooth = cv2.INTER_AREA if factor < 1 else cv2.INTER_NEAREST
     image = cv2.resize(image, size, interpolation=smooth)
     label = cv2.resize(label, size, interpolation=cv2.INTER_NEAREST)
-    # Gray under the colors of the classes, so that they are those of the legend.
-    gray = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    colored = color_overlay(gray, label, palette, alpha=0.75)
+    colored = color_overlay(image, label, palette, alpha=0.75)
     colored = np.where((label == IGNORE_INDEX)[..., None], _stripes(label.shape), colored)
     gap = np.full((size[1], _GAP, 3), 255, np.uint8)
     return np.concatenate([image, gap, colored], axis=1)

@@ -1,3 +1,7 @@
+import io
+import os
+import random
+
 import cv2
 import numpy as np
 import PIL.Image
@@ -5,7 +9,9 @@ import pytest
 
 from nonlocal_jax import data
 from nonlocal_jax.data import images
+from nonlocal_jax.data._decoder_messages import decoder_messages
 from nonlocal_jax.errors import InputError
+from tests.fuzz import images as fuzz
 
 
 @pytest.fixture
@@ -58,6 +64,16 @@ def test_ignores_the_orientation_that_exif_asks_for(tmp_path, picture):
     assert data.read_image(path).shape == (12, 20, 3)
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_an_upright_image_is_the_one_that_other_programs_show(tmp_path, picture, kind):
+    for orientation in range(1, 9):
+        exif = PIL.Image.Exif()
+        exif[0x0112] = orientation
+        path = save(tmp_path / "a", picture, format=kind, exif=exif)
+        shown = PIL.ImageOps.exif_transpose(PIL.Image.open(path))
+        np.testing.assert_array_equal(data.read_image(path, upright=True), np.asarray(shown))
+
+
 def truncated(path, picture, suffix):
     save(path.with_suffix(suffix), picture)
     whole = path.with_suffix(suffix).read_bytes()
@@ -81,6 +97,105 @@ def test_a_file_that_is_not_a_complete_image_is_named(tmp_path, picture, make):
     make(path, picture)
     with pytest.raises(InputError, match="input"):
         data.read_image(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("png of 10,000 megapixels", "100000x100000 pixels, more than the limit of 128 megapixels"),
+        ("jpeg of 1,024 megapixels", "32000x32000 pixels, more than the limit of 128 megapixels"),
+        ("png with a chunk of 2 GiB", "not a complete PNG or JPEG"),
+        ("bmp of 900 megapixels", "not a PNG or JPEG image"),
+        ("html", "not a PNG or JPEG image"),
+    ],
+)
+def test_an_image_is_not_decoded_if_it_claims_too_much(monkeypatch, name, message):
+    monkeypatch.setattr(cv2, "imdecode", None)
+    with pytest.raises(InputError, match=f"^the image .*{message}"):
+        images.decode_image(fuzz.hostile()[name], "the image")
+
+
+def test_the_limit_of_the_size_is_an_argument(tmp_path, picture):
+    path = save(tmp_path / "a.png", picture)  # 20 x 12
+    assert data.read_image(path, max_megapixels=240e-6).shape == (12, 20, 3)
+    with pytest.raises(InputError, match=r"20x12 pixels, more than the limit of 0\.000239 mega"):
+        data.read_image(path, max_megapixels=239e-6)
+
+
+def test_a_jpeg_that_was_cut_short_inside_is_refused(tmp_path):
+    """With an end of its own, or with zeros to its length. Neither is an error in OpenCV."""
+    for name in ("jpeg RGB", "jpeg CMYK", "jpeg restarts"):
+        whole = fuzz.whole()[name]
+        start = whole.index(b"\xff\xda") + 14
+        for cut in range(start, len(whole) - 16, 40):
+            for rest in (b"\xff\xd9", bytes(len(whole) - cut)):
+                (tmp_path / "a.jpg").write_bytes(whole[:cut] + rest)
+                with pytest.raises(InputError, match=r"a\.jpg is (damaged or was cut|not a compl)"):
+                    data.read_image(tmp_path / "a.jpg")
+
+
+def test_what_follows_a_jpeg_is_ignored(tmp_path):
+    """Cameras append previews and more."""
+    whole = fuzz.whole()["jpeg RGB"]
+    for rest in (b"MotionPhoto", whole, whole[:200]):
+        (tmp_path / "a.jpg").write_bytes(whole + rest)
+        np.testing.assert_array_equal(
+            data.read_image(tmp_path / "a.jpg"), images.decode_image(whole, "a")
+        )
+
+
+def test_decoding_is_that_of_opencv():
+    """Bit for bit, for all types: training data and published numbers depend on it."""
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    for name, content in fuzz.whole().items():
+        expected = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+        np.testing.assert_array_equal(images.decode_image(content, name), expected, err_msg=name)
+
+
+def test_warnings_of_the_decoders_name_the_file(tmp_path, capfd):
+    (tmp_path / "profile.png").write_bytes(fuzz.whole()["png profile"])
+    whole = fuzz.whole()["jpeg RGB"]
+    (tmp_path / "extra.jpg").write_bytes(whole[:-2] + 60 * b"a" + whole[-2:])
+    for name in ("profile.png", "extra.jpg"):
+        data.read_image(tmp_path / name)
+    png, jpeg = capfd.readouterr().err.splitlines()
+    assert png == f"warning: {tmp_path / 'profile.png'}: libpng warning: iCCP: too short"
+    assert jpeg.startswith(f"warning: {tmp_path / 'extra.jpg'}: Corrupt JPEG data: ")
+    assert jpeg.endswith("extraneous bytes before marker 0xd9")
+
+
+def test_what_others_print_while_an_image_is_decoded_is_not_lost(capfd):
+    with decoder_messages() as messages:
+        os.write(2, b"predicting: 1/2\nlibpng warning: iCCP: \x1b[31m\n")
+    assert capfd.readouterr().err == "predicting: 1/2\n"
+    assert messages == ["libpng warning: iCCP: \\x1b[31m"]
+
+
+def test_damaged_images_are_read_or_refused(tmp_path, capfd):
+    """A part of the fuzzing."""
+    path = tmp_path / "a.img"
+    contents = [*fuzz.hostile().values()]
+    contents += [fuzz.random_one(random.Random(seed)) for seed in range(400)]
+    messages = []
+    for content in contents:
+        path.write_bytes(content)
+        try:
+            fuzz.read(path)
+        except InputError as error:
+            messages.append(str(error))
+    assert 0.5 < len(messages) / len(contents) < 1
+    assert all(map(str.isprintable, messages))
+    err = capfd.readouterr().err
+    assert all(line.startswith(f"warning: {path}: ") for line in err.splitlines())
+
+
+def test_a_pipe_or_a_device_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    for path in (tmp_path / "a.png", "/dev/zero"):
+        with pytest.raises(InputError, match=f"{path} is not a regular file"):
+            data.read_image(path)
+        with pytest.raises(InputError, match=f"{path} is not a regular file"):
+            data.list_images([path])
 
 
 def test_lists_files_as_given_and_directories_sorted(tmp_path, picture):
@@ -111,6 +226,25 @@ def test_writes_what_is_read_back(tmp_path, shape):
     data.write_png(tmp_path / "a.png", array)
     np.testing.assert_array_equal(np.asarray(PIL.Image.open(tmp_path / "a.png")), array)
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize("number", [2, 3, 150, 256])
+def test_class_indices_with_a_palette_are_read_as_indices_and_shown_as_colors(number):
+    rng = np.random.default_rng(0)
+    palette = rng.integers(0, 256, (number, 3), np.uint8)
+    labels = rng.integers(0, number, (9, 11)).astype(np.uint8)
+    content = images.encode_png(labels, palette)
+    np.testing.assert_array_equal(images.decode_label(content, "labels"), labels)
+    np.testing.assert_array_equal(images.decode_image(content, "colors"), palette[labels])
+    assert PIL.Image.open(io.BytesIO(content)).mode == "P"
+
+
+@pytest.mark.parametrize("name", ["png RGB", "png I;16", "png LA"])
+def test_a_picture_is_no_map_of_class_indices(name):
+    with pytest.raises(
+        InputError, match=r"labels is uint\d+ .*; use a PNG with a palette or 8-bit"
+    ):
+        images.decode_label(fuzz.whole()[name], "labels")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,9 @@
 """The inference protocols, against the published rules and against NumPy."""
 
+import pathlib
+import re
+import sys
+
 import cv2
 import jax
 import jax.numpy as jnp
@@ -7,8 +11,10 @@ import numpy as np
 import pytest
 
 from configs import segmentation
+from nonlocal_jax.data import keep_ratio_size, normalize, resize_image
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.evaluation import Predictor, inference
+from nonlocal_jax.models import create_model
 from nonlocal_jax.ops import resize
 from tests.helpers import random_variables
 
@@ -269,6 +275,68 @@ def test_label_maps_are_the_most_probable_classes():
     probabilities = predictor(variables)(image)
     assert probabilities.shape == (45, 71, 3)
     np.testing.assert_array_equal(labels, np.argmax(probabilities, -1))
+
+
+def dense_label_map(config, variables, image, protocol):
+    """The protocol with logits of all classes and pixels."""
+    apply_fn = jax.jit(create_model(config.model).apply)
+    size, corners = image.shape[:2], config.model.align_corners
+    total = 0
+    for ratio in protocol["ratios"]:
+        scale = tuple(int(side * ratio) for side in protocol["base_size"])
+        resized = resize_image(image, keep_ratio_size(size, scale))
+        for flip in (1, -1) if protocol["flip"] else (1,):
+            x = normalize(resized[None, :, ::flip], config.data.mean, config.data.std)
+            height, width = map(min, protocol["crop"], x.shape[1:3])
+            logits = np.zeros((*x.shape[1:3], config.model.num_classes), np.float32)
+            count = np.zeros((*x.shape[1:3], 1), np.float32)
+            for y in inference.starts(x.shape[1], height, protocol["stride"][0]):
+                for left in inference.starts(x.shape[2], width, protocol["stride"][1]):
+                    part = slice(y, y + height), slice(left, left + width)
+                    logits[part] += apply_fn(variables, x[:, part[0], part[1]])[0]
+                    count[part] += 1
+            logits = resize(jnp.asarray(logits / count), size, align_corners=corners)
+            total = total + jax.nn.softmax(logits)[:, ::flip]
+    return np.argmax(total, -1)
+
+
+@pytest.mark.parametrize(("mode", "align_corners"), [("whole", False), ("slide", True)])
+def test_label_maps_do_not_depend_on_the_parts_in_which_they_are_computed(
+    monkeypatch, mode, align_corners
+):
+    config = segmentation.get_config("demo_fcn")
+    config.model.width = 8
+    config.model.align_corners = align_corners
+    config.evaluation.update(
+        mode=mode, crop=(40, 48), stride=(24, 30), ratios=(0.5, 1.25), base_size=(60, 90)
+    )
+    variables = random_variables(config.model)
+    image = picture(111, 173)
+    predictor = Predictor(config, multi_scale=True)
+    windows = {"crop": (999, 999), "stride": (999, 999)} if mode == "whole" else {}
+    expected = dense_label_map(config, variables, image, {**predictor.protocol, **windows})
+    assert 0.02 < (expected == expected.max()).mean() < 0.98
+    for part in (3 * 37**2, 2**30):
+        monkeypatch.setattr(inference, "_PART", part)
+        np.testing.assert_array_equal(predictor.label_maps(variables)(image), expected)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_of_label_maps_does_not_grow_with_classes_times_pixels():
+    def memory(name):
+        status = pathlib.Path("/proc/self/status").read_text()
+        return int(re.search(rf"{name}:\s+(\d+)", status)[1]) / 1024
+
+    config = segmentation.get_config("demo_fcn")
+    config.model.update(width=8, num_classes=150)
+    label_map = Predictor(config).label_maps(random_variables(config.model))
+    label_map(picture(64, 64))
+    image = picture(600, 800)
+    before = memory("VmRSS")
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
+    assert label_map(image).shape == (600, 800)
+    # Logits of all classes and pixels take 275 MiB.
+    assert memory("VmHWM") - before < 250
 
 
 def test_label_maps_of_more_than_256_classes_have_16_bits(monkeypatch):

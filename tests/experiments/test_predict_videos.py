@@ -73,8 +73,9 @@ def test_predict_writes_scores_and_attention_and_names_all_bad_videos(
     )
     assert status == 2
     assert "predicting: 3/3" in err
-    assert "cannot read 1 of 3 videos" in err
+    assert "cannot predict 1 of 3 videos" in err
     assert "c.mkv is damaged" in err
+    assert out.endswith(f"wrote NAME.json and NAME_attention.png of 2 videos to {output}\n")
     assert sorted(path.name for path in output.iterdir()) == [
         *("a.json", "a_attention.png", "b.json", "b_attention.png")
     ]
@@ -153,6 +154,9 @@ def test_predict_refuses(command, checkpoint, tmp_path):
     assert "use integers, such as" in message(clip, "--position=a,b,c")
     assert "--multi_scale (multi_scale) is only for images; leave it out" in message(
         clip, "--multi_scale"
+    )
+    assert "--max_megapixels (max_megapixels) is only for images; leave it out" in message(
+        clip, "--max_megapixels=9"
     )
     assert "4 classes" in message(clip, "--config.data.name=digits_flag")
     image = "--config=configs/segmentation.py:demo_fcn"

@@ -20,6 +20,19 @@ def test_color_overlay_mixes_the_color_of_the_class():
     )
 
 
+def test_an_overlay_has_the_hue_of_the_legend():
+    """Whatever the colors of the image are."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (20, 30, 3), np.uint8)
+    palette = rng.integers(0, 256, (7, 3))
+    labels = rng.integers(0, 7, (20, 30))
+    overlay = draw.color_overlay(image, labels, palette, alpha=0.6).astype(int)
+    expected = 0.6 * palette[labels]
+    gray = overlay - expected  # the same in all channels
+    assert np.ptp(gray, axis=-1).max() <= 1
+    assert gray.std() > 10  # the image is visible
+
+
 def test_wrong_shapes_and_types_are_refused():
     image = np.zeros((2, 2, 3), np.uint8)
     with pytest.raises(InputError, match=r"\(3, 2\); use \(2, 2\), the size of the image"):

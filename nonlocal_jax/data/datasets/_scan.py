@@ -2,6 +2,7 @@
 
 import io
 import struct
+import warnings
 import zipfile
 import zlib
 from typing import Any, NamedTuple
@@ -9,13 +10,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import PIL.Image
 
+from nonlocal_jax.data._decoder_messages import decoder_messages
 from nonlocal_jax.data.datasets._layout import INVALID, File, Layout, Pair
-from nonlocal_jax.data.images import decode_image, decode_label, encode_png
+from nonlocal_jax.data.images import check_header, damage, decode_image, decode_label, encode_png
 from nonlocal_jax.errors import InputError
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _ORIENTATION = 0x0112
 _READ_ERRORS = (OSError, zipfile.BadZipFile, zlib.error, KeyError, RuntimeError, EOFError)
+
+
+# Larger images than PIL warns of are allowed, see check_header.
+warnings.filterwarnings("ignore", category=PIL.Image.DecompressionBombWarning)
 
 
 class _FileError(Exception):
@@ -40,14 +46,15 @@ class Facts(NamedTuple):
 
 def scan(pair: Pair, layout: Layout) -> Facts:
     """Reads both files of an example whole, and checks them."""
-    problems = []
+    problems, notes = [], []
     image_size = label_size = None
     values: frozenset[int] = frozenset()
     size = 0
     try:
         data = _read(pair.image)
         size += len(data)
-        image_size = _check_image(data, upright=layout.upright)
+        image_size, messages = _check_image(data, upright=layout.upright)
+        notes += [f"{pair.image.name}: {message}" for message in messages]
     except _FileError as error:
         problems.append(f"{pair.image.name} {error}")
     try:
@@ -67,7 +74,7 @@ def scan(pair: Pair, layout: Layout) -> Facts:
             f"{pair.label.name} has {_text(label_size)} pixels, but {pair.image.name} has "
             f"{_text(image_size)}; use a label map of the size of its image"
         )
-    return Facts(problems, values, size)
+    return Facts(problems, values, size, tuple(notes))
 
 
 def record(pair: Pair) -> dict[str, Any]:
@@ -105,8 +112,8 @@ def _read(file: File) -> bytes:
         raise _FileError(f"cannot be read ({reason}); check the file") from error
 
 
-def _check_image(data: bytes, *, upright: bool) -> tuple[int, int]:
-    """Returns the (height, width) of a complete PNG or JPEG image."""
+def _check_image(data: bytes, *, upright: bool) -> tuple[tuple[int, int], list[str]]:
+    """Returns the (height, width) of a complete PNG or JPEG image, and warnings of its decoder."""
     with _open(data, ("PNG", "JPEG")) as image:
         orientation = image.getexif().get(_ORIENTATION, 1) if upright else 1
     if orientation != 1:
@@ -116,13 +123,21 @@ def _check_image(data: bytes, *, upright: bool) -> tuple[int, int]:
             "docs/datasets.md"
         )
     try:
-        return decode_image(data, "the image").shape[:2]
+        with decoder_messages() as messages:
+            size = decode_image(data, "the image").shape[:2]
     except InputError as error:
         raise _damaged(data, "OpenCV cannot decode it") from error
+    if reason := damage(messages):
+        raise _damaged(data, reason)
+    return size, messages
 
 
 def _open(data: bytes, formats: tuple[str, ...]) -> PIL.Image.Image:
     """Decodes an image with PIL. The callers also use OpenCV, which finds other damage."""
+    try:
+        check_header(data, "the image")
+    except InputError as error:
+        raise _FileError(str(error).removeprefix("the image ")) from error
     try:
         image = PIL.Image.open(io.BytesIO(data), formats=formats)
         image.load()
@@ -162,7 +177,8 @@ def _decode_mask(data: bytes) -> np.ndarray:
     with _open(data, ("PNG",)) as image:
         values = np.array(image).astype(np.uint8)
     try:
-        decode_label(data, "the mask")  # checks the checksums
+        with decoder_messages():
+            decode_label(data, "the mask")  # checks the checksums
     except InputError as error:
         raise _damaged(data, "OpenCV cannot decode it") from error
     # PIL scales gray values of 2 and 4 bits to 8 bits.
