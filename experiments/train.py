@@ -62,8 +62,10 @@ def main(_: list[str]) -> None:
     if result.signal == signal.SIGINT:
         raise KeyboardInterrupt
     if step == config.steps:
-        metrics = "  ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())
-        print(f"done: {metrics}")
+        # metrics.jsonl has the others.
+        shown = [name for name in result.metrics if name.startswith("val/")]
+        metrics = "  ".join(f"{n} {result.metrics[n]:.4g}" for n in [*shown, "train/loss"])
+        print(f"done: step {step}  {metrics}")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,8 @@ def use_tpu_compiler() -> None:
         machine = f"{platform.system()} {platform.machine()}"
         if not library.exists() and machine != "Linux x86_64":
             raise InputError(
-                f"the TPU compiler, libtpu, does not exist for {machine}; use an x86-64 Linux machine"
+                f"the TPU compiler, libtpu, does not exist for {machine}; "
+                "use an x86-64 Linux machine"
             )
         if not library.exists():
             raise InputError(

@@ -183,6 +183,8 @@ def train(
 
         # If the run was killed during an evaluation, that evaluation runs now.
         evaluate_if_due()
+        if step < config.steps:
+            log.say("compiling the train step; this takes minutes for a large network")
         metrics = {"loss": None}
         batches = batches_from(step=step)
         with contextlib.closing(batches), NextBatch(batches) as next_batch:
