@@ -28,8 +28,6 @@ EXAMPLE = {
     "video": data.FrameArray(np.zeros((9, 24, 32, 3), np.uint8)),
     "id": "a",
 }
-# Fields of the traced program; all sizes in it are small.
-TRACED = ("model.", "loss.", "mesh.", "data.crop", "data.frames", "data.batch_size")
 
 
 def fields(name):
@@ -112,7 +110,7 @@ def test_a_field_is_refused_by_its_name_or_trains(name, field):
         assert field.rpartition(".")[2].removeprefix("block_") in message, repr(value)
         return None
 
-    @settings(max_examples=8, derandomize=True, deadline=None, database=None)
+    @settings(max_examples=6, derandomize=True, deadline=None, database=None)
     @given(st.one_of(changed(before[field]), SCALARS, SEQUENCES, SEQUENCES.map(tuple)))
     def draw(value):
         config = ConfigDict(unflatten_dict({**before, field: value}, sep="."))
@@ -120,6 +118,6 @@ def test_a_field_is_refused_by_its_name_or_trains(name, field):
             accepted.append((value, parts))
 
     draw()
-    if field.startswith(TRACED) and accepted:
+    if field.startswith("model.") and accepted:
         value, parts = accepted[-1]
         is_accepted(value, trace, *parts)

@@ -109,7 +109,7 @@ def test_shell(workspace, command):
 def published_address(name):
     """The address that the README describes."""
     (pattern,) = re.findall(
-        r"`(https://download.openmmlab.com/.*)`", (ROOT / "README.md").read_text()
+        r"`(https://download.openmmlab.com/[^`]*)`", (ROOT / "README.md").read_text()
     )
     method = {"nonlocal": "nonlocal_net", "dnl": "dnlnet", "gcnet": "gcnet"}[name.split("_")[0]]
     file = segmentation.get_config(name).published.checkpoint
