@@ -3,10 +3,13 @@
 import importlib.util
 import pathlib
 import platform
+import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
+from packaging.requirements import Requirement
 
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.topology import use_tpu_compiler
@@ -62,6 +65,20 @@ def test_without_the_tpu_compiler_a_message_says_how_to_get_it(
     monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
     with pytest.raises(InputError, match=message):
         use_tpu_compiler()
+
+
+def test_the_check_of_the_lower_bounds_installs_what_make_setup_installs():
+    extras = re.findall(r"-e '\.\[(\S+)\]'", recipe("setup") + recipe("check-lower-bounds"))
+    assert len(extras) == 2
+    assert extras[0] == extras[1]
+    bounds = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = bounds["optional-dependencies"]
+    for extra in extras[0].split(","):
+        for requirement in map(Requirement, (*bounds["dependencies"], *groups[extra])):
+            named = requirement.name == "nonlocal-jax" or {"==", ">="} & {
+                specifier.operator for specifier in requirement.specifier
+            }
+            assert named, f"{requirement} has no lower bound"
 
 
 def test_an_old_python_is_refused(tmp_path):
