@@ -45,7 +45,7 @@ from ml_collections import ConfigDict
 from experiments import cli
 from nonlocal_jax import convert, data
 from nonlocal_jax._files import make_directory, write_json
-from nonlocal_jax._progress import progress
+from nonlocal_jax._progress import progress, report_compilation
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.tasks import get_task
 
@@ -96,6 +96,7 @@ def main(arguments: list[str]) -> None:
             "rotate their pixels, for example with the script in docs/datasets.md",
             file=sys.stderr,
         )
+    report_compilation("the network")
     errors = []
     contents = _read(files, predictor.read)
     for path, content in progress(contents, len(files), "predicting", unit=predictor.kind):
