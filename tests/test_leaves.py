@@ -121,3 +121,11 @@ def test_a_field_is_refused_by_its_name_or_trains(name, field):
     if field.startswith("model.") and accepted:
         value, parts = accepted[-1]
         is_accepted(value, trace, *parts)
+
+
+@pytest.mark.parametrize(("module", "task"), [(segmentation, SEGMENTATION), (video, VIDEO)])
+def test_no_experiment_has_other_fields(module, task):
+    known = {field for name in task for field in fields(name)} | {"model.block_norm"}
+    for name in module.NAMES:
+        config = module.get_config(name).to_dict()
+        assert {*flatten_dict({**config, "published": 0}, sep=".")} - {"published"} <= known, name
