@@ -7,22 +7,34 @@ ACCEL ?= cpu
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+SYSTEM := $(shell uname -sm)
 STAMP := $(VENV)/.ready-$(ACCEL)
 PIP := $(if $(shell command -v uv),VIRTUAL_ENV=$(VENV) uv pip,$(BIN)/python -m pip \
 	--disable-pip-version-check)
 
-.PHONY: setup demo demo-video test lint parity golden check-datasets check-video check-stream \
-	check-long-clips check-cuda-hlo fuzz
+.PHONY: setup libtpu demo demo-video test lint parity golden check-datasets check-video check-stream \
+	check-long-clips check-cuda-hlo check-lower-bounds fuzz
 
 setup: $(STAMP)
 
-$(STAMP): requirements.txt requirements-libtpu.txt pyproject.toml
+$(STAMP): requirements.txt pyproject.toml
+	@echo "Installing the packages of requirements.txt in $(VENV): 400 MB to download, 1.6 GB on disk."
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is older than 3.11; run: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet -r requirements.txt -e '.[all,demo,dev$(if $(filter-out cpu,$(ACCEL)),$(comma)$(ACCEL))]'
-	rm -rf $(VENV)/libtpu && $(PIP) install --quiet --target $(VENV)/libtpu -r requirements-libtpu.txt
 	rm -f $(VENV)/.ready-* && touch $@
+	@echo "Done. To activate the environment, run: source $(BIN)/activate"
 
 comma := ,
+
+# The TPU compiler of `experiments.compile`, which exists for x86-64 Linux only.
+libtpu: $(VENV)/libtpu/.ready
+
+$(VENV)/libtpu/.ready: requirements-libtpu.txt | setup
+	@echo "Installing the TPU compiler in $(@D): 210 MB to download, 680 MB on disk."
+	rm -rf $(@D) && $(PIP) install --quiet --target $(@D) -r requirements-libtpu.txt
+	touch $@
 
 demo: setup
 	$(BIN)/python -m experiments.demo
@@ -30,7 +42,8 @@ demo: setup
 demo-video: setup
 	$(BIN)/python -m experiments.demo_video
 
-test: setup
+# Without the TPU compiler, the tests that need it are skipped.
+test: setup $(if $(filter-out Linux x86_64,$(SYSTEM)),,libtpu)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: setup
@@ -65,11 +78,24 @@ check-video: setup
 check-stream: setup
 	$(BIN)/python -m tests.models.check_stream --output=experiments/results/stream.md
 
-check-long-clips: setup
+check-long-clips: libtpu
 	$(BIN)/python -m tests.train.check_long_clips
 
 fuzz: setup
 	$(BIN)/python -m tests.fuzz --output=experiments/results/fuzzing.md
+
+# Runs some tests with the oldest versions that pyproject.toml allows. Only uv can install them. Such
+# versions may warn of each other.
+LOWER := .venv-lower-bounds
+check-lower-bounds:
+	test -x $(LOWER)/bin/python || $(PYTHON) -m venv $(LOWER)
+	$(LOWER)/bin/python -m pip install --quiet uv
+	VIRTUAL_ENV=$(LOWER) $(LOWER)/bin/uv pip install --resolution=lowest-direct -e '.[all,demo,dev]'
+	$(LOWER)/bin/python -m pytest -o filterwarnings=default tests/blocks/test_interface.py \
+		tests/convert/test_checkpoints.py tests/data/test_cache.py tests/data/test_images.py \
+		tests/data/test_pipeline.py tests/experiments/test_evaluate_predict.py \
+		tests/experiments/test_predict_videos.py tests/experiments/test_train_command.py \
+		tests/test_leaves.py tests/visualize
 
 check-cuda-hlo: .venv-cuda-hlo/.ready
 	PYTHONPATH=. JAX_PLATFORMS=cpu .venv-cuda-hlo/bin/python tests/cuda/check_hlo.py

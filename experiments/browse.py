@@ -4,7 +4,7 @@
 
 The command writes DIR/examples.png. It shows the first augmented examples of a training run with
 the same config: each image beside its labels in color, or frames of each clip above its class.
-Ignored pixels, such as padding, are striped.
+Ignored pixels, such as padding, are striped. The images are also written to DIR/images.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ from nonlocal_jax.errors import InputError
 from nonlocal_jax.tasks import get_task
 
 _CONFIG = cli.define_config()
-_OUTPUT = flags.DEFINE_string("output", None, "Directory for examples.png.", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "Directory for the pictures.", required=True)
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Directory of the prepared datasets.")
 _NUMBER = flags.DEFINE_integer("number", 12, "Number of examples.", lower_bound=1)
 
@@ -70,6 +70,10 @@ def main(_: list[str]) -> None:
     sheet = _SHEETS[config.task](examples, source.dataset, title)
     path = directory / "examples.png"
     data.write_png(path, sheet)
+    if config.task == "segmentation":
+        make_directory(str(directory / "images"))
+        for number, example in enumerate(examples):
+            data.write_png(directory / "images" / f"{number}.png", example["image"])
     print(f"Look at {path}")
 
 

@@ -2,7 +2,6 @@
 
 import difflib
 import os
-import pathlib
 import re
 import signal
 import sys
@@ -13,6 +12,7 @@ from absl import app, flags, logging
 from flax.traverse_util import flatten_dict
 from ml_collections import config_flags
 
+from experiments._names import find_config
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.topology import use_tpu_compiler
 
@@ -32,15 +32,22 @@ _FLAG_ERRORS = (
 )
 _INPUT_ERRORS = (InputError, OSError)
 
+_CONFIG_HELP = (
+    "Experiment: configs/FILE.py:NAME. `python -m experiments names` lists all. "
+    "--config.FIELD=VALUE changes a field, such as --config.steps=100, "
+    "--config.data.crop=(64,64) or --noconfig.evaluation.flip. "
+    "`train` writes all fields to config.json in its --workdir."
+)
+
 
 def define_config(*, required: bool = True) -> flags.FlagHolder:
     """Defines ``--config=configs/FILE.py:NAME``, and ``--config.a.b=value`` for every field."""
     try:
-        config = config_flags.DEFINE_config_file(
-            "config", help_string="Experiment to use: configs/FILE.py:NAME."
-        )
+        config = config_flags.DEFINE_config_file("config", help_string=_CONFIG_HELP)
     except flags.Error as error:  # the file of --flagfile is read here
         fail(error)
+    # --help lists the flags of the command's own module.
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["config"])
     if required:
         flags.mark_flag_as_required("config")
     return config
@@ -62,10 +69,7 @@ def fail(message: object) -> None:
 
 
 def _config_mistake(argv: list[str]) -> str | None:
-    """Returns a message if the file of --config is missing or the config has no field a.b.
-
-    Otherwise it returns None.
-    """
+    """Returns a message if the config has no field a.b, or None."""
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=[])  # no --config.a.b
     try:
@@ -74,16 +78,16 @@ def _config_mistake(argv: list[str]) -> str | None:
         return None  # the error of the config file itself
     if values.config is None:
         return None
-    given = values["config"].config_filename
-    file = given.partition(":")[0]
-    if not pathlib.Path(file).is_file():
-        return f"--config={given}: there is no file {file!r}; use --config=configs/FILE.py:NAME"
     leaves = [*flatten_dict(values.config.to_dict(), sep=".")]
     for argument in argv:
         leaf = re.split(r"[=\[]", argument)[0].removeprefix("--config.")
         if argument.startswith("--config.") and leaf not in leaves:
             near = difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.4)
-            hint = f"did you mean --config.{near[0]}?" if near else f"see {file}"
+            hint = (
+                f"did you mean --config.{near[0]}?"
+                if near
+                else "`train` writes all fields to config.json"
+            )
             return f"unknown config field {leaf!r}; {hint}"
     return None
 
@@ -106,15 +110,33 @@ def _with_underscores(argument: str) -> str:
     return name + equals + value
 
 
+def _with_config_file(argv: list[str]) -> list[str]:
+    """Replaces the value of --config by one whose file exists."""
+    argv = list(argv)
+    for i, argument in enumerate(argv):
+        flag, equals, value = argument.partition("=")
+        if flag == "--config" and equals:
+            argv[i] = f"{flag}={find_config(value)}"
+        elif flag == "--config" and argv[i + 1 :]:
+            argv[i + 1] = find_config(argv[i + 1])
+    return argv
+
+
 def _parse(argv: list[str]) -> list[str]:
     try:
         argv = [_with_underscores(a) for a in flags.FLAGS.read_flags_from_files(argv)]
+        if "config" in flags.FLAGS:
+            argv = _with_config_file(argv)
         arguments = flags.FLAGS(argv)
         if "config" in flags.FLAGS and flags.FLAGS.config is not None:
-            # If the file is missing, ml_collections raises only here.
+            # An error of the config file is raised only here.
             _ = flags.FLAGS.config.lock
+    except InputError as error:
+        fail(error)
     except _FLAG_ERRORS as error:
         fail(_config_mistake(argv) or _flag_message(error))
+    except SystemExit:  # --help, for which absl exits with status 1
+        sys.exit(0)
     return arguments
 
 

@@ -4,8 +4,8 @@
         --config=configs/segmentation.py:nonlocal_r50-d8_512x1024_40k_cityscapes \\
         --config.model.dtype=bfloat16
 
-The command writes the memory and the cost per chip as JSON. The compiler comes with libtpu and runs
-on any x86 Linux machine. It takes minutes for large networks.
+The command writes the memory and the cost per chip as JSON. `make libtpu` installs the compiler,
+which runs on any x86-64 Linux machine. It takes minutes for large networks.
 """
 
 import json

@@ -135,10 +135,14 @@ def _draw(networks: Mapping[str, Network], path: pathlib.Path) -> None:
 
 
 def _demo(directory: pathlib.Path) -> None:
-    networks = {
-        name: train_network(segmentation.get_config(name), directory / name)
-        for name in ("demo_fcn", "demo_nonlocal")
-    }
+    print(
+        "Two networks are trained for a few minutes each. The first has no block: it is meant to\n"
+        "fail, with a mean IoU (miou) of about 0.5. With the NL block, it exceeds 0.9."
+    )
+    networks = {}
+    for number, name in enumerate(("demo_fcn", "demo_nonlocal"), start=1):
+        print(f"\nTraining {number} of 2: {name}, {_TITLES[name]}", flush=True)
+        networks[name] = train_network(segmentation.get_config(name), directory / name)
     metrics = {name: network.metrics for name, network in networks.items()}
     _draw(networks, directory / "pictures.png")
     classes = data.get_dataset("digits_flag").classes

@@ -15,6 +15,8 @@ Videos: each has config.evaluation.clips times config.evaluation.crops views, su
 metrics that training logs ("val/top1_1clip") are those of one view and not comparable with them.
 """
 
+import sys
+
 import jax
 from absl import flags
 
@@ -45,6 +47,12 @@ def main(_: list[str]) -> None:
     task = get_task(config)
     source = task.open_source(config, _SPLIT.value, _DATA_DIR.value)
     evaluate = task.evaluator(config, source, multi_scale=_MULTI_SCALE.value)
+    if _MULTI_SCALE.value and "miou_ms_flip" not in config.published:
+        print(
+            f"warning: the protocol of {config.name} has one scale and no flip; leave out "
+            "--multi_scale for results that can be compared with others",
+            file=sys.stderr,
+        )
     variables = convert.load(
         _CHECKPOINT.value,
         config.model,

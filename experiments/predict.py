@@ -49,7 +49,7 @@ from ml_collections import ConfigDict
 from experiments import cli
 from nonlocal_jax import convert, data
 from nonlocal_jax._files import as_path, make_directory, write_json
-from nonlocal_jax._progress import progress
+from nonlocal_jax._progress import progress, report_compilation
 from nonlocal_jax.data.images import MAX_MEGAPIXELS, list_files
 from nonlocal_jax.errors import InputError, is_out_of_memory, listing
 from nonlocal_jax.tasks import get_task
@@ -117,6 +117,7 @@ def main(arguments: list[str]) -> None:
     )
     predict = predictor.predict(variables, dataset)
 
+    report_compilation("the network")
     errors = []
     contents = _read(files, predictor.read)
     for path, content in progress(contents, len(files), "predicting", unit=kind):

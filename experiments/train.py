@@ -4,7 +4,8 @@
 
 To start from the checkpoint of an experiment, add --init=PATH. For data with other classes,
 --reinit-head initializes the classifiers. For a network with blocks from one without or with other
-blocks, --new-blocks initializes the blocks. A run that is resumed does not read PATH.
+blocks, --new-blocks initializes the blocks. A run that is resumed does not read PATH again,
+and is refused if it started from another checkpoint.
 
 The command writes checkpoints/STEP, config.json, metrics.jsonl and curves.png to DIR. After SIGTERM
 it saves the state and exits with status 0. After Ctrl-C it saves the state and exits with status
@@ -64,8 +65,10 @@ def main(_: list[str]) -> None:
     if result.signal == signal.SIGINT:
         raise KeyboardInterrupt
     if step == config.steps:
-        metrics = "  ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())
-        print(f"done: {metrics}")
+        # metrics.jsonl has the others.
+        shown = [name for name in result.metrics if name.startswith("val/")]
+        metrics = "  ".join(f"{n} {result.metrics[n]:.4g}" for n in [*shown, "train/loss"])
+        print(f"done: step {step}  {metrics}")
 
 
 if __name__ == "__main__":

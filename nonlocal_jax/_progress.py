@@ -13,12 +13,28 @@ Item = TypeVar("Item")
 _INTERVAL = 10.0
 
 
+def duration(seconds: float) -> str:
+    """Returns a duration with its units, such as "2 min 9 s"."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+
+
+def report_compilation(program: str) -> None:
+    """Says on stderr that a program is compiled next, because nothing happens meanwhile."""
+    print(
+        f"compiling {program}; this takes minutes for a large network", file=sys.stderr, flush=True
+    )
+
+
 def progress(
     iterable: Iterable[Item], total: int, description: str, unit: str = "image"
 ) -> Iterator[Item]:
     """Yields the items, and reports the count, the rate and the remaining time on stderr."""
     if sys.stderr.isatty():
-        return iter(tqdm(iterable, total=total, desc=description, unit=unit))
+        return iter(tqdm(iterable, total=total, desc=description, unit=f" {unit}"))
     return _lines(iterable, total, description, unit)
 
 
@@ -28,12 +44,10 @@ def _lines(iterable: Iterable[Item], total: int, description: str, unit: str) ->
         yield item
         now = time.monotonic()
         if now - reported >= _INTERVAL or count == total:
-            reported = now
-            meter = tqdm.format_meter(
-                count,
-                total,
-                now - start,
-                unit=unit,
-                bar_format="{n_fmt}/{total_fmt}, {rate_fmt}, {remaining} left",
+            reported, rate = now, count / max(now - start, 1e-9)
+            print(
+                f"{description}: {unit} {count} of {total}, {rate:.3g} per second, "
+                f"{duration((total - count) / rate)} left",
+                file=sys.stderr,
+                flush=True,
             )
-            print(f"{description}: {meter}", file=sys.stderr, flush=True)

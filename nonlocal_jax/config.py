@@ -7,7 +7,6 @@
 
 import dataclasses
 import difflib
-import math
 import numbers
 import operator
 import re
@@ -25,6 +24,9 @@ _COMPARISONS = {
     "less than": operator.lt,
 }
 _LOWER = ("at least", "more than")
+# Numbers are float32 on devices, and steps int32.
+_MAX_NUMBER = 3.4028234663852886e38
+_MAX_STEP = 2**31 - 1
 _COUNTS = {2: "two", 3: "three"}
 
 
@@ -61,7 +63,7 @@ def number(
     above: float | None = None,
     below: float | None = None,
 ) -> Leaf:
-    """A finite number from ``low`` to ``high``, both inclusive.
+    """A number, finite in float32, from ``low`` to ``high``, both inclusive.
 
     ``above`` and ``below`` are exclusive bounds.
     """
@@ -77,7 +79,8 @@ def _numeric(noun: str, kind: type, bounds: Mapping[str, float | None]) -> Leaf:
         if not isinstance(value, kind) or isinstance(value, bool):
             return False
         in_range = (_COMPARISONS[words](value, bound) for words, bound in bounds.items())
-        return -math.inf < value < math.inf and all(in_range)
+        fits = kind is numbers.Integral or abs(value) <= _MAX_NUMBER
+        return fits and all(in_range)
 
     implied = _LOWER if noun.startswith("positive") else ()
     named = [f"{words} {bound}" for words, bound in bounds.items() if words not in implied]
@@ -173,7 +176,7 @@ LEAVES: Mapping[str, Leaf] = {
     "name": text(),
     "task": text(),
     "seed": integer(0, 2**32 - 1),
-    "steps": integer(1),
+    "steps": integer(1, _MAX_STEP),
     "data.batch_size": integer(1),
     "data.workers": integer(0),
     "data.cache": optional(text()),
@@ -189,9 +192,9 @@ LEAVES: Mapping[str, Leaf] = {
     "schedule.kind": choice("poly", "step", "cosine"),
     "schedule.power": number(above=0),
     "schedule.end": number(0),
-    "schedule.boundaries": sequence(integer(1)),
+    "schedule.boundaries": sequence(integer(1, _MAX_STEP)),
     "schedule.factor": number(above=0),
-    "schedule.warmup_steps": integer(0),
+    "schedule.warmup_steps": integer(0, _MAX_STEP),
     "schedule.warmup_factor": number(0, 1),
     "mesh.context": integer(1),
     "train.log_every": integer(1),

@@ -1,6 +1,6 @@
 """Compiles programs for TPUs that this machine does not have.
 
-The compiler comes with libtpu and runs on any x86 Linux machine::
+The compiler is libtpu, which runs on any x86-64 Linux machine and is installed by ``make libtpu``::
 
     use_tpu_compiler()
     mesh = make_mesh(topology_devices("v5e:2x4"))
@@ -11,6 +11,7 @@ The compiler comes with libtpu and runs on any x86 Linux machine::
 import importlib.util
 import os
 import pathlib
+import platform
 import sys
 from typing import Any
 
@@ -27,13 +28,19 @@ def use_tpu_compiler() -> None:
     computation: the platform of a process cannot change later.
 
     Raises:
-      InputError: libtpu is not installed.
+      InputError: libtpu is not installed, or does not exist for this platform.
     """
     library = pathlib.Path(sys.prefix, "libtpu", "libtpu", "libtpu.so")
     if "TPU_LIBRARY_PATH" not in os.environ and importlib.util.find_spec("libtpu") is None:
+        machine = f"{platform.system()} {platform.machine()}"
+        if not library.exists() and machine != "Linux x86_64":
+            raise InputError(
+                f"the TPU compiler, libtpu, does not exist for {machine}; "
+                "use an x86-64 Linux machine"
+            )
         if not library.exists():
             raise InputError(
-                "the TPU compiler is not installed; run `make setup` or "
+                "the TPU compiler is not installed; run `make libtpu` or "
                 f"`pip install --target {library.parents[1]} -r requirements-libtpu.txt`"
             )
         os.environ["TPU_LIBRARY_PATH"] = str(library)

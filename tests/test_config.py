@@ -73,8 +73,8 @@ def test_lists_of_a_json_file_pass():
         ("loss.auxiliary_weight", -0.4, "a number of at least 0"),
         ("seed", -1, "an integer of at least 0 and at most 4294967295"),
         ("seed", 2**32, "an integer of at least 0 and at most 4294967295"),
-        ("steps", 0, "a positive integer"),
-        ("steps", True, "a positive integer"),
+        ("steps", 0, "a positive integer of at most 2147483647"),
+        ("schedule.warmup_steps", 2**31, "an integer of at least 0 and at most 2147483647"),
         ("train.log_every", 0, "a positive integer"),
         ("mesh.context", 0, "a positive integer"),
         ("model", 3, "a mapping"),
@@ -111,7 +111,7 @@ def test_an_unknown_leaf_gives_the_nearest_and_a_missing_one_is_listed():
     assert message(config) == (
         "the config has 3 problems:\n"
         "  unknown field data.scale_rnge; did you mean data.scale_range?\n"
-        "  steps is 0; use a positive integer\n"
+        "  steps is 0; use a positive integer of at most 2147483647\n"
         "  data.scale_range is missing; use two positive numbers in increasing order"
     )
 
@@ -130,7 +130,7 @@ def test_leaves_of_the_model_are_not_checked():
         (boolean(), [True, False], [0, None, "True"]),
         (integer(), [-3, 10**400], [1.0, True, "1"]),
         (integer(2, 4), [2, 4], [1, 5]),
-        (number(), [-1, 0.5], [True, float("inf"), "1"]),
+        (number(), [-1, 0.5, 3e38], [True, float("inf"), -(10**400), 3.5e38, "1"]),
         (number(0, below=1), [0, 0.9], [1, -0.1]),
         (number(above=0, high=1), [1, 0.1], [0, 1.1]),
         (text(), ["a"], ["", 3, None]),

@@ -5,7 +5,15 @@ import itertools
 import pytest
 
 from nonlocal_jax import _progress as progress_module
-from nonlocal_jax._progress import progress
+from nonlocal_jax._progress import duration, progress
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (59.6, "1 min 0 s"), (129, "2 min 9 s"), (3600 * 27 + 65, "27 h 1 min")],
+)
+def test_a_duration_has_units(seconds, text):
+    assert duration(seconds) == text
 
 
 @pytest.fixture
@@ -18,9 +26,9 @@ def clock(monkeypatch):
 def test_a_log_gets_a_line_every_ten_seconds_and_one_at_the_end(capsys):
     assert list(progress(range(100, 125), 25, "evaluating")) == list(range(100, 125))
     assert capsys.readouterr().err.splitlines() == [
-        "evaluating: 10/25,  1.00image/s, 00:15 left",
-        "evaluating: 20/25,  1.00image/s, 00:05 left",
-        "evaluating: 25/25,  1.00image/s, 00:00 left",
+        "evaluating: image 10 of 25, 1 per second, 15 s left",
+        "evaluating: image 20 of 25, 1 per second, 5 s left",
+        "evaluating: image 25 of 25, 1 per second, 0 s left",
     ]
 
 

@@ -45,7 +45,7 @@ def _max_pool(
     if with_sizes_known(x) and not all(fits):
         raise InputError(
             f"the input is too small: a max pool over {window} gets a feature map of {sizes}; use "
-            "larger images, or clips with more frames"
+            "larger images, clips with more frames, or smaller pool1_frames or pool2_frames"
         )
     return nn.max_pool(x, window, strides, padding=[(p, p) for p in padding])
 

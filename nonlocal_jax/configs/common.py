@@ -99,11 +99,18 @@ def block_options(block: str) -> dict[str, Any]:
     return options
 
 
+def nearest_names(name: str, names: Sequence[str]) -> list[str]:
+    """Returns up to three names that contain ``name``, or else the most similar one, if any."""
+    if name in names:
+        return [name]
+    near = [known for known in names if name in known]
+    return near[:3] or difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+
+
 def unknown_name(name: str, names: Sequence[str]) -> InputError:
     """Returns the error of a ``get_config`` without an experiment of this name."""
-    near = [known for known in names if name in known]
-    near = near or difflib.get_close_matches(name, names, n=1, cutoff=0.4)
-    hint = (
-        f"did you mean {near[0]!r}?" if len(near) == 1 else f"use one of {', '.join(near or names)}"
-    )
+    near = nearest_names(name, names)
+    hint = f"use one of {', '.join(near)}" if near else "NAMES of the module lists all"
+    if len(near) == 1:
+        hint = f"did you mean {near[0]!r}?"
     return InputError(f"unknown experiment {name!r}; {hint}")

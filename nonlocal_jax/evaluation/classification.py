@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from nonlocal_jax._progress import progress
+from nonlocal_jax._progress import progress, report_compilation
 from nonlocal_jax.data import Example, Source, read_views
 from nonlocal_jax.data.clips import clip_label
 from nonlocal_jax.errors import InputError
@@ -117,8 +117,10 @@ def evaluator(
         summarize, label_shape = _accuracies, ()
     else:
         summarize, label_shape = _precisions, (len(classes),)
+    compiled = False
 
     def run(variables: Variables) -> dict[str, Any]:
+        nonlocal compiled
         if not len(source):
             raise InputError(
                 f"the source {getattr(source, 'name', type(source).__name__)!r} has no examples; "
@@ -128,6 +130,9 @@ def evaluator(
         if not together:
             examples = examples[jax.process_index() :: jax.process_count()]
         labels = []
+        if not compiled and jax.process_index() == 0:
+            report_compilation("the network")
+        compiled = True
 
         def views() -> Iterator[np.ndarray]:
             read = examples.map(functools.partial(_read, config)).to_iter_dataset(_READ_OPTIONS)

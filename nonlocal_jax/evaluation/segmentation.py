@@ -7,7 +7,7 @@ import grain
 import jax
 import numpy as np
 
-from nonlocal_jax._progress import progress
+from nonlocal_jax._progress import progress, report_compilation
 from nonlocal_jax.data import Source, check_example
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.evaluation._classes import dataset_classes
@@ -63,8 +63,10 @@ def evaluator(
     num_classes = config["model"]["num_classes"]
     name, classes = dataset_classes(source, config)
     together = shardings is not None and shardings.mesh.is_multi_process
+    compiled = False
 
     def run(variables: Variables) -> dict[str, Any]:
+        nonlocal compiled
         if not len(source):
             raise InputError(
                 f"the source {getattr(source, 'name', type(source).__name__)!r} has no examples; "
@@ -74,6 +76,9 @@ def evaluator(
         if not together:
             examples = examples[jax.process_index() :: jax.process_count()]
         label_map = predictor.label_maps(variables)
+        if not compiled and jax.process_index() == 0:
+            report_compilation("the network, once for each size of the images")
+        compiled = True
         total = np.zeros((num_classes, num_classes), np.int64)
         for example in progress(
             examples.to_iter_dataset(_READ_OPTIONS), len(examples), "evaluating"

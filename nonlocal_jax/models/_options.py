@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import jax
 
+from nonlocal_jax.config import number
 from nonlocal_jax.errors import InputError
 
 # A type, what else is required of the value, and the test.
@@ -61,9 +62,11 @@ def _fits(value: Any, kind: Any) -> bool:
         return any(_fits(value, choice) for choice in arguments)
     if origin in (Sequence, tuple, list):
         return isinstance(value, list | tuple) and all(_fits(v, arguments[0]) for v in value)
-    if kind in (int, float):
-        numbers = int if kind is int else (int, float)
-        return isinstance(value, numbers) and not isinstance(value, bool)
+    if kind is float:
+        # Devices compute in float32.
+        return isinstance(value, int | float) and number().accepts(value)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, origin or kind)
 
 

@@ -31,7 +31,7 @@ def get_task(config: ConfigDict) -> Task:
         fields do not fit together.
     """
     name = config.get("task")
-    if name not in TASKS:
+    if not isinstance(name, str) or name not in TASKS:
         raise InputError(f"task is {name!r}; use one of {', '.join(TASKS)}")
     task = TASKS[name]
     check(config, task.leaves)

@@ -33,6 +33,7 @@ class Checkpoints:
       fingerprint: Fingerprint of the training data.
       dataset: The classes of the training data, see ``convert.read_dataset``. Each state has a
         copy.
+      init: The checkpoint that the run starts from, as the user named it, or None.
 
     Raises:
       InputError: The dataset is invalid, or has another number of classes than the model.
@@ -44,6 +45,7 @@ class Checkpoints:
         config: ConfigDict,
         fingerprint: str,
         dataset: Mapping[str, Any] | None = None,
+        init: PathLike | None = None,
     ):
         if dataset is not None:
             dataset = _dataset.check("the training data", dataset, config.model)
@@ -53,6 +55,7 @@ class Checkpoints:
             "config": json.loads(config.to_json()),
             "dataset_fingerprint": fingerprint,
             "dataset": dataset,
+            "init": None if init is None else str(init),
         }
         # Removes interrupted saves. The manager would do so in a thread that outlives its closing.
         if jax.process_index() == 0:
@@ -128,6 +131,15 @@ class Checkpoints:
         different = differences(metadata["config"], self._run["config"], _FREE)
         if metadata["dataset_fingerprint"] != self._run["dataset_fingerprint"]:
             different.append("the training data are not those of the checkpoint")
+        # Runs of earlier versions do not have it.
+        ours, theirs = self._run["init"], metadata.get("init", self._run["init"])
+        if ours not in (None, theirs):
+            raise InputError(
+                f"{self.directory.parent} has checkpoints of a run that started from "
+                f"{theirs or 'random parameters'}, not from {ours}; use a new --workdir to start "
+                "from it, or leave out --init to resume that run"
+            )
+        self._run["init"] = theirs
         if different:
             raise InputError(
                 f"{self.directory.parent} belongs to another run; use a new --workdir, or undo "

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-from tqdm import tqdm
 
 from nonlocal_jax._files import PathLike, as_path, write_file
+from nonlocal_jax._progress import duration
 from nonlocal_jax.errors import InputError
 
 # The metrics of a step are read after this many further steps have been dispatched. The devices
@@ -176,7 +176,7 @@ class Monitor:
             rate = self._batch_size / self._seconds_per_step
             values["examples_per_second"] = round(rate, 3)
             values["data_wait"] = round(self._data_wait, 4)
-            left = tqdm.format_interval((self._steps - step) * self._seconds_per_step)
+            left = duration((self._steps - step) * self._seconds_per_step)
             line += f"  {rate:.1f} examples/s  {self._data_wait:.0%} waiting for data  {left} left"
         self._log.add(step, "train", values)
         self._log.say(line)

@@ -93,7 +93,8 @@ def train(
         state. Metrics of type float are logged. The function is called every
         ``train.evaluate_every`` steps and after the last step.
       init: Checkpoint to start from, see ``nonlocal_jax.convert.load``. The optimizer state is
-        initialized and the step is 0. Ignored if ``workdir`` has a checkpoint.
+        initialized and the step is 0. A run that is resumed does not read it, and refuses another
+        one than it started from.
       reinit_head: Whether to initialize the classifiers instead of loading them from ``init``, for
         data with other classes. ``config.seed`` is their seed.
       new_blocks: Whether to initialize the blocks instead of loading them from ``init``, such as
@@ -125,6 +126,11 @@ def train(
     task, batch_size = experiment.task, experiment.batch_size
     shardings = shardings or Shardings(make_mesh(context=config.mesh.context))
     check_batch_size(batch_size, shardings)
+    if batch_size > len(source):
+        raise InputError(
+            f"data.batch_size={batch_size} is larger than the number of training examples; use at "
+            f"most {len(source)}"
+        )
     workdir = make_directory(workdir)
     # Configs of other projects may lack these two fields.
     workers, cache = config.data.get("workers", 0), config.data.get("cache")
@@ -135,7 +141,7 @@ def train(
     # The attribute of this name in sources of other projects is something else.
     classes = dataset.to_json() if isinstance(dataset, Dataset) else None
     with (
-        Checkpoints(workdir, config, fingerprint(source), classes) as checkpoints,
+        Checkpoints(workdir, config, fingerprint(source), classes, init) as checkpoints,
         ShutdownRequest() as shutdown,
     ):
         state = checkpoints.restore(abstract_state(experiment, shardings, dtype))
@@ -194,6 +200,8 @@ def train(
 
         # If the run was killed during an evaluation, that evaluation runs now.
         evaluate_if_due()
+        if step < config.steps:
+            log.say("compiling the train step; this takes minutes for a large network")
         metrics = {"loss": None}
         batches = batches_from(step=step)
         with contextlib.closing(batches), NextBatch(batches) as next_batch:

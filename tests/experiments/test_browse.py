@@ -1,4 +1,5 @@
 import cv2
+import numpy as np
 
 from configs import segmentation
 from nonlocal_jax import data
@@ -27,6 +28,10 @@ def test_browse_draws_the_examples_of_the_first_step(command, tmp_path):
         enlarged = image.repeat(4, 0).repeat(4, 1)
         distance = cv2.matchTemplate(sheet, enlarged, cv2.TM_SQDIFF_NORMED).min()
         assert (distance < 1e-4) == (number < 3)
+        if number < 3:
+            written = data.read_image(tmp_path / "new" / "images" / f"{number}.png")
+            np.testing.assert_array_equal(written, image)
+    assert len(list((tmp_path / "new" / "images").iterdir())) == 3
 
 
 def test_browse_refuses(command, tmp_path):

@@ -44,8 +44,8 @@ def test_from_a_folder_of_videos_to_a_prediction(command, tmp_path):
     status, out, err = command("train", *CONFIG, data_dir, f"--workdir={run}")
     assert status == 0, err
     assert "batch 8 on 8 x cpu" in out
-    assert "batch norm statistics: 2/2" in err
-    assert "evaluating 1clip: 3/3" in err
+    assert "batch norm statistics: batch 2 of 2" in err
+    assert "evaluating 1clip: video 3 of 3" in err
     assert read_metrics(run)[-1].keys() == {
         "step",
         "val/top1_1clip",
@@ -55,7 +55,7 @@ def test_from_a_folder_of_videos_to_a_prediction(command, tmp_path):
     options = (*CONFIG, f"--checkpoint={run}", f"--output={tmp_path}")
     status, out, err = command("evaluate", *options, data_dir)
     assert status == 0, err
-    assert "evaluating 10x3: 3/3" in err
+    assert "evaluating 10x3: video 3 of 3" in err
     assert out.startswith("| 10x3                |      % |\n")
     assert "over windows of all x 2 x 2 (frames x rows x columns); mean of the" in out
     metrics = json.loads((tmp_path / "metrics.json").read_text())

@@ -1,9 +1,14 @@
 """Mistakes in flags and configs end in one message, without a traceback, and exit status 2."""
 
+import pathlib
+
 import pytest
 
 from experiments import cli
 from nonlocal_jax import topology
+from nonlocal_jax.configs import segmentation, video
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 _CONFIG = "--config=configs/segmentation.py:demo_nonlocal"
 _FLAGS = ("--topology=v5e:2x4", "--output=report.json")
@@ -35,19 +40,10 @@ _FLAGS = ("--topology=v5e:2x4", "--output=report.json")
         ),
         (
             [*_FLAGS, _CONFIG, "--config.qqqqqq=4"],
-            "unknown config field 'qqqqqq'; see configs/segmentation.py",
-        ),
-        (
-            [*_FLAGS, "--config=configs/none.py:demo_nonlocal"],
-            "there is no file 'configs/none.py'; use --config=configs/FILE.py:NAME",
-        ),
-        (
-            [*_FLAGS, "--config", "configs/none.py:demo_nonlocal", "--config.steps=4"],
-            "there is no file 'configs/none.py'; use --config=configs/FILE.py:NAME",
+            "unknown config field 'qqqqqq'; `train` writes all fields to config.json",
         ),
         ([*_FLAGS, "--config=Makefile"], "(Makefile, line"),
         ([*_FLAGS, "--config=configs/__init__.py"], "--config has no attribute 'get_config'"),
-        ([*_FLAGS, "--config=configs/segmentation.py:demo_fnc"], "did you mean 'demo_fcn'"),
     ],
 )
 def test_mistakes_end_in_one_message(command, arguments, message):
@@ -56,6 +52,73 @@ def test_mistakes_end_in_one_message(command, arguments, message):
     assert stderr.startswith("error: ")
     assert stderr.count("\n") == 1
     assert message in stderr
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("demo_nonlocal", "there is no file 'demo_nonlocal'; use {}segmentation.py:demo_nonlocal"),
+        ("configs/none.py:demo_gc", "there is no file 'configs/none.py'; use {}segmentation.py:"),
+        ("qqqqqq", "there is no file 'qqqqqq'; use --config=configs/FILE.py:NAME\n"),
+        (
+            "configs/segmentation.py:demo_fnc",
+            "'demo_fnc'; use {}segmentation.py:demo_fcn\n",
+        ),
+        ("configs/segmentation.py:qqqqqq", "'qqqqqq'; use --config=configs/FILE.py:NAME\n"),
+        ("configs/segmentation.py:demo_video_gc", "use {}video.py:demo_video_gc\n"),
+        (
+            "configs/segmentation.py:dnl",
+            "use {0}segmentation.py:dnl_r50-d8_512x1024_40k_city",
+        ),
+        ("configs/video.py", "name of an experiment is missing; use --config=configs/FILE.py:N"),
+    ],
+)
+@pytest.mark.parametrize("separate", [False, True])
+def test_a_mistake_in_config_is_answered_in_two_lines(command, config, message, separate):
+    flag = ["--config", config] if separate else [f"--config={config}"]
+    status, stdout, stderr = command("compile", *_FLAGS, *flag, "--config.steps=4")
+    assert (status, stdout) == (2, "")
+    assert stderr.startswith(f"error: --config={config}: ")
+    assert message.format("--config=configs/") in stderr
+    assert stderr.endswith("\n`python -m experiments names` lists all experiments\n")
+    assert stderr.count("\n") == 2
+
+
+def test_a_config_is_found_from_another_directory(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, _, stderr = command("compile", *_FLAGS, _CONFIG, "--config.stepz=4")
+    assert stderr == "error: unknown config field 'stepz'; did you mean --config.steps?\n"
+    # A file in the working directory comes first.
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "segmentation.py").write_text("def get_config(name): return name.own")
+    _, _, stderr = command("compile", *_FLAGS, _CONFIG)
+    assert stderr == "error: 'str' object has no attribute 'own'\n"
+
+
+def test_the_commands_are_listed(command):
+    status, stdout, stderr = command("__main__")
+    assert (status, stderr) == (0, "")
+    for path in (ROOT / "experiments").glob("*.py"):
+        name = path.stem
+        assert (f"python -m experiments.{name} " in stdout) == (name[0] != "_" and name != "cli")
+    assert "experiments.benchmark" in stdout
+    assert "Trains an experiment." in stdout
+    assert "--help" in stdout
+
+
+def test_the_experiments_are_listed(command):
+    status, stdout, stderr = command("__main__", "names")
+    assert (status, stderr) == (0, "")
+    configs = stdout.split()
+    assert len(configs) == len(segmentation.NAMES) + len(video.NAMES) + len(video.ALIASES)
+    assert {"configs/segmentation.py:demo_nonlocal", "configs/video.py:demo_video_gc"} < {*configs}
+
+
+def test_a_command_that_is_not_a_module_is_explained(command):
+    status, stdout, stderr = command("__main__", "train", _CONFIG)
+    assert (status, stdout) == (2, "")
+    assert stderr.startswith("error: unknown argument 'train'; use `python -m experiments.COMMAND`")
+    assert stderr.count("\n") == 1
 
 
 def test_a_mistake_in_a_flag_file_is_named(command, tmp_path):
@@ -71,11 +134,14 @@ def test_seeds_are_integers(command):
     assert (status, stderr) == (2, "error: flag --seeds=['0', 'x']: use integers, such as 0,1,2\n")
 
 
-def test_help_prints_all_flags(command):
-    status, stdout, stderr = command("compile", "--help")
-    assert status in (0, 1)
+@pytest.mark.parametrize("flag", ["--help", "--helpfull"])
+def test_help_explains_the_config_and_all_flags(command, flag):
+    status, stdout, stderr = command("compile", flag)
+    assert (status, stderr) == (0, "")
     assert "--topology" in stdout
-    assert stderr == ""
+    text = " ".join(stdout.split())
+    assert "--config: Experiment: configs/FILE.py:NAME. `python -m experiments names`" in text
+    assert "--config.steps=100" in text
 
 
 def test_the_tpu_compiler_is_found_under_its_earlier_name():

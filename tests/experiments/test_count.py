@@ -27,7 +27,7 @@ def test_the_relative_numbers_of_table_2e(command):
     [
         ("--clip=32x224", "--clip is '32x224'; use FRAMESxHEIGHTxWIDTH, as in 32x224x224"),
         ("--baseline=c2d_r101", "unknown experiment 'c2d_r101'; use one of c2d_r101_baseline_32f"),
-        ("--clip=1x224x224", "or clips with more frames"),
+        ("--clip=1x224x224", "clips with more frames"),
     ],
 )
 def test_wrong_arguments_end_with_one_message(command, argument, message):

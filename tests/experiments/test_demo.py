@@ -57,6 +57,10 @@ def test_the_demo_writes_metrics_and_pictures_of_both_networks(command, tmp_path
         assert network["miou"] == pytest.approx(np.mean(list(network["iou"].values())))
     cells = " | ".join(f"{100 * metrics[n]['miou']:.1f}" for n in ("demo_fcn", "demo_nonlocal"))
     assert f"| **mIoU** | {cells} |" in out
+    # What follows is said first.
+    assert out.startswith("Two networks are trained")
+    assert out.index("meant to\nfail") < out.index("Training 1 of 2: demo_fcn, no block\n")
+    assert "Training 2 of 2: demo_nonlocal, NL\n" in out
     picture = cv2.imread(str(tmp_path / "pictures.png"))
     assert picture.shape[1] > picture.shape[0] > 800
     assert picture.std() > 20
@@ -73,6 +77,8 @@ def test_the_video_demo_writes_metrics_curves_and_pictures(command, tmp_path, mo
     monkeypatch.setattr(train, "train", random_network)
     status, out, err = command("demo_video", f"--output={tmp_path}")
     assert status == 0, err
+    assert out.startswith("Six networks are trained")
+    assert "Training 6 of 6: demo_video_gc, GC\n" in out
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert list(metrics) == VIDEO
     rows = [line for line in out.splitlines() if "`demo_video_" in line]

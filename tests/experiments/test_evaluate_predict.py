@@ -12,6 +12,7 @@ import pytest
 import nonlocal_jax as nlj
 from configs import segmentation
 from nonlocal_jax.data import images
+from nonlocal_jax.data.datasets import _records
 from tests.helpers import random_variables
 
 CONFIG = "--config=configs/segmentation.py:demo_fcn"
@@ -62,7 +63,10 @@ def test_evaluate_prints_a_table_and_writes_the_metrics(command, checkpoint, tmp
         "evaluate", CONFIG, f"--checkpoint={checkpoint}", f"--output={output}"
     )
     assert status == 0, err
-    assert "evaluating: 256/256" in err
+    compiling, *_, last = err.splitlines()
+    assert compiling.startswith("compiling the network, once for each size of the images; ")
+    assert last.startswith("evaluating: image 256 of 256, ")
+    assert last.endswith(" per second, 0 s left")
     metrics = json.loads((output / "metrics.json").read_text())
     assert metrics["experiment"] == "demo_fcn"
     assert metrics["checkpoint"] == str(checkpoint)
@@ -77,6 +81,30 @@ def test_evaluate_prints_a_table_and_writes_the_metrics(command, checkpoint, tmp
         assert f"| {name} " in out
     assert f"{100 * metrics['miou']:.2f}" in out
     assert [p.name for p in output.iterdir()] == ["metrics.json"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "warns"), [([], True), (["published.miou_ms_flip=79.9"], False)]
+)
+def test_multi_scale_warns_if_the_protocol_has_one_scale(
+    command, checkpoint, tmp_path, monkeypatch, changes, warns
+):
+    monkeypatch.setattr(_records.RecordSource, "__len__", lambda _: 1)
+    config = tmp_path / "config.py"
+    config.write_text(
+        "from configs import segmentation\n"
+        "def get_config():\n"
+        "    config = segmentation.get_config('demo_fcn')\n"
+        + "".join(f"    config.{change}\n" for change in changes)
+        + "    return config\n"
+    )
+    given = [f"--config={config}", f"--checkpoint={checkpoint}", f"--output={tmp_path}"]
+    small = "--config.evaluation.ratios=(1.0,)"
+    status, _, err = command("evaluate", *given, small, "--multi_scale")
+    assert status == 0, err
+    warning = "warning: the protocol of demo_fcn has one scale and no flip; leave out --multi_scale"
+    assert (warning in err) == warns
+    assert warning not in command("evaluate", *given, small)[2]
 
 
 def test_evaluate_refuses(command, checkpoint, tmp_path):
@@ -117,7 +145,7 @@ def test_predict_writes_label_maps_and_overlays_of_the_size_of_the_images(
         "predict", CONFIG, f"--checkpoint={checkpoint}", f"--output={output}", folder, single
     )
     assert status == 0, err
-    assert "predicting: 4/4" in err
+    assert "compiling the network; " in err.partition("predicting: image 4 of 4")[0]
     assert out == f"wrote NAME_labels.png and NAME_overlay.png of 4 images to {output}\n"
     assert len(list(output.iterdir())) == 8
     config = segmentation.get_config("demo_fcn")
@@ -146,7 +174,7 @@ def test_predict_with_multiple_scales_and_the_same_file_twice(command, checkpoin
         *("--multi_scale", "--config.evaluation.ratios=(0.5, 1.0)"),
     )
     assert status == 0, err
-    assert "predicting: 1/1" in err
+    assert "predicting: image 1 of 1" in err
     config = segmentation.get_config("demo_fcn")
     config.evaluation.ratios = (0.5, 1.0)
     labels = predict(config, checkpoint, image, multi_scale=True)

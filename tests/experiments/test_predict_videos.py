@@ -72,7 +72,7 @@ def test_predict_writes_scores_and_attention_and_names_all_bad_videos(
         "predict", *FLAGS, f"--checkpoint={checkpoint}", f"--output={output}", folder
     )
     assert status == 2
-    assert "predicting: 3/3" in err
+    assert "predicting: video 3 of 3" in err
     assert "cannot predict 1 of 3 videos" in err
     assert "c.mkv is damaged" in err
     assert out.endswith(f"wrote NAME.json and NAME_attention.png of 2 videos to {output}\n")

@@ -16,8 +16,8 @@ def test_a_folder_is_prepared_and_described(command, tmp_path):
         "examples: 4 train, 2 val",
         "classes:  3 (road, tree, sky)",
     ]
-    assert "checking: 6/6" in err
-    assert "writing: 6/6" in err
+    assert "checking: image 6 of 6" in err
+    assert "writing: image 6 of 6" in err
     status, out, err = command(*arguments)
     assert (status, err) == (0, "")
     assert "leaves is already prepared in" in out

@@ -148,7 +148,9 @@ def test_init_starts_from_a_checkpoint_and_resume_goes_before_it(config, source,
     jax.tree.map(np.testing.assert_array_equal, start, fresh)
     for place in (".", "checkpoints/0", "checkpoints/1"):
         assert convert.read_dataset(third / place) == Own.dataset.to_json()
-    train(config, third, source, init=tmp_path / "gone", **asked)
+    # The checkpoint is not read again.
+    (tmp_path / "first").rename(tmp_path / "gone")
+    train(config, third, source, init=tmp_path / "first", **asked)
 
 
 def test_a_dataset_with_other_classes_than_the_model_is_refused(config, source, tmp_path):
@@ -170,3 +172,31 @@ def test_a_seed_out_of_range_is_refused(config, source, tmp_path):
     config.seed = -1
     with pytest.raises(InputError, match="seed is -1; use"):
         train(config, tmp_path, source)
+
+
+def test_a_resumed_run_keeps_the_checkpoint_that_it_started_from(config, source, tmp_path):
+    first, other = tmp_path / "first", tmp_path / "other"
+    train(config, first, source)
+    shutil.copytree(first, other)
+    run, fresh = tmp_path / "run", tmp_path / "fresh"
+    config.steps = 2
+    train(config, run, source, init=first)
+    train(config, fresh, source)
+    with pytest.raises(
+        InputError, match=r"fresh has checkpoints of a run that started from random "
+    ):
+        train(config, fresh, source, init=first)
+    # Neither the same command nor one without --init changes where the run started.
+    train(config, run, source)
+    train(config, run, source, init=first)
+    with pytest.raises(
+        InputError, match=r"started from .*first, not from .*other; use a new --work"
+    ):
+        train(config, run, source, init=other)
+
+
+def test_a_batch_that_is_larger_than_the_dataset_is_refused(config, source, tmp_path):
+    config.data.batch_size = 13
+    with pytest.raises(InputError, match=r"data.batch_size=13 is larger .* use at most 12"):
+        train(config, tmp_path / "run", source)
+    assert not (tmp_path / "run" / "checkpoints").exists()

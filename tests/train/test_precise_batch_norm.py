@@ -122,7 +122,7 @@ def test_training_goes_on_with_the_running_ones(config, source, tmp_path, capsys
         return {"top1_1clip": 0.5}
 
     precise = train(config, tmp_path / "precise", source, evaluate=evaluate)
-    assert "batch norm statistics: 3/3" in capsys.readouterr().err
+    assert "batch norm statistics: batch 3 of 3" in capsys.readouterr().err
     config.train.precise_batch_norm = 0
     plain = train(config, tmp_path / "plain", source)
     assert _same(precise.state.params, plain.state.params)
