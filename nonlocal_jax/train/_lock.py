@@ -33,8 +33,9 @@ def locked(workdir: PathLike) -> Iterator[None]:
     with _locked_file(workdir, path) as descriptor:
         since = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
         holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": since}
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(holder).encode(), 0)
+        with contextlib.suppress(OSError):  # the disk may be full
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(holder).encode(), 0)
         try:
             yield
         finally:
