@@ -134,8 +134,8 @@ def run(main: Callable[[list[str]], None], *, positional: bool = False) -> None:
     # Without the time, thread and source line of absl.
     handler = logging.get_absl_handler()
     handler.setFormatter(Formatter("%(levelname)s: %(message)s"))
-    # Orbax logs errors with their traceback before it raises them.
-    handler.addFilter(lambda record: "orbax" not in record.pathname)
+    # Before Orbax raises an error, it and its event loop log it with tracebacks.
+    handler.addFilter(lambda record: record.name != "asyncio" and "orbax" not in record.pathname)
 
     def guarded(arguments: list[str]) -> None:
         try:
