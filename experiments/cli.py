@@ -7,7 +7,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable
-from logging import Formatter
+from logging import Formatter, LogRecord
 from typing import NoReturn
 
 from absl import app, flags, logging
@@ -121,6 +121,11 @@ def _parse(argv: list[str]) -> list[str]:
     return arguments
 
 
+def _is_not_of_orbax(record: LogRecord) -> bool:
+    """Whether a log record is worth showing. Orbax logs tracebacks before it raises errors."""
+    return record.name != "asyncio" and "/orbax/checkpoint/" not in record.pathname
+
+
 def run(main: Callable[[list[str]], None], *, positional: bool = False) -> None:
     """Runs ``main`` with the parsed arguments. Exits with status 0 only if it returns.
 
@@ -134,8 +139,7 @@ def run(main: Callable[[list[str]], None], *, positional: bool = False) -> None:
     # Without the time, thread and source line of absl.
     handler = logging.get_absl_handler()
     handler.setFormatter(Formatter("%(levelname)s: %(message)s"))
-    # Before Orbax raises an error, it and its event loop log it with tracebacks.
-    handler.addFilter(lambda record: record.name != "asyncio" and "orbax" not in record.pathname)
+    handler.addFilter(_is_not_of_orbax)
 
     def guarded(arguments: list[str]) -> None:
         try:
