@@ -138,15 +138,6 @@ class Checkpoints:
         with self._saving():
             self._manager.save(step, args=args)
 
-    def check(self) -> None:
-        """Raises the error of a save in the background, if it has failed.
-
-        Raises:
-          InputError: See ``save``.
-        """
-        with self._saving():
-            self._manager.check_for_errors()
-
     @contextlib.contextmanager
     def _saving(self) -> Iterator[None]:
         try:

@@ -208,7 +208,6 @@ def train(
                 if is_due(config.train.checkpoint_every):
                     monitor.flush()
                     checkpoints.save(state)
-                checkpoints.check()
                 evaluate_if_due()
         monitor.flush()
         checkpoints.save(state)

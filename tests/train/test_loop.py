@@ -158,6 +158,31 @@ def test_a_dataset_with_other_classes_than_the_model_is_refused(config, source, 
     assert not list(tmp_path.glob("run/*"))
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nMore"),
+        MemoryError("Unable to allocate 9 GiB"),
+    ],
+)
+def test_a_full_memory_is_one_message(config, source, tmp_path, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(loop, "make_train_step", lambda *_: fail)
+    with pytest.raises(InputError) as raised:
+        train(config, tmp_path / "run", source)
+    message = str(raised.value)
+    assert message.startswith(f"out of memory ({str(error).partition(chr(10))[0]}); use a smaller ")
+    for change in (
+        "a smaller data.batch_size (now 4), a smaller data.crop (now 16x16)",
+        "mesh.context, to split each example over devices (now 1)",
+        "model.dtype=bfloat16 (now float32)",
+    ):
+        assert change in message
+    assert "\n" not in message
+
+
 @pytest.mark.parametrize("name", ["steps", "train.log_every", "data.batch_size"])
 def test_counts_below_one_are_refused(config, source, tmp_path, name):
     config.update_from_flattened_dict({name: 0})
