@@ -54,7 +54,6 @@ def stop(number: signal.Signals, text: str, status: int) -> NoReturn:
     It does not wait for threads that read data, because a file server may be slow.
     """
     say(f"{number.name}: {text}")
-    sys.stderr.flush()
     os._exit(status)
 
 

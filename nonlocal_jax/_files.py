@@ -79,7 +79,8 @@ def replacing(path: PathLike) -> Iterator[epath.Path]:
             os.chmod(partial, mode)  # safetensors creates files that only their owner can read
             _sync(partial)
             os.replace(partial, path)
-            _sync(path.parent)
+            with contextlib.suppress(OSError):  # some file systems cannot sync directories
+                _sync(path.parent)
 
 
 @contextlib.contextmanager

@@ -4,11 +4,9 @@ import errno
 import os
 from collections.abc import Collection
 
-# What the operating system says of a disk that is full, fails or may not be written to.
-_DISK_REASONS = [
-    os.strerror(code)
-    for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES)
-]
+# What the operating system says of a disk or a directory that is full, fails, or is gone.
+_DISK_ERRORS = ("ENOSPC", "EDQUOT", "EFBIG", "EIO", "EROFS", "EACCES", "ENOENT", "ESTALE")
+_DISK_REASONS = [os.strerror(getattr(errno, name)) for name in _DISK_ERRORS]
 
 
 class InputError(ValueError):
