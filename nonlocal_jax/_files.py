@@ -1,7 +1,6 @@
 """Local paths, writable directories, and files that are written atomically."""
 
 import contextlib
-import fcntl
 import functools
 import json
 import os
@@ -14,10 +13,16 @@ from etils import epath
 
 from nonlocal_jax.errors import InputError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 PathLike = str | os.PathLike
 
-# How the names of directories with unfinished files end.
+# How the names of directories with unfinished files end, and the file in them that is locked.
 _PARTIAL = ".nonlocal_jax-partial"
+_LOCK = ".lock"
 
 
 def as_path(path: PathLike) -> epath.Path:
@@ -80,7 +85,7 @@ def replacing(path: PathLike) -> Iterator[epath.Path]:
             _sync(partial)
             os.replace(partial, path)
             with contextlib.suppress(OSError):  # some file systems cannot sync directories
-                _sync(path.parent)
+                _sync(path.parent, os.O_RDONLY)
 
 
 @contextlib.contextmanager
@@ -88,7 +93,7 @@ def _partial_directory(path: epath.Path) -> Iterator[epath.Path]:
     """Yields a new directory next to ``path``. It is locked as long as this process lives."""
     directory = epath.Path(tempfile.mkdtemp(_PARTIAL, f".{path.name}.", path.parent))
     try:
-        with _opened(directory) as descriptor:
+        with _opened(directory / _LOCK, os.O_RDWR | os.O_CREAT) as descriptor:
             try_lock(descriptor)
             yield directory
     finally:
@@ -100,7 +105,8 @@ def _remove_abandoned(directory: epath.Path) -> None:
     """Removes the partial directories of processes that were killed."""
     for name in os.listdir(directory):
         if name.startswith(".") and name.endswith(_PARTIAL):
-            with contextlib.suppress(OSError), _opened(directory / name) as descriptor:
+            lock = directory / name / _LOCK
+            with contextlib.suppress(OSError), _opened(lock, os.O_RDWR) as descriptor:
                 if try_lock(descriptor):
                     shutil.rmtree(directory / name)
 
@@ -108,8 +114,10 @@ def _remove_abandoned(directory: epath.Path) -> None:
 def try_lock(descriptor: int) -> bool | None:
     """Locks an open file, until it is closed or the process ends.
 
-    Returns False if another process has locked it, and None if the file system has no locks.
+    Returns False if another process has locked it, and None if there are no locks here.
     """
+    if fcntl is None:
+        return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -120,17 +128,17 @@ def try_lock(descriptor: int) -> bool | None:
 
 
 @contextlib.contextmanager
-def _opened(path: PathLike) -> Iterator[int]:
-    descriptor = os.open(path, os.O_RDONLY)
+def _opened(path: PathLike, flags: int) -> Iterator[int]:
+    descriptor = os.open(path, flags, 0o666)
     try:
         yield descriptor
     finally:
         os.close(descriptor)
 
 
-def _sync(path: PathLike) -> None:
+def _sync(path: PathLike, flags: int = os.O_RDWR) -> None:
     """Waits until a file, or the names in a directory, are on the disk."""
-    with _opened(path) as descriptor:
+    with _opened(path, flags) as descriptor:
         os.fsync(descriptor)
 
 

@@ -21,8 +21,8 @@ from nonlocal_jax.data.source import Example, Source
 from nonlocal_jax.errors import InputError
 
 Batch = dict[str, np.ndarray]
-# Signals that stop a run.
-_STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+# Signals that stop a run. Windows has no SIGHUP.
+_STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
 
 Transform = Callable[[Example, np.random.Generator], Batch]
 

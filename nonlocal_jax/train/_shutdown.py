@@ -12,7 +12,8 @@ from jax.experimental import multihost_utils
 
 Value = TypeVar("Value")
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+# Windows has no SIGHUP.
+_SIGNALS = {signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGTERM)}
 # Further signals within this many seconds belong to the first one: a terminal that is closed and
 # impatient users send several.
 _SAME_REQUEST = 1.0
