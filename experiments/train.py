@@ -8,8 +8,8 @@ blocks, --new-blocks initializes the blocks. A run that is resumed does not read
 and is refused if it started from another checkpoint.
 
 The command writes checkpoints/STEP, config.json, metrics.jsonl and curves.png to DIR. After SIGTERM
-it saves the state and exits with status 0. After Ctrl-C it saves the state and exits with status
-130.
+or SIGHUP it saves the state and exits with status 0. After Ctrl-C it saves the state and exits with
+status 130.
 """
 
 import signal
@@ -18,6 +18,7 @@ from absl import flags
 
 from experiments import cli
 from nonlocal_jax import train
+from nonlocal_jax._progress import say
 from nonlocal_jax.tasks import get_task
 
 _CONFIG = cli.define_config()
@@ -61,14 +62,13 @@ def main(_: list[str]) -> None:
     )
     step = int(result.state.step)
     if result.signal is not None:
-        print(f"{result.signal.name}: saved step {step}; run the same command to resume")
-    if result.signal == signal.SIGINT:
-        raise KeyboardInterrupt
+        status = 128 + signal.SIGINT if result.signal == signal.SIGINT else 0
+        cli.stop(result.signal, f"saved step {step}; run the same command to resume", status)
     if step == config.steps:
         # metrics.jsonl has the others.
         shown = [name for name in result.metrics if name.startswith("val/")]
         metrics = "  ".join(f"{n} {result.metrics[n]:.4g}" for n in [*shown, "train/loss"])
-        print(f"done: step {step}  {metrics}")
+        say(f"done: step {step}  {metrics}")
 
 
 if __name__ == "__main__":

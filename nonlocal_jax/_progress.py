@@ -1,9 +1,11 @@
-"""Reports the progress of long loops: a bar on a terminal, a line every ten seconds in a log."""
+"""Prints lines, and the progress of long loops: a bar on a terminal, or lines in a log."""
 
+import contextlib
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 from tqdm import tqdm
 
@@ -22,11 +24,20 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Prints a line on stdout or on another stream, unless its reader or its terminal is gone."""
+    stream = stream or sys.stdout
+    try:
+        print(text, file=stream, flush=True)
+    except (OSError, ValueError):  # a ValueError if the stream is closed
+        # Python would fail at its end, because the text is still in the buffer of the stream.
+        with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), stream.fileno())
+
+
 def report_compilation(program: str) -> None:
     """Says on stderr that a program is compiled next, because nothing happens meanwhile."""
-    print(
-        f"compiling {program}; this takes minutes for a large network", file=sys.stderr, flush=True
-    )
+    say(f"compiling {program}; this takes minutes for a large network", sys.stderr)
 
 
 def progress(
@@ -45,9 +56,8 @@ def _lines(iterable: Iterable[Item], total: int, description: str, unit: str) ->
         now = time.monotonic()
         if now - reported >= _INTERVAL or count == total:
             reported, rate = now, count / max(now - start, 1e-9)
-            print(
+            say(
                 f"{description}: {unit} {count} of {total}, {rate:.3g} per second, "
                 f"{duration((total - count) / rate)} left",
-                file=sys.stderr,
-                flush=True,
+                sys.stderr,
             )

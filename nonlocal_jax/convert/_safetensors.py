@@ -1,6 +1,7 @@
 """Reads and writes ``.safetensors`` files with a model config and a dataset in their metadata."""
 
 import contextlib
+import hashlib
 import json
 import struct
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,8 @@ from nonlocal_jax.errors import InputError
 # Keys of the metadata. The values are JSON.
 _CONFIG_KEY = "model_config"
 _DATASET_KEY = "dataset"
+# Key of the checksum of everything else. Files of early versions have none.
+_CHECKSUM_KEY = "sha256"
 
 # Of the list of all arrays and the metadata. That of a ResNet-101 has 100,000 bytes.
 _MAX_HEADER = 2**22
@@ -59,6 +62,7 @@ def read(path: PathLike) -> tuple[dict[str, np.ndarray], Any]:
                 raise ValueError(f"{name} has the unknown type {entry['dtype']}")
             array = content[begin:end].view(_DTYPES[entry["dtype"]])
             arrays[name] = array.view(np.ndarray).reshape(entry["shape"])
+        _check(arrays, metadata)
         return arrays, _json(metadata, _CONFIG_KEY)
 
 
@@ -83,6 +87,21 @@ def _header_size(data: Any) -> int:
     if size > _MAX_HEADER:
         raise ValueError(f"a header of {size:,} bytes")
     return size
+
+
+def _check(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    expected = metadata.get(_CHECKSUM_KEY)
+    others = {key: value for key, value in metadata.items() if key != _CHECKSUM_KEY}
+    if expected is not None and expected != _checksum(arrays, others):
+        raise ValueError("the checksum of its contents is wrong")
+
+
+def _checksum(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
+    shapes = [[name, array.dtype.name, array.shape] for name, array in sorted(arrays.items())]
+    checksum = hashlib.sha256(json.dumps([shapes, metadata], sort_keys=True).encode())
+    for _, array in sorted(arrays.items()):
+        checksum.update(np.ascontiguousarray(array).view(np.uint8))
+    return checksum.hexdigest()
 
 
 @contextlib.contextmanager
@@ -121,6 +140,7 @@ def write(
     metadata = {
         key: json.dumps(value, sort_keys=True) for key, value in values.items() if value is not None
     }
+    metadata[_CHECKSUM_KEY] = _checksum(arrays, metadata)
     with replacing(path) as partial:
         try:
             safetensors.numpy.save_file(dict(arrays), partial, metadata)
