@@ -23,7 +23,7 @@ def starts(size: int, crop: int, stride: int) -> list[int]:
 class WindowLogits:
     """The logits of windows of images, at the stride of the network.
 
-    They are small. Logits at every pixel are computed part by part, see ``average``.
+    They are small. Logits at every pixel are computed part by part, see ``sum``.
 
     Args:
       apply_fn: Maps images to logits of any size. It runs on one window at a time.
@@ -68,31 +68,29 @@ class WindowLogits:
         *_, self.num_classes = logits.shape
         self.dtype = self._logits[y, x].dtype
 
-    def average(self, starts: tuple[int, int], shape: tuple[int, int]) -> jax.Array:
-        """Returns the average of the logits of all windows at every pixel of a part of the images.
+    def sum(self, starts: tuple[int, int], shape: tuple[int, int]) -> tuple[jax.Array, np.ndarray]:
+        """Returns the sum of the logits of all windows at every pixel of a part of the images.
 
         Args:
           starts: The first row and the first column of the part.
           shape: (height, width) of the part.
 
         Returns:
-          Logits ``[B, *shape, classes]``.
+          Logits ``[B, *shape, classes]``, and how many were added, ``[1, *shape, 1]``.
         """
         total = None
         for place, logits in self._logits.items():
             if not all(map(_overlap, place, self._window, starts, shape)):
                 continue  # it would add zeros
-            if total is None:
-                total = jnp.zeros((len(logits), *shape, self.num_classes), self.dtype)
             sizes = logits.shape[1:3]
             axes = [
                 self._axis(*axis)
                 for axis in zip(place, self._window, sizes, starts, shape, strict=True)
             ]
-            total = _add(total, logits, *zip(*axes, strict=True))
+            total = _add(total, logits, *zip(*axes, strict=True), shape=shape)
         counts = map(_count, self._starts, self._window, starts, shape)
         count = np.multiply.outer(*counts)[None, ..., None]
-        return total / jnp.asarray(count, total.dtype)
+        return total, count.astype(self.dtype)
 
     def _axis(
         self, place: int, window: int, size: int, start: int, number: int
@@ -133,15 +131,19 @@ def interpolate(
     return x
 
 
-@functools.partial(jax.jit, donate_argnames="total")
+@functools.partial(jax.jit, donate_argnames="total", static_argnames="shape")
 def _add(
-    total: jax.Array,
+    total: jax.Array | None,
     logits: jax.Array,
     offsets: tuple[int, int],
     firsts: tuple[int, int],
     weights: tuple[jax.Array, jax.Array],
+    *,
+    shape: tuple[int, int],
 ) -> jax.Array:
     resized = interpolate(logits, firsts, weights)
+    if total is None:
+        total = jnp.zeros((len(logits), *shape, logits.shape[-1]), logits.dtype)
     place = 0, *offsets, 0
     part = jax.lax.dynamic_slice(total, place, resized.shape)
     return jax.lax.dynamic_update_slice(total, part + resized, place)

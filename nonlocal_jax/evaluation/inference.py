@@ -201,20 +201,27 @@ def slide_inference(
             f"images have the shape {images.shape}; use normalized RGB images [B, H, W, 3]"
         )
     logits = WindowLogits(apply_fn, images, crop, stride, align_corners)
-    return logits.average((0, 0), logits.size)
+    total, count = logits.sum((0, 0), logits.size)
+    return total / count
 
 
 @functools.partial(jax.jit, static_argnames="flipped", donate_argnames="total")
 def _add_softmax(
-    total: jax.Array, logits: jax.Array, weights: tuple[jax.Array, jax.Array], *, flipped: bool
+    total: jax.Array | None,
+    logits: jax.Array,
+    count: jax.Array,
+    weights: tuple[jax.Array, jax.Array],
+    *,
+    flipped: bool,
 ) -> jax.Array:
-    probabilities = jax.nn.softmax(interpolate(logits, (0, 0), weights), axis=-1)
-    return total + (probabilities[:, :, ::-1] if flipped else probabilities)
+    probabilities = jax.nn.softmax(interpolate(logits / count, (0, 0), weights)[0], axis=-1)
+    probabilities = probabilities[:, ::-1] if flipped else probabilities
+    return probabilities if total is None else total + probabilities
 
 
 @jax.jit
-def _most_probable(total: jax.Array) -> jax.Array:
-    return jnp.argmax(total, axis=-1)
+def _most_probable(probabilities: jax.Array) -> jax.Array:
+    return jnp.argmax(probabilities, axis=-1)
 
 
 class _Probabilities:
@@ -260,7 +267,7 @@ class _Probabilities:
 
     def __call__(self, starts: tuple[int, int], shape: tuple[int, int]) -> jax.Array:
         """Returns the probabilities ``[*shape, classes]`` of the part at a row and a column."""
-        total = jnp.zeros((1, *shape, self.num_classes), self._passes[0][0].dtype)
+        total = None
         for logits, flipped in self._passes:
             y, x = starts
             x = self._size[1] - x - shape[1] if flipped else x
@@ -268,9 +275,9 @@ class _Probabilities:
             parts = [bilinear_part(n, m, self._align_corners, *part) for n, m, *part in axes]
             firsts, weights = zip(*parts, strict=True)
             weights = tuple(w.astype(logits.dtype) for w in weights)
-            part = logits.average(firsts, tuple(w.shape[1] for w in weights))
-            total = _add_softmax(total, part, weights, flipped=flipped)
-        return total[0] / len(self._passes)
+            part = logits.sum(firsts, tuple(w.shape[1] for w in weights))
+            total = _add_softmax(total, *part, weights, flipped=flipped)
+        return total if len(self._passes) == 1 else total / len(self._passes)
 
 
 def multi_scale_inference(
