@@ -1,10 +1,11 @@
 """Local paths, writable directories, and files that are written atomically."""
 
 import contextlib
+import functools
 import json
 import os
+import shutil
 import tempfile
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,16 @@ from etils import epath
 
 from nonlocal_jax.errors import InputError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 PathLike = str | os.PathLike
+
+# How the names of directories with unfinished files end, and the file in them that is locked.
+_PARTIAL = ".nonlocal_jax-partial"
+_LOCK = ".lock"
 
 
 def as_path(path: PathLike) -> epath.Path:
@@ -55,27 +65,103 @@ def make_directory(path: PathLike) -> epath.Path:
 
 @contextlib.contextmanager
 def replacing(path: PathLike) -> Iterator[epath.Path]:
-    """Yields a new, empty file next to ``path``, and renames it to ``path`` on success.
+    """Yields a new, empty file, and renames it to ``path`` on success, once it is on the disk.
+
+    Until then the file is in a hidden directory next to ``path``. If the process is killed, the
+    next process that writes a file there removes this directory.
 
     Raises:
       InputError: The file cannot be written. The old file, if any, is unchanged.
     """
     path = as_path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    with _writing(path):
+        _remove_abandoned(path.parent)
+        with _partial_directory(path) as directory:
+            partial = directory / path.name
+            partial.touch()
+            mode = os.stat(partial).st_mode
+            yield partial
+            os.chmod(partial, mode)  # safetensors creates files that only their owner can read
+            _sync(partial)
+            os.replace(partial, path)
+            with contextlib.suppress(OSError):  # some file systems cannot sync directories
+                _sync(path.parent, os.O_RDONLY)
+
+
+@contextlib.contextmanager
+def _partial_directory(path: epath.Path) -> Iterator[epath.Path]:
+    """Yields a new directory next to ``path``. It is locked as long as this process lives."""
+    directory = epath.Path(tempfile.mkdtemp(_PARTIAL, f".{path.name}.", path.parent))
     try:
-        partial.touch()
-        mode = os.stat(partial).st_mode
-        yield partial
-        os.chmod(partial, mode)  # safetensors creates files that only their owner can read
-        os.replace(partial, path)
+        with _opened(directory / _LOCK, os.O_RDWR | os.O_CREAT) as descriptor:
+            try_lock(descriptor)
+            yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@functools.cache  # a directory may have many files
+def _remove_abandoned(directory: epath.Path) -> None:
+    """Removes the partial directories of processes that were killed."""
+    for name in os.listdir(directory):
+        if name.startswith(".") and name.endswith(_PARTIAL):
+            lock = directory / name / _LOCK
+            with contextlib.suppress(OSError), _opened(lock, os.O_RDWR) as descriptor:
+                if try_lock(descriptor):
+                    shutil.rmtree(directory / name)
+
+
+def try_lock(descriptor: int) -> bool | None:
+    """Locks an open file, until it is closed or the process ends.
+
+    Returns False if another process has locked it, and None if there are no locks here.
+    """
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+@contextlib.contextmanager
+def _opened(path: PathLike, flags: int) -> Iterator[int]:
+    descriptor = os.open(path, flags, 0o666)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _sync(path: PathLike, flags: int = os.O_RDWR) -> None:
+    """Waits until a file, or the names in a directory, are on the disk."""
+    with _opened(path, flags) as descriptor:
+        os.fsync(descriptor)
+
+
+def append_line(path: PathLike, line: str) -> None:
+    """Appends a line to a file.
+
+    Raises:
+      InputError: The file cannot be written.
+    """
+    with _writing(path), open(path, "a") as file:
+        file.write(line + "\n")
+
+
+@contextlib.contextmanager
+def _writing(path: PathLike) -> Iterator[None]:
+    """Turns an OSError into an ``InputError``."""
+    try:
+        yield
     except OSError as error:
         raise InputError(
             f"cannot write {path}: {error.strerror or error}; check the path, its permissions and "
             "the free disk space"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
 
 
 def write_file(path: PathLike, data: str | bytes) -> None:

@@ -1,10 +1,13 @@
 import os
+import subprocess
+import sys
 import threading
 
 import pytest
 
 from nonlocal_jax._files import as_path, make_directory, replacing, write_file
 from nonlocal_jax.errors import InputError
+from tests.helpers import child_environment
 
 
 def test_a_file_is_replaced_completely(tmp_path):
@@ -94,3 +97,45 @@ def test_two_threads_may_write_the_same_file(tmp_path):
         assert path.read_text() == "second"
     assert path.read_text() == "first"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_leaves_is_removed_by_the_next_one(tmp_path):
+    """Also the file that safetensors writes next to the one that it is given."""
+    script = """
+import os, signal, sys
+from nonlocal_jax._files import replacing
+with replacing(sys.argv[1]) as partial:
+    partial.write_text("half")
+    partial.with_name(".tmp").write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    command = [sys.executable, "-c", script, tmp_path / "model.safetensors"]
+    for _ in range(2):
+        subprocess.run(command, env=child_environment(), check=False)
+        (left,) = tmp_path.iterdir()
+        assert sorted(os.listdir(left)) == [".lock", ".tmp", "model.safetensors"]
+    with replacing(tmp_path / "other") as partial:
+        assert sorted(os.listdir(tmp_path)) == [partial.parent.name]
+        # This process is alive.
+        subprocess.run(command, env=child_environment(), check=False)
+        assert partial.exists()
+    write_file(tmp_path / "model.safetensors", "whole")
+    assert "other" in os.listdir(tmp_path)
+
+
+def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    calls = []
+    fsync, replace = os.fsync, os.replace
+
+    def record_fsync(descriptor):
+        calls.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    def record_replace(source, target):
+        calls.append("replace")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", record_fsync)
+    monkeypatch.setattr(os, "replace", record_replace)
+    write_file(tmp_path / "a", "x")
+    assert calls == ["a", "replace", tmp_path.name]
