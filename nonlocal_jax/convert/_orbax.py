@@ -10,10 +10,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from etils import epath
 from flax.traverse_util import flatten_dict
 
-from nonlocal_jax.errors import InputError, first_line
+from nonlocal_jax.convert import _checksums
+from nonlocal_jax.errors import InputError, disk_reason, listing
 
 # ``train.Checkpoints`` writes checkpoints/STEP/{variables,metadata} to the work directory.
 DIRECTORY = "checkpoints"
@@ -24,10 +26,10 @@ def read(path: epath.Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
     Args:
       path: A work directory or the directory of one step. From a work directory, the last finished
-        step is read.
+        step is read that is not damaged.
 
     Raises:
-      InputError: There is no finished step, or it cannot be read.
+      InputError: There is no finished step, or it is damaged or cannot be read.
     """
     import orbax.checkpoint as ocp
 
@@ -63,22 +65,53 @@ def _opened(path: epath.Path) -> Iterator[epath.Path]:
     try:
         yield directory
     except Exception as error:  # a damaged checkpoint raises one of several types
-        raise InputError(
-            f"cannot read the checkpoint {directory}: {first_line(error)}; use another step"
-        ) from error
+        reason = disk_reason(error) or "it is damaged, or from another version of Orbax"
+        message = f"cannot read the checkpoint {directory}: {reason}; use another step"
+        raise InputError(message) from error
 
 
 def _step_directory(path: epath.Path) -> epath.Path:
+    if _is_step(path):
+        if damage := _checksums.find_damage(path):
+            raise InputError(f"the checkpoint {path} is damaged ({damage}); use another step")
+        return path
+    step, damaged = last_intact_step(path / DIRECTORY)
+    if step is None:
+        raise InputError(
+            f"there is no checkpoint in the directory {path}; use a work directory of "
+            f"experiments.train or one step in it, {DIRECTORY}/STEP"
+        )
+    for other, damage in damaged.items():
+        logging.warning("the checkpoint %s is damaged (%s); using %s", other, damage, step.name)
+    return step
+
+
+def _is_step(path: epath.Path) -> bool:
     import orbax.checkpoint as ocp
 
-    steps = [path]
-    if not (path / "variables").is_dir():
-        numbered = [p for p in (path / DIRECTORY).glob("*") if p.name.isdigit()]
-        steps = sorted(numbered, key=lambda p: int(p.name), reverse=True)
-    for step in steps:
-        if (step / "variables").is_dir() and ocp.utils.is_checkpoint_finalized(step):
-            return step
-    raise InputError(
-        f"there is no checkpoint in the directory {path}; use a work directory of "
-        f"experiments.train or one step in it, {DIRECTORY}/STEP"
-    )
+    has_contents = (path / "variables").is_dir() or _checksums.exist(path)
+    return has_contents and ocp.utils.is_checkpoint_finalized(path)
+
+
+def last_intact_step(
+    directory: epath.Path,
+) -> tuple[epath.Path | None, dict[epath.Path, str]]:
+    """Returns the last step that is not damaged, or None, and the damage of those after it.
+
+    Args:
+      directory: The directory "checkpoints" of a work directory.
+
+    Raises:
+      InputError: All steps are damaged.
+    """
+    steps = [step for step in directory.glob("*") if step.name.isdigit() and _is_step(step)]
+    damaged = {}
+    for step in sorted(steps, key=lambda step: int(step.name), reverse=True):
+        damage = _checksums.find_damage(step)
+        if damage is None:
+            return step, damaged
+        damaged[step] = damage
+    if damaged:
+        lines = (f"{step}: {damage}" for step, damage in damaged.items())
+        raise InputError(f"all checkpoints are damaged; use another --workdir:{listing([*lines])}")
+    return None, damaged

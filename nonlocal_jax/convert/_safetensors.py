@@ -1,6 +1,7 @@
 """Reads and writes ``.safetensors`` files with a model config and a dataset in their metadata."""
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,6 +16,8 @@ from nonlocal_jax.errors import InputError, first_line
 # Keys of the metadata. The values are JSON.
 _CONFIG_KEY = "model_config"
 _DATASET_KEY = "dataset"
+# Key of the checksum of everything else. Files of early versions have none.
+_CHECKSUM_KEY = "sha256"
 
 
 def read(path: PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any] | None]:
@@ -26,7 +29,9 @@ def read(path: PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any] | None]:
     with _opened(path) as file:
         config, _ = _metadata(file)
         keys = file.keys()
-        return {key: file.get_tensor(key) for key in keys}, config
+        arrays = {key: file.get_tensor(key) for key in keys}
+        _check(arrays, file.metadata() or {})
+        return arrays, config
 
 
 def read_metadata(path: PathLike) -> tuple[dict[str, Any] | None, Any]:
@@ -45,6 +50,21 @@ def _metadata(file: safetensors.safe_open) -> tuple[dict[str, Any] | None, Any]:
         return None, None
     dataset = json.loads(metadata.get(_DATASET_KEY, "null"))
     return dict(json.loads(metadata[_CONFIG_KEY])), dataset
+
+
+def _check(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    expected = metadata.get(_CHECKSUM_KEY)
+    others = {key: value for key, value in metadata.items() if key != _CHECKSUM_KEY}
+    if expected is not None and expected != _checksum(arrays, others):
+        raise ValueError("the checksum of its contents is wrong")
+
+
+def _checksum(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
+    shapes = [[name, array.dtype.name, array.shape] for name, array in sorted(arrays.items())]
+    checksum = hashlib.sha256(json.dumps([shapes, metadata], sort_keys=True).encode())
+    for _, array in sorted(arrays.items()):
+        checksum.update(np.ascontiguousarray(array).view(np.uint8))
+    return checksum.hexdigest()
 
 
 @contextlib.contextmanager
@@ -79,6 +99,7 @@ def write(
     metadata = {
         key: json.dumps(value, sort_keys=True) for key, value in values.items() if value is not None
     }
+    metadata[_CHECKSUM_KEY] = _checksum(arrays, metadata)
     with replacing(path) as partial:
         try:
             safetensors.numpy.save_file(dict(arrays), partial, metadata)

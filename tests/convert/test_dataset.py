@@ -115,3 +115,17 @@ def test_damaged_metadata_is_refused(tmp_path):
     (step / "metadata" / "metadata").write_text("[]")
     with pytest.raises(InputError, match=r"cannot read the checkpoint .*use another step"):
         convert.read_dataset(step)
+
+
+def test_no_flipped_bit_changes_a_file(tmp_path):
+    """Neither its arrays nor its metadata."""
+    path, variables = tmp_path / "a.safetensors", random_variables(TINY)
+    convert.save(path, variables, TINY, dataset=OWN)
+    data, rng = path.read_bytes(), np.random.default_rng(0)
+    header = int.from_bytes(data[:8], "little")
+    for place in [*rng.integers(len(data), size=40), *rng.integers(8, header, size=40)]:
+        flipped = bytearray(data)
+        flipped[place] ^= 1 << rng.integers(8)
+        path.write_bytes(flipped)
+        with pytest.raises(InputError, match="damaged"):
+            convert.load(path, TINY)
