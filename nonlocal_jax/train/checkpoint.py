@@ -1,23 +1,42 @@
 """Saves and restores checkpoints: a state and the config of its run."""
 
+import contextlib
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from nonlocal_jax._files import PathLike, as_path
 from nonlocal_jax.config import differences
-from nonlocal_jax.convert import _dataset
-from nonlocal_jax.convert._orbax import DIRECTORY
-from nonlocal_jax.errors import InputError, first_line, listing
+from nonlocal_jax.convert import _checksums, _dataset
+from nonlocal_jax.convert._orbax import DIRECTORY, last_intact_step
+from nonlocal_jax.errors import InputError, disk_reason, listing
 from nonlocal_jax.train.state import TrainState
 
 _KEEP = 3
+# Seconds that a save may take. Orbax measures them with the system clock. When the clock is set
+# forward by more, for example after a start without a network, the save fails.
+_TIMEOUT = 100 * 365 * 24 * 3600
 # Sections and fields of a config that may change when a run is resumed.
 _FREE = ("train", "evaluation", "mesh", "recipe", "published", "data.workers", "data.cache")
+
+
+class _WithChecksums(ocp.path.atomicity.AtomicRenameTemporaryPath):
+    """The directory of an unfinished save. It gets checksums before it is renamed.
+
+    Orbax also uses this class for the subdirectories.
+    """
+
+    async def finalize(self) -> None:
+        if self.get_final().parent.name == DIRECTORY:
+            _checksums.write(self.get())
+        await super().finalize()
 
 
 class Checkpoints:
@@ -27,6 +46,9 @@ class Checkpoints:
     its directory, so an interrupted save leaves no checkpoint. The last three states are kept.
     Sharded states are saved and restored shard by shard.
 
+    Each state has checksums of its files, see ``sha256sum --check checkpoints/STEP/SHA256SUMS``. A
+    damaged state after the last intact one is renamed to STEP.damaged.
+
     Args:
       workdir: Directory of the run.
       config: Config of the experiment.
@@ -35,7 +57,8 @@ class Checkpoints:
         copy.
 
     Raises:
-      InputError: The dataset is invalid, or has another number of classes than the model.
+      InputError: The dataset is invalid, or has another number of classes than the model, or all
+        states are damaged.
     """
 
     def __init__(
@@ -54,23 +77,43 @@ class Checkpoints:
             "dataset_fingerprint": fingerprint,
             "dataset": dataset,
         }
-        # Removes interrupted saves. The manager would do so in a thread that outlives its closing.
         if jax.process_index() == 0:
-            for partial in ocp.utils.tmp_checkpoints(self.directory):
-                as_path(partial.get()).rmtree()
+            self._clean()
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("clean the checkpoints")
         self._manager = ocp.CheckpointManager(
             self.directory,
             item_names=("variables", "progress", "metadata"),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=ocp.checkpoint_managers.LatestN(_KEEP),
+                temporary_path_class=_WithChecksums,
+                async_options=ocp.AsyncOptions(
+                    timeout_secs=_TIMEOUT, create_directories_asynchronously=False
+                ),
             ),
         )
+
+    def _clean(self) -> None:
+        """Removes interrupted saves, and renames damaged states after the last intact one."""
+        # The manager would remove them in a thread that outlives its closing.
+        for partial in ocp.utils.tmp_checkpoints(self.directory):
+            as_path(partial.get()).rmtree()
+        step, damaged = last_intact_step(self.directory)
+        for path, damage in damaged.items():
+            names = (f"{path.name}.damaged{suffix or ''}" for suffix in itertools.count())
+            aside = next(p for name in names if not (p := path.with_name(name)).exists())
+            path.rename(aside)
+            logging.warning(
+                "the checkpoint %s is damaged (%s); it is now %s, and the run goes on from %s",
+                *(path, damage, aside.name, step.name),
+            )
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._manager.close()
+        with self._saving():
+            self._manager.close()
 
     @property
     def latest_step(self) -> int | None:
@@ -78,19 +121,36 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, state: TrainState) -> None:
-        """Saves a state in the background, unless its step is saved already."""
+        """Saves a state in the background, unless its step is saved already.
+
+        Raises:
+          InputError: This state or the one before cannot be saved, because the disk is full.
+        """
         step = int(state.step)
         if step == self.latest_step:
             return
         progress = {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                variables=ocp.args.StandardSave(state.variables),
-                progress=ocp.args.StandardSave(progress),
-                metadata=ocp.args.JsonSave({"step": step, **self._run}),
-            ),
+        args = ocp.args.Composite(
+            variables=ocp.args.StandardSave(state.variables),
+            progress=ocp.args.StandardSave(progress),
+            metadata=ocp.args.JsonSave({"step": step, **self._run}),
         )
+        with self._saving():
+            self._manager.save(step, args=args)
+
+    @contextlib.contextmanager
+    def _saving(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # Orbax raises several types if the disk is full.
+            reason = disk_reason(error)
+            if reason is None:
+                raise
+            raise InputError(
+                f"cannot save a checkpoint to {self.directory}: {reason}; the checkpoints before "
+                "it are unchanged; check the free disk space, and run the same command again to "
+                "resume"
+            ) from error
 
     def restore(self, target: TrainState) -> TrainState | None:
         """Restores the last state, or returns None if there is no state.
@@ -119,9 +179,10 @@ class Checkpoints:
         try:
             return self._manager.restore(step, args=args)
         except Exception as error:  # Orbax raises several types for a damaged checkpoint.
+            reason = disk_reason(error) or "it is damaged, or from another version of Orbax"
             raise InputError(
-                f"cannot read the checkpoint {self.directory / str(step)}: {first_line(error)}; "
-                "if it is damaged, move it out of the directory to resume from the one before it"
+                f"cannot read the checkpoint {self.directory / str(step)}: {reason}; move it out "
+                "of the directory to resume from the one before it"
             ) from error
 
     def _check_run(self, metadata: Mapping[str, Any]) -> None:

@@ -1,10 +1,16 @@
+import itertools
+import re
 import shutil
+import subprocess
+import time
 
 import jax
 import numpy as np
 import pytest
 
 from configs import segmentation
+from nonlocal_jax import convert
+from nonlocal_jax.convert import _checksums
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.train import Checkpoints, create_experiment, create_state
 from nonlocal_jax.train.state import abstract_state
@@ -101,14 +107,110 @@ def test_what_leaves_the_parameters_alone_may_change(workdir):
     assert int(_restore(workdir, config).step) == 4
 
 
-def test_a_run_goes_on_before_a_damaged_state(workdir, tmp_path):
+def _flip(path, rng):
+    """Flips one bit of a file."""
+    data = bytearray(path.read_bytes())
+    data[rng.integers(len(data))] ^= 1 << rng.integers(8)
+    path.write_bytes(data)
+
+
+def test_no_flipped_bit_changes_the_numbers(workdir, state, tmp_path):
+    """Flips that remain unnoticed are in files of Orbax whose contents do not matter."""
+    rng = np.random.default_rng(0)
+    names = [p.relative_to(workdir) for p in workdir.glob("checkpoints/4/**/*") if p.is_file()]
+    assert len(names) > 20
+    noticed = []
+    for number in range(40):
+        run = tmp_path / str(number)
+        shutil.copytree(workdir / "checkpoints" / "4", run / "checkpoints" / "4")
+        _flip(run / names[rng.integers(len(names))], rng)
+        try:
+            found = convert.load(run / "checkpoints" / "4", _config().model)
+        except InputError as error:
+            noticed.append(str(error))
+        else:
+            _assert_equal(found, state.variables)
+    assert len(noticed) > 30
+    assert all(re.search(r"4 is damaged \(.*\); use another step", text) for text in noticed)
+
+
+@pytest.mark.parametrize("file", ["variables/d/*", "progress/d/*", "metadata/metadata", "gone"])
+def test_a_run_goes_on_before_a_damaged_state(workdir, state, tmp_path, caplog, file):
+    run = tmp_path / "run"
+    shutil.copytree(workdir, run)
+    step = run / "checkpoints" / "4"
+    if file == "gone":
+        shutil.rmtree(step / "variables")
+    else:
+        _flip(next(step.glob(file)), np.random.default_rng(0))
+    # Loading changes nothing in the directory.
+    _assert_equal(convert.load(run, _config().model), state.variables)
+    assert re.search(rf"{step} is damaged \(.*\); using 3", caplog.messages[-1])
+    assert step.exists()
+    assert int(_restore(run, _config()).step) == 3
+    assert sorted(path.name for path in step.parent.iterdir()) == ["2", "3", "4.damaged"]
+    assert re.search(rf"{step} is damaged \(.*\); it is now 4\.damaged", caplog.messages[-1])
+    assert not any("orbax" in message.lower() for message in caplog.messages)
+
+
+def test_a_run_whose_states_are_all_damaged_is_refused_and_unchanged(workdir, tmp_path):
+    shutil.copytree(workdir, tmp_path / "run")
+    names = ("2", "3", "4")
+    for name in names:
+        (tmp_path / "run" / "checkpoints" / name / "variables" / "_METADATA").write_text("{")
+    for load in (
+        lambda: _restore(tmp_path / "run", _config()),
+        lambda: convert.load(tmp_path / "run", _config().model),
+    ):
+        with pytest.raises(
+            InputError, match=r"all checkpoints are damaged; use another(.*\n.*){3}"
+        ):
+            load()
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == [*names]
+
+
+def test_states_without_checksums_are_read(workdir, state, tmp_path):
+    """Early versions wrote none."""
     shutil.copytree(workdir, tmp_path / "run")
     step = tmp_path / "run" / "checkpoints" / "4"
+    (step / "SHA256SUMS").unlink()
+    _assert_equal(convert.load(tmp_path / "run", _config().model), state.variables)
+    assert int(_restore(tmp_path / "run", _config()).step) == 4
     (step / "variables" / "_METADATA").write_text("{")
-    message = (
-        f"cannot read the checkpoint {step}: .*move it out of the directory to resume from the one"
-    )
-    with pytest.raises(InputError, match=message):
+    message = f"cannot read the checkpoint {step}: it is damaged, or from another version of Orbax"
+    with pytest.raises(InputError, match=f"{message}; move it out of the directory to resume"):
         _restore(tmp_path / "run", _config())
-    shutil.move(step, tmp_path / "aside")
-    assert int(_restore(tmp_path / "run", _config()).step) == 3
+
+
+def test_the_checksums_are_those_of_a_known_command(workdir):
+    command = ["sha256sum", "--check", "--quiet", "SHA256SUMS"]
+    subprocess.run(command, cwd=workdir / "checkpoints" / "4", check=True)
+
+
+@pytest.mark.parametrize("seconds", [24 * 3600, -3600])
+def test_a_clock_that_jumps_does_not_abort_a_save(state, tmp_path, monkeypatch, seconds):
+    now, jumps = time.time, itertools.count()
+    monkeypatch.setattr(time, "time", lambda: now() + seconds * next(jumps))
+    with Checkpoints(tmp_path, _config(), "fingerprint") as checkpoints:
+        for step in range(2):
+            checkpoints.save(state.replace(step=state.step + step))
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["0", "1"]
+
+
+def test_a_full_disk_is_one_error_and_keeps_the_states_before(
+    workdir, state, tmp_path, monkeypatch
+):
+    def fail(directory):
+        raise ValueError("RESOURCE_EXHAUSTED: 1 file\nfailed: No space left on device [28]")
+
+    shutil.copytree(workdir, tmp_path / "run")
+    message = r"cannot save a checkpoint to \S*: No space left on device; the checkpoints before it"
+    with monkeypatch.context() as patch:
+        patch.setattr(_checksums, "write", fail)
+        with (
+            pytest.raises(InputError, match=message) as error,
+            Checkpoints(tmp_path / "run", _config(), "fingerprint") as checkpoints,
+        ):
+            checkpoints.save(state.replace(step=state.step + 5))
+    assert "\n" not in str(error.value)
+    assert int(_restore(tmp_path / "run", _config()).step) == 4
