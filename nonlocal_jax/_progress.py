@@ -1,9 +1,11 @@
-"""Reports the progress of long loops: a bar on a terminal, a line every ten seconds in a log."""
+"""Prints lines, and the progress of long loops: a bar on a terminal, or lines in a log."""
 
+import contextlib
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 from tqdm import tqdm
 
@@ -11,6 +13,17 @@ Item = TypeVar("Item")
 
 # Seconds between two lines of a log.
 _INTERVAL = 10.0
+
+
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Prints a line on stdout or on another stream, unless its reader or its terminal is gone."""
+    stream = stream or sys.stdout
+    try:
+        print(text, file=stream, flush=True)
+    except (OSError, ValueError):  # a ValueError if the stream is closed
+        # Python would fail at its end, because the text is still in the buffer of the stream.
+        with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), stream.fileno())
 
 
 def progress(
@@ -36,4 +49,4 @@ def _lines(iterable: Iterable[Item], total: int, description: str, unit: str) ->
                 unit=unit,
                 bar_format="{n_fmt}/{total_fmt}, {rate_fmt}, {remaining} left",
             )
-            print(f"{description}: {meter}", file=sys.stderr, flush=True)
+            say(f"{description}: {meter}", sys.stderr)

@@ -21,6 +21,9 @@ from nonlocal_jax.data.source import Example, Source
 from nonlocal_jax.errors import InputError
 
 Batch = dict[str, np.ndarray]
+# Signals that stop a run. Windows has no SIGHUP.
+_STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
+
 Transform = Callable[[Example, np.random.Generator], Batch]
 
 
@@ -137,12 +140,12 @@ def _copies(batches: grain.DatasetIterator[Batch]) -> Iterator[Batch]:
 
 @contextlib.contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """Blocks Ctrl-C and SIGTERM in this thread, and in the processes that are started meanwhile.
+    """Blocks the signals that stop a run, in this thread and in processes that it starts meanwhile.
 
     Workers that are starting do not ignore these signals yet, see ``_prepare_worker``.
     """
     resource_tracker.ensure_running()  # it would start now, and unblock the signals
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     try:
         yield
     finally:
@@ -157,10 +160,10 @@ def _prepare_worker(index: int, count: int) -> None:
     """Prepares a process that makes batches."""
     del index, count
     cv2.setNumThreads(0)  # all cores have a worker already
-    # Ctrl-C and job schedulers signal all processes of a job. The main process finishes its step
-    # with data of the workers, and then ends them.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Ctrl-C, a closed terminal and job schedulers signal all processes of a job. The main process
+    # finishes its step with data of the workers, and then ends them.
+    for number in _STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -2,19 +2,22 @@
 
 import concurrent.futures
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import numpy as np
 
 # Seconds between two looks at whether the devices are still computing.
 _INTERVAL = 1e-3
+# Seconds to wait at the end for a batch that is on its way.
+_PATIENCE = 3.0
 
 
 class NextBatch:
     """Takes the next batch from an iterator in a thread, while the devices compute.
 
-    This is a context manager. On exit it waits for the thread.
+    This is a context manager. On exit it closes the iterator. If the next batch is long in coming,
+    it leaves the iterator to the end of the process instead.
     """
 
     def __init__(self, batches: Iterator[Mapping[str, np.ndarray]]):
@@ -26,18 +29,29 @@ class NextBatch:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._thread.shutdown()
+        self._thread.shutdown(wait=False)
+        if self._batch is not None:
+            concurrent.futures.wait([self._batch], timeout=_PATIENCE)
+        if self._batch is None or self._batch.done():
+            self._batches.close()
 
-    def take(self, running: jax.Array | None) -> tuple[Mapping[str, np.ndarray], float]:
+    def take(
+        self, running: jax.Array | None, stop: Callable[[], bool] = lambda: False
+    ) -> tuple[Mapping[str, np.ndarray], float] | None:
         """Returns the next batch, and for how many seconds the devices had nothing to do.
+
+        Returns None if there is no batch yet and ``stop()`` is true.
 
         Args:
           running: A result of the last step, which the devices may still compute.
+          stop: Whether to stop waiting.
         """
         if self._batch is None:
             self._batch = self._thread.submit(next, self._batches)
         idle_since = None
         while not self._batch.done():
+            if stop():
+                return None
             if idle_since is None and (running is None or running.is_ready()):
                 idle_since = time.monotonic()
             concurrent.futures.wait([self._batch], timeout=_INTERVAL)

@@ -8,9 +8,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from absl import logging
+from etils import epath
 from tqdm import tqdm
 
-from nonlocal_jax._files import PathLike, as_path, write_file
+from nonlocal_jax._files import PathLike, append_line, as_path, write_file
+from nonlocal_jax._progress import say
 from nonlocal_jax.errors import InputError
 
 # The metrics of a step are read after this many further steps have been dispatched. The devices
@@ -24,16 +27,31 @@ class NonFiniteError(InputError):
     """The loss, its gradient or the parameters are not finite. The same config would fail again."""
 
 
-def _read(path: PathLike, last_step: int) -> list[dict[str, Any]]:
-    """Reads the records up to a step. A killed process may have written only a part of a line."""
-    path = as_path(path)
-    records = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return [record for record in records if record["step"] <= last_step]
+def _read(path: epath.Path, last_step: int) -> list[dict[str, Any]]:
+    """Reads the records up to a step. Skips other lines, with one warning."""
+    lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    records, skipped = [], []
+    for number, line in enumerate(lines[:-1], 1):
+        record = _parse(line)
+        if record is None:
+            skipped.append(str(number))
+        elif record["step"] <= last_step:
+            records.append(record)
+    if skipped:
+        logging.warning("skipped what is no record in %s, line %s", path, ", ".join(skipped))
+    # A killed process may have written only a part of the last line, without a newline.
+    return records
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """Returns a record, or None if the line is damaged."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):  # not UTF-8, not JSON, or nested too deep
+        return None
+    if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+        return None
+    return record if all(isinstance(value, int | float) for value in record.values()) else None
 
 
 class RunLog:
@@ -63,8 +81,7 @@ class RunLog:
         record = {"step": step, **{f"{kind}/{name}": value for name, value in metrics.items()}}
         self.records.append(record)
         if self._writes:
-            with open(self._path, "a") as file:
-                file.write(json.dumps(record) + "\n")
+            append_line(self._path, json.dumps(record))
 
     def add_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         self.add(step, "val", metrics)
@@ -74,7 +91,7 @@ class RunLog:
     def say(self, text: str) -> None:
         """Prints a line on process 0."""
         if self._writes:
-            print(text, flush=True)
+            say(text)
 
     def was_evaluated(self, step: int) -> bool:
         """Returns whether there is a record of an evaluation at this step."""

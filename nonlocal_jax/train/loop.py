@@ -1,6 +1,5 @@
 """The training loop."""
 
-import contextlib
 import functools
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,8 @@ from nonlocal_jax.data import Dataset, cached, fingerprint, train_batches
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.sharding import Shardings, check_batch_size, make_mesh, process_rows, to_global
 from nonlocal_jax.tasks import Task
+from nonlocal_jax.train._lock import locked
+from nonlocal_jax.train._memory import memory_errors
 from nonlocal_jax.train._next_batch import NextBatch
 from nonlocal_jax.train._shutdown import ShutdownRequest
 from nonlocal_jax.train.checkpoint import Checkpoints
@@ -73,8 +74,9 @@ def train(
 
     A run that is killed and resumed any number of times ends with the same parameters, bit for bit,
     as an uninterrupted run on the same devices: the state, the data and the random numbers are
-    functions of the seed and the step. After SIGTERM or Ctrl-C, the function finishes the current
-    step, saves the state and returns.
+    functions of the seed and the step. After SIGTERM, SIGHUP or Ctrl-C, the function finishes the
+    current step, saves the state and returns. An evaluation is interrupted, and runs again when the
+    run is resumed.
 
     It writes ``config.json``, ``checkpoints/STEP``, ``metrics.jsonl`` and ``curves.png`` to
     ``workdir``. Step n is the state after n updates. With ``train.precise_batch_norm``, evaluations
@@ -83,7 +85,7 @@ def train(
 
     Args:
       config: Config of the experiment.
-      workdir: Directory of the run. Use a separate directory for each run.
+      workdir: Directory of the run. It is locked during the run.
       source: Random access to the training examples, see ``Task.open_source``. If it has a
         ``dataset``, a ``nonlocal_jax.data.Dataset``, the checkpoints contain its classes. If
         ``config.data.cache`` is a directory, the examples are decoded once and read from there, see
@@ -104,7 +106,8 @@ def train(
 
     Raises:
       InputError: The config does not fit the devices, the checkpoint, the classes of the source or
-        the run in ``workdir``, or ``reinit_head`` or ``new_blocks`` is set without ``init``.
+        the run in ``workdir``, or ``reinit_head`` or ``new_blocks`` is set without ``init``. Also
+        if another run uses ``workdir``, or if the memory or the disk is full.
       NonFiniteError: The loss or the parameters are not finite. The message names the step. The
         checkpoints before it are kept.
     """
@@ -128,8 +131,10 @@ def train(
     # The attribute of this name in sources of other projects is something else.
     classes = dataset.to_json() if isinstance(dataset, Dataset) else None
     with (
+        ShutdownRequest() as shutdown,  # until the last save has ended
+        locked(workdir),
         Checkpoints(workdir, config, fingerprint(source), classes) as checkpoints,
-        ShutdownRequest() as shutdown,
+        memory_errors(config),
     ):
         state = checkpoints.restore(abstract_state(experiment, shardings, dtype))
         if state is None:
@@ -176,18 +181,23 @@ def train(
             if due and not log.was_evaluated(step):
                 monitor.flush()
                 # The last state is precise already.
-                metrics = evaluate((state if step == config.steps else precise(state)).variables)
-                scalars = {k: v for k, v in metrics.items() if isinstance(v, float)}
-                log.add_evaluation(step, scalars)
-                log.draw()
+                metrics = shutdown.interrupt(
+                    lambda: evaluate((state if step == config.steps else precise(state)).variables)
+                )
+                if metrics is not None:
+                    scalars = {k: v for k, v in metrics.items() if isinstance(v, float)}
+                    log.add_evaluation(step, scalars)
+                    log.draw()
 
-        # If the run was killed during an evaluation, that evaluation runs now.
+        # If the run was stopped or killed during an evaluation, that evaluation runs now.
         evaluate_if_due()
         metrics = {"loss": None}
-        batches = batches_from(step=step)
-        with contextlib.closing(batches), NextBatch(batches) as next_batch:
+        with NextBatch(batches_from(step=step)) as next_batch:
             while step < config.steps and not shutdown.requested(step):
-                batch, waited = next_batch.take(metrics["loss"])
+                taken = next_batch.take(metrics["loss"], lambda: shutdown.signal is not None)
+                if taken is None:
+                    break
+                batch, waited = taken
                 # The devices get it while they compute the steps before it.
                 state, metrics = train_step(state, to_global(batch, shardings))
                 step += 1
@@ -198,8 +208,7 @@ def train(
                 if is_due(config.train.checkpoint_every):
                     monitor.flush()
                     checkpoints.save(state)
-                if shutdown.signal is None:
-                    evaluate_if_due()
+                evaluate_if_due()
         monitor.flush()
         checkpoints.save(state)
         log.draw()

@@ -1,5 +1,6 @@
 import json
 import math
+import os
 import time
 
 import jax.numpy as jnp
@@ -107,3 +108,31 @@ def test_records_beyond_the_restored_step_are_dropped(tmp_path):
     run_log.add(4, "train", {"loss": 1.0})
     assert read_metrics(tmp_path)[-1] == {"step": 4, "train/loss": 1.0}
     assert run_log.latest() == {"step": 4, "train/loss": 1.0, "val/miou": 0.5}
+
+
+def test_damaged_lines_are_skipped_with_one_warning(tmp_path, caplog):
+    good = [{"step": step, "train/loss": 1.0} for step in range(3)]
+    odd = [b"\xff\xfe", b"[1, 2]", b'"text"', b"{", b"", b'{"loss": 1}', b'{"step": "1"}']
+    odd += [b'{"step": 1, "train/loss": "x"}', b'{"step": 1, "x": null}', b"[" * 10**5]
+    first, *others = (json.dumps(record).encode() for record in good)
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b"\n".join([first, *odd, *others, b'{"step": 3, "lo']))
+    assert RunLog(tmp_path, 5, "miou").records == read_metrics(tmp_path) == good
+    (message,) = caplog.messages
+    numbers = ", ".join(str(number) for number in range(2, 2 + len(odd)))
+    assert message == f"skipped what is no record in {path}, line {numbers}"
+
+
+def test_a_closed_stdout_does_not_end_a_run(tmp_path, monkeypatch):
+    """As in ``train | head -1``."""
+    reader, writer = os.pipe()
+    with open(writer, "w") as stdout:
+        monkeypatch.setattr("sys.stdout", stdout)
+        run_log = RunLog(tmp_path, 0, "miou")
+        run_log.say("first")
+        os.close(reader)
+        for _ in range(3):
+            run_log.say("nobody reads this")
+        # Python does this at its end.
+        stdout.flush()
+    run_log.say("the file is closed")

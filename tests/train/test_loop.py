@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from nonlocal_jax import convert
+from nonlocal_jax.configs.video import get_config
 from nonlocal_jax.data import Dataset
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.train import NonFiniteError, loop
+from nonlocal_jax.train._memory import memory_errors
 from tests.helpers import read_metrics, train
 
 
@@ -156,6 +158,34 @@ def test_a_dataset_with_other_classes_than_the_model_is_refused(config, source, 
     with pytest.raises(InputError, match="has 3 classes, but the model predicts 4"):
         train(config, tmp_path / "run", Own(source))
     assert not list(tmp_path.glob("run/*"))
+
+
+def test_a_full_memory_is_one_message(config, source, tmp_path, monkeypatch):
+    error = "RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes."
+
+    def fail(*_):
+        raise jax.errors.JaxRuntimeError(f"{error}\nMore")
+
+    monkeypatch.setattr(loop, "make_train_step", lambda *_: fail)
+    with pytest.raises(InputError) as raised:
+        train(config, tmp_path / "run", source)
+    message = str(raised.value)
+    assert message.startswith(f"out of memory ({error}); use a smaller data.batch_size (now 4)")
+    for change in (
+        "a smaller data.crop (now 16x16)",
+        "mesh.context, to split each example over devices (now 1)",
+        "model.dtype=bfloat16 (now float32)",
+    ):
+        assert change in message
+    assert "remat" not in message  # the config has no such field
+    assert "\n" not in message
+
+    video = get_config("demo_video_nonlocal")
+    message = r"frames \(now \d+\), .*train.remat=True \(now False"
+    with pytest.raises(InputError, match=message), memory_errors(video):
+        raise MemoryError("Unable to allocate 9 GiB")
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"^INTERNAL"), memory_errors(video):
+        raise jax.errors.JaxRuntimeError("INTERNAL: other")
 
 
 @pytest.mark.parametrize("name", ["steps", "train.log_every", "data.batch_size"])
