@@ -1,13 +1,17 @@
 """What the demos share: training one network, and the table of several seeds."""
 
+import contextlib
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import FrameType
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
+from experiments import cli
 from nonlocal_jax import train
 from nonlocal_jax._files import write_file
 from nonlocal_jax.tasks import get_task
@@ -30,6 +34,30 @@ def define_seeds() -> flags.FlagHolder:
     return seeds
 
 
+class _Stopped(BaseException):  # like KeyboardInterrupt
+    """A signal stops the demo."""
+
+
+@contextlib.contextmanager
+def resumable() -> Iterator[None]:
+    """If a signal stops the demo, says that the same command goes on."""
+
+    def stop(number: int, _: FrameType | None) -> NoReturn:
+        raise _Stopped(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    ignored = [number for number in numbers if signal.getsignal(number) == signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in numbers if number not in ignored}
+    try:
+        yield
+    except _Stopped as stopped:
+        number = signal.Signals(stopped.args[0])
+        cli.stop(number, "run the same command again to go on from here", 128 + number)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def train_network(config: ConfigDict, workdir: pathlib.Path) -> Network:
     """Trains a network, or resumes it, and evaluates it."""
     task = get_task(config)
@@ -37,7 +65,7 @@ def train_network(config: ConfigDict, workdir: pathlib.Path) -> Network:
     evaluate = task.evaluator(config, sources["val"], quick=True)
     result = train.train(config, workdir, sources["train"], evaluate=evaluate)
     if result.signal is not None:
-        raise KeyboardInterrupt
+        raise _Stopped(result.signal)
     variables = result.state.variables
     return Network(config, variables, evaluate(variables))
 

@@ -7,16 +7,18 @@ import re
 import signal
 import sys
 from collections.abc import Callable
-from logging import Formatter
+from logging import Formatter, LogRecord
+from typing import NoReturn
 
 from absl import app, flags, logging
 from flax.traverse_util import flatten_dict
 from ml_collections import config_flags
 
+from nonlocal_jax._progress import say
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.topology import use_tpu_compiler
 
-__all__ = ["define_config", "fail", "run", "use_tpu_compiler"]
+__all__ = ["define_config", "fail", "run", "stop", "use_tpu_compiler"]
 
 # Errors that a mistake of the user can cause: while the flags are parsed and the config file is
 # run, and afterwards. All other errors are bugs and are shown with their traceback.
@@ -44,6 +46,15 @@ def define_config(*, required: bool = True) -> flags.FlagHolder:
     if required:
         flags.mark_flag_as_required("config")
     return config
+
+
+def stop(number: signal.Signals, text: str, status: int) -> NoReturn:
+    """Says that a signal stopped the command, and ends the process.
+
+    It does not wait for threads that read data, because a file server may be slow.
+    """
+    say(f"{number.name}: {text}")
+    os._exit(status)
 
 
 def fail(message: object) -> None:
@@ -109,6 +120,11 @@ def _parse(argv: list[str]) -> list[str]:
     return arguments
 
 
+def _is_not_of_orbax(record: LogRecord) -> bool:
+    """Whether a log record is worth showing. Orbax logs tracebacks before it raises errors."""
+    return record.name != "asyncio" and "/orbax/checkpoint/" not in record.pathname
+
+
 def run(main: Callable[[list[str]], None], *, positional: bool = False) -> None:
     """Runs ``main`` with the parsed arguments. Exits with status 0 only if it returns.
 
@@ -120,7 +136,9 @@ def run(main: Callable[[list[str]], None], *, positional: bool = False) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
     logging.set_verbosity(logging.WARNING)
     # Without the time, thread and source line of absl.
-    logging.get_absl_handler().setFormatter(Formatter("%(levelname)s: %(message)s"))
+    handler = logging.get_absl_handler()
+    handler.setFormatter(Formatter("%(levelname)s: %(message)s"))
+    handler.addFilter(_is_not_of_orbax)
 
     def guarded(arguments: list[str]) -> None:
         try:

@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 
 from configs import segmentation
 from experiments import cli
-from experiments._demo import Network, compare_seeds, define_seeds, train_network
+from experiments._demo import Network, compare_seeds, define_seeds, resumable, train_network
 from nonlocal_jax import create_model, data, evaluation, visualize
 from nonlocal_jax._files import make_directory, write_json
 
@@ -139,11 +139,12 @@ def _demo(directory: pathlib.Path) -> None:
 
 def main(_: list[str]) -> None:
     directory = make_directory(_OUTPUT.value)
-    if _SEEDS.value:
-        metric = "miou", "mean mIoU"
-        compare_seeds(segmentation.get_config, _TITLES, metric, directory, _SEEDS.value)
-    else:
-        _demo(directory)
+    with resumable():
+        if _SEEDS.value:
+            metric = "miou", "mean mIoU"
+            compare_seeds(segmentation.get_config, _TITLES, metric, directory, _SEEDS.value)
+        else:
+            _demo(directory)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ To start from the checkpoint of an experiment, add --init=PATH. For data with ot
 blocks, --new-blocks initializes the blocks. A run that is resumed does not read PATH.
 
 The command writes checkpoints/STEP, config.json, metrics.jsonl and curves.png to DIR. After SIGTERM
-it saves the state and exits with status 0. After Ctrl-C it saves the state and exits with status
-130.
+or SIGHUP it saves the state and exits with status 0. After Ctrl-C it saves the state and exits with
+status 130.
 """
 
 import signal
@@ -17,6 +17,7 @@ from absl import flags
 
 from experiments import cli
 from nonlocal_jax import train
+from nonlocal_jax._progress import say
 from nonlocal_jax.tasks import get_task
 
 _CONFIG = cli.define_config()
@@ -58,12 +59,11 @@ def main(_: list[str]) -> None:
     )
     step = int(result.state.step)
     if result.signal is not None:
-        print(f"{result.signal.name}: saved step {step}; run the same command to resume")
-    if result.signal == signal.SIGINT:
-        raise KeyboardInterrupt
+        status = 128 + signal.SIGINT if result.signal == signal.SIGINT else 0
+        cli.stop(result.signal, f"saved step {step}; run the same command to resume", status)
     if step == config.steps:
         metrics = "  ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())
-        print(f"done: {metrics}")
+        say(f"done: {metrics}")
 
 
 if __name__ == "__main__":

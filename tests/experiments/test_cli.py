@@ -1,6 +1,9 @@
 """Mistakes in flags and configs end in one message, without a traceback, and exit status 2."""
 
+import logging
+
 import pytest
+from absl.logging import get_absl_handler
 
 from experiments import cli
 from nonlocal_jax import topology
@@ -80,3 +83,13 @@ def test_help_prints_all_flags(command):
 
 def test_the_tpu_compiler_is_found_under_its_earlier_name():
     assert cli.use_tpu_compiler is topology.use_tpu_compiler
+
+
+def test_orbax_logs_nothing(command):
+    command("compile")
+    handler = get_absl_handler()
+    shown = []
+    for path in ("/lib/orbax/checkpoint/a.py", "/lib/nonlocal_jax/convert/_orbax.py"):
+        record = logging.LogRecord("absl", logging.ERROR, path, 1, "text", (), None)
+        shown.append(bool(handler.filter(record)))
+    assert shown == [False, True]

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import signal
+import sys
 import types
 
 import cv2
@@ -83,6 +85,24 @@ def test_the_video_demo_writes_metrics_curves_and_pictures(command, tmp_path, mo
     assert pictures.shape[1] > 8 * 160
     assert pictures.shape[0] > 6 * 160
     assert min(curves.std(), pictures.std()) > 20
+
+
+@pytest.mark.parametrize("demo", ["demo", "demo_video"])
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_demo_that_is_stopped_says_how_it_goes_on(
+    command, tmp_path, monkeypatch, demo, number, saved
+):
+    def stop(*_, **__):
+        if not saved:  # outside of the training loop
+            signal.raise_signal(number)
+        return train.Result(types.SimpleNamespace(variables={}), {}, number)
+
+    monkeypatch.setattr(train, "train", stop)
+    monkeypatch.setattr("os._exit", sys.exit)
+    status, out, _ = command(demo, f"--output={tmp_path}")
+    assert status == 128 + number
+    assert out == f"{number.name}: run the same command again to go on from here\n"
 
 
 @pytest.mark.parametrize(
