@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from experiments import cli
 from nonlocal_jax import train
 from nonlocal_jax._files import write_file
+from nonlocal_jax._progress import say
 from nonlocal_jax.tasks import get_task
 
 
@@ -102,4 +103,4 @@ def compare_seeds(
         lines.append(f"| {title} (`{name}`) | {cells} |")
     table = "\n".join(lines)
     write_file(directory / "seeds.md", table + "\n")
-    print(f"\n{table}")
+    say(f"\n{table}")

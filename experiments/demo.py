@@ -28,6 +28,7 @@ from experiments import cli
 from experiments._demo import Network, compare_seeds, define_seeds, resumable, train_network
 from nonlocal_jax import create_model, data, evaluation, visualize
 from nonlocal_jax._files import make_directory, write_json
+from nonlocal_jax._progress import say
 
 _OUTPUT = flags.DEFINE_string("output", "demo", "Directory for all results.")
 _SEEDS = define_seeds()
@@ -135,13 +136,13 @@ def _draw(networks: Mapping[str, Network], path: pathlib.Path) -> None:
 
 
 def _demo(directory: pathlib.Path) -> None:
-    print(
+    say(
         "Two networks are trained for a few minutes each. The first has no block: it is meant to\n"
         "fail, with a mean IoU (miou) of about 0.5. With the NL block, it exceeds 0.9."
     )
     networks = {}
     for number, name in enumerate(("demo_fcn", "demo_nonlocal"), start=1):
-        print(f"\nTraining {number} of 2: {name}, {_TITLES[name]}", flush=True)
+        say(f"\nTraining {number} of 2: {name}, {_TITLES[name]}")
         networks[name] = train_network(segmentation.get_config(name), directory / name)
     metrics = {name: network.metrics for name, network in networks.items()}
     _draw(networks, directory / "pictures.png")
@@ -157,7 +158,7 @@ def _demo(directory: pathlib.Path) -> None:
             for name, m in metrics.items()
         },
     )
-    print(f"\n{_table(metrics, classes)}\n\nLook at {directory / 'pictures.png'}")
+    say(f"\n{_table(metrics, classes)}\n\nLook at {directory / 'pictures.png'}")
 
 
 def main(_: list[str]) -> None:

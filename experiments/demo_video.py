@@ -34,6 +34,7 @@ from experiments import cli
 from experiments._demo import Network, compare_seeds, define_seeds, resumable, train_network
 from nonlocal_jax import create_model, data, visualize
 from nonlocal_jax._files import make_directory, write_file, write_json
+from nonlocal_jax._progress import say
 
 _OUTPUT = flags.DEFINE_string("output", "demo-video", "Directory for all results.")
 _SEEDS = define_seeds()
@@ -114,22 +115,22 @@ def _draw(networks: Mapping[str, Network]) -> np.ndarray:
 
 
 def _demo(directory: pathlib.Path) -> None:
-    print(
+    say(
         "Six networks are trained, each in a minute or two. The first two do not relate frames.\n"
         "They are meant to fail, with an accuracy (top1_1clip) below 0.1. The others exceed 0.9."
     )
     networks = {}
     for number, (name, title) in enumerate(_TITLES.items(), start=1):
-        print(f"\nTraining {number} of {len(_TITLES)}: {name}, {title}", flush=True)
+        say(f"\nTraining {number} of {len(_TITLES)}: {name}, {title}")
         networks[name] = train_network(video.get_config(name), directory / name)
     data.write_png(directory / "pictures.png", _draw(networks))
     write_file(directory / "curves.png", _draw_curves(directory))
     accuracies = {name: network.metrics[_METRIC] for name, network in networks.items()}
     write_json(directory / "metrics.json", {n: {"top1": a} for n, a in accuracies.items()})
-    print("\n| network | top-1 % |\n|---|---:|")
+    say("\n| network | top-1 % |\n|---|---:|")
     for name, accuracy in accuracies.items():
-        print(f"| {_TITLES[name]} (`{name}`) | {100 * accuracy:.1f} |")
-    print(f"\nLook at {directory / 'pictures.png'} and {directory / 'curves.png'}")
+        say(f"| {_TITLES[name]} (`{name}`) | {100 * accuracy:.1f} |")
+    say(f"\nLook at {directory / 'pictures.png'} and {directory / 'curves.png'}")
 
 
 def main(_: list[str]) -> None:

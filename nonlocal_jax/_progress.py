@@ -24,6 +24,10 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 
+def _rounded(number: float) -> str:
+    return f"{number:.3g}" if number < 100 else f"{number:,.0f}"
+
+
 def say(text: str, stream: TextIO | None = None) -> None:
     """Prints a line on stdout or on another stream, unless its reader or its terminal is gone."""
     stream = stream or sys.stdout
@@ -57,7 +61,7 @@ def _lines(iterable: Iterable[Item], total: int, description: str, unit: str) ->
         if now - reported >= _INTERVAL or count == total:
             reported, rate = now, count / max(now - start, 1e-9)
             say(
-                f"{description}: {unit} {count} of {total}, {rate:.3g} per second, "
+                f"{description}: {unit} {count} of {total}, {_rounded(rate)} per second, "
                 f"{duration((total - count) / rate)} left",
                 sys.stderr,
             )

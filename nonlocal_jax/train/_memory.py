@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import jax
 from ml_collections import ConfigDict
 
-from nonlocal_jax.errors import InputError, first_line
+from nonlocal_jax.errors import InputError, first_line, is_out_of_memory
 
 # Changes of the config that need less memory, and the fields that have the values now.
 _CHANGES = (
@@ -25,7 +25,7 @@ def memory_errors(config: ConfigDict) -> Iterator[None]:
     try:
         yield
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+        if not is_out_of_memory(error):
             raise
         changes = []
         for change, path in _CHANGES:

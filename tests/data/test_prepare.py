@@ -171,7 +171,7 @@ def test_every_problem_of_a_download_is_listed_at_once(tmp_path):
         expected.append((path.relative_to(source).as_posix(), *parts))
 
     os.truncate(images[0], images[0].stat().st_size // 2)
-    expect(images[0], "damaged", "truncated", "replace the file")
+    expect(images[0], "not a complete PNG", "replace the file")
     flip(images[1])
     expect(images[1], "damaged")
     images[2].write_text("<html>404</html>")
@@ -193,7 +193,7 @@ def test_every_problem_of_a_download_is_listed_at_once(tmp_path):
     archives.write(labels[9], np.zeros((64, 64), np.uint8))
     expect(labels[9], "64x64 pixels", "128x64")
     os.truncate(labels[10], 60)
-    expect(labels[10], "damaged")
+    expect(labels[10], "not a complete PNG")
     flip(labels[11], -14)
     expect(labels[11], "damaged", "OpenCV")
     labels[12].write_bytes(b"")

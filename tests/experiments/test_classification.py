@@ -28,13 +28,13 @@ CONFIG = (
 
 
 def test_from_a_folder_of_videos_to_a_prediction(command, tmp_path):
-    source, run = movies.video_folder(tmp_path / "source"), tmp_path / "run"
+    source, run = movies.video_folder(tmp_path / "source", {"train": 8, "val": 3}), tmp_path / "run"
     data_dir = f"--data-dir={tmp_path / 'data'}"
     status, out, err = command(
         "prepare", "video_folder", "--name=own", f"--source={source}", data_dir
     )
     assert status == 0, err
-    assert out.endswith("examples: 5 train, 3 val\nclasses:  2 (jumping, running)\n")
+    assert out.endswith("examples: 8 train, 3 val\nclasses:  2 (jumping, running)\n")
 
     status, out, err = command("browse", *CONFIG, data_dir, f"--output={run}", "--number=2")
     assert status == 0, err
@@ -71,7 +71,7 @@ def test_from_a_folder_of_videos_to_a_prediction(command, tmp_path):
     # The run contains the names of its classes.
     status, out, err = command("predict", *options, source / "val/running")
     assert status == 0, err
-    for name in "57":
+    for name in ("8", "10"):
         values = json.loads((tmp_path / f"{name}.json").read_text())
         assert {row["name"] for row in values["classes"]} == {"jumping", "running"}
         assert values["protocol"] == metrics["protocol"]

@@ -55,12 +55,15 @@ def test_the_ring_needs_memory_only_for_the_positions_of_a_chip(command):
     assert sum(report["chip_mib"].values()) < 32
 
 
+FILE = "--config=configs/segmentation.py"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "cannot measure ''; use operation or forward"),
         (["forward"], "forward needs a network; add --config=configs/FILE.py:NAME"),
-        (["forward", "--config=configs/segmentation.py", "--size=64"], "--size=64 is not HEIGHTx"),
+        (["forward", f"{FILE}:demo_fcn", "--size=64"], "--size=64 is not HEIGHTx"),
         (["operation", "--context=2"], "--context=2 needs --topology; add --topology=v5e:4x4"),
         (["operation", "--implementation=fast"], "is 'fast'; use one of auto, dense"),
         (

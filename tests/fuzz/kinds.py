@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 from nonlocal_jax.errors import InputError
-from tests.fuzz import legacy, models, pickles, safetensors, zips
+from tests.fuzz import images, legacy, models, pickles, safetensors, zips
 
 
 class Kind(NamedTuple):
@@ -62,4 +62,12 @@ KINDS = {
     "zip": _checkpoint(".pth", 5_000, zips),
     "legacy": _checkpoint(".pth", 5_000, legacy),
     "safetensors": _checkpoint(".safetensors", 5_000, safetensors),
+    "image": Kind(
+        images.SUFFIX,
+        images.CASES,
+        images.read,
+        images.random_one,
+        images.hostile,
+        images.warm_up,
+    ),
 }
