@@ -15,6 +15,15 @@ from tests.helpers import read_metrics, train
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
+@pytest.fixture(autouse=True)
+def default_handlers():
+    """A process in the background of a shell starts with an ignored SIGINT."""
+    defaults = (signal.SIG_DFL, signal.default_int_handler, signal.SIG_DFL)
+    before = list(map(signal.signal, _SIGNALS, defaults))
+    yield
+    list(map(signal.signal, _SIGNALS, before))
+
+
 @pytest.mark.parametrize("number", _SIGNALS)
 def test_further_signals_within_a_second_are_ignored(monkeypatch, number):
     before = [signal.getsignal(number) for number in _SIGNALS]
