@@ -15,6 +15,7 @@ from experiments import cli
 from nonlocal_jax import train
 from nonlocal_jax._files import write_file
 from nonlocal_jax._progress import say
+from nonlocal_jax._signals import STOP_SIGNALS
 from nonlocal_jax.tasks import get_task
 
 
@@ -46,9 +47,8 @@ def resumable() -> Iterator[None]:
     def stop(number: int, _: FrameType | None) -> NoReturn:
         raise _Stopped(number)
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    ignored = [number for number in numbers if signal.getsignal(number) == signal.SIG_IGN]
-    before = {number: signal.signal(number, stop) for number in numbers if number not in ignored}
+    numbers = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
     except _Stopped as stopped:

@@ -16,13 +16,12 @@ import grain
 import numpy as np
 from absl import flags
 
+from nonlocal_jax._signals import STOP_SIGNALS
 from nonlocal_jax.data._cores import usable_cores
 from nonlocal_jax.data.source import Example, Source
 from nonlocal_jax.errors import InputError
 
 Batch = dict[str, np.ndarray]
-# Signals that stop a run. Windows has no SIGHUP.
-_STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
 
 Transform = Callable[[Example, np.random.Generator], Batch]
 
@@ -145,7 +144,7 @@ def _signals_blocked() -> Iterator[None]:
     Workers that are starting do not ignore these signals yet, see ``_prepare_worker``.
     """
     resource_tracker.ensure_running()  # it would start now, and unblock the signals
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
     finally:
@@ -162,7 +161,7 @@ def _prepare_worker(index: int, count: int) -> None:
     cv2.setNumThreads(0)  # all cores have a worker already
     # Ctrl-C, a closed terminal and job schedulers signal all processes of a job. The main process
     # finishes its step with data of the workers, and then ends them.
-    for number in _STOP_SIGNALS:
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

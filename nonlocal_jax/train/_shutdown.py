@@ -10,10 +10,10 @@ from typing import TypeVar
 import jax
 from jax.experimental import multihost_utils
 
+from nonlocal_jax._signals import STOP_SIGNALS
+
 Value = TypeVar("Value")
 
-# Windows has no SIGHUP.
-_SIGNALS = {signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGTERM)}
 # Further signals within this many seconds belong to the first one: a terminal that is closed and
 # impatient users send several.
 _SAME_REQUEST = 1.0
@@ -45,7 +45,7 @@ class ShutdownRequest:
 
     def __enter__(self) -> "ShutdownRequest":
         if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            for number in _SIGNALS:
+            for number in STOP_SIGNALS:
                 if signal.getsignal(number) != signal.SIG_IGN:
                     self._previous[number] = signal.signal(number, self._catch)
         return self
