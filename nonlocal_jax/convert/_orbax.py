@@ -15,7 +15,7 @@ from etils import epath
 from flax.traverse_util import flatten_dict
 
 from nonlocal_jax.convert import _checksums
-from nonlocal_jax.errors import InputError, disk_reason, listing
+from nonlocal_jax.errors import InputError, disk_reason, first_line, is_out_of_memory, listing
 
 # ``train.Checkpoints`` writes checkpoints/STEP/{variables,metadata} to the work directory.
 DIRECTORY = "checkpoints"
@@ -72,7 +72,12 @@ def _opened(path: epath.Path, items: Collection[str]) -> Iterator[epath.Path]:
     try:
         yield directory
     except Exception as error:  # a damaged checkpoint raises one of several types
-        reason = disk_reason(error) or "it is damaged, or from another version of Orbax"
+        if is_out_of_memory(error):
+            raise
+        reason = disk_reason(error) or (
+            "it is damaged, or from another version of Orbax "
+            f"({type(error).__name__}: {first_line(error)})"
+        )
         message = f"cannot read the checkpoint {directory}: {reason}; use another step"
         raise InputError(message) from error
 

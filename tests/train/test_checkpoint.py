@@ -8,12 +8,13 @@ import time
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from configs import segmentation
 from nonlocal_jax import convert
 from nonlocal_jax.convert import _checksums
-from nonlocal_jax.errors import InputError
+from nonlocal_jax.errors import InputError, disk_reason
 from nonlocal_jax.train import Checkpoints, create_experiment, create_state
 from nonlocal_jax.train.state import abstract_state
 from tests.helpers import one_device
@@ -186,8 +187,57 @@ def test_states_without_checksums_are_read(workdir, state, tmp_path):
     assert int(_restore(tmp_path / "run", _config()).step) == 4
     (step / "variables" / "_METADATA").write_text("{")
     message = f"cannot read the checkpoint {step}: it is damaged, or from another version of Orbax"
-    with pytest.raises(InputError, match=f"{message}; move it out of the directory to resume"):
+    with pytest.raises(
+        InputError, match=rf"{message} \(.*Error: .+\); move it out of the directory to resume"
+    ):
         _restore(tmp_path / "run", _config())
+    with pytest.raises(InputError, match=rf"{message} \(.*Error: .+\); use another step"):
+        convert.load(step, _config().model)
+
+
+@pytest.mark.parametrize(
+    ("handler", "read"),
+    [
+        (ocp.StandardCheckpointHandler, lambda path: _restore(path, _config())),
+        (ocp.PyTreeCheckpointHandler, lambda path: convert.load(path, _config().model)),
+    ],
+    ids=["restore", "load"],
+)
+def test_a_full_memory_is_no_damage(workdir, monkeypatch, handler, read):
+    def fail(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    monkeypatch.setattr(handler, "restore", fail)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Out of memory"):
+        read(workdir)
+
+
+def _error(**links):
+    error = ValueError("the save failed")
+    for name, value in links.items():
+        setattr(error, name, value)
+    return error
+
+
+_FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (_FULL, _FULL.strerror),
+        (ValueError(f"RESOURCE_EXHAUSTED: a file\nfailed: {_FULL.strerror} [28]"), _FULL.strerror),
+        (_error(__cause__=_FULL), _FULL.strerror),
+        (_error(__context__=_FULL), _FULL.strerror),
+        (_error(__context__=_FULL, __cause__=None), None),  # "from None"
+        (_error(__context__=_FULL, __cause__=KeyError("b")), None),
+        (KeyError("No such file or directory"), None),
+        (TypeError("Permission denied"), None),
+        (None, None),
+    ],
+)
+def test_the_disk_is_named_only_if_it_is_the_reason(error, reason):
+    assert disk_reason(error) == reason
 
 
 def test_the_checksums_are_those_of_a_known_command(workdir):
