@@ -48,6 +48,8 @@ def progress(
     iterable: Iterable[Item], total: int, description: str, unit: str = "image"
 ) -> Iterator[Item]:
     """Yields the items, and reports the count, the rate and the remaining time on stderr."""
+    if sys.stderr is None:  # it was closed before Python started
+        return iter(iterable)
     if sys.stderr.isatty():
         return iter(tqdm(iterable, total=total, desc=description, unit=f" {unit}"))
     return _lines(iterable, total, description, unit)

@@ -4,9 +4,8 @@ import errno
 import os
 from collections.abc import Collection
 
-# What the operating system says of a disk or a directory that is full, fails, or is gone.
-_DISK_ERRORS = ("ENOSPC", "EDQUOT", "EFBIG", "EIO", "EROFS", "EACCES", "ENOENT", "ESTALE")
-_DISK_REASONS = [os.strerror(getattr(errno, name)) for name in _DISK_ERRORS]
+# What the operating system says of a disk that is full, fails, or cannot be written.
+_DISK_REASONS = [os.strerror(getattr(errno, name)) for name in ("ENOSPC", "EDQUOT", "EIO", "EROFS")]
 
 
 class InputError(ValueError):
@@ -53,7 +52,8 @@ def disk_reason(error: BaseException | None) -> str | None:
             return error.strerror
         if quoted := [reason for reason in _DISK_REASONS if reason in str(error)]:
             return quoted[0]
-        error = error.__cause__ or error.__context__
+        hidden = error.__suppress_context__  # "from" sets it
+        error = error.__cause__ if hidden else error.__context__
     return None
 
 

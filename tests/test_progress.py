@@ -36,3 +36,9 @@ def test_a_terminal_gets_a_bar(capsys, monkeypatch):
     monkeypatch.setattr(progress_module.sys.stderr, "isatty", lambda: True, raising=False)
     assert list(progress(range(3), 3, "evaluating")) == [0, 1, 2]
     assert "evaluating: 100%|" in capsys.readouterr().err
+
+
+def test_a_closed_stderr_ends_nothing(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr", None)
+    assert list(progress(range(3), 3, "evaluating")) == [0, 1, 2]
+    assert capsys.readouterr().out == ""

@@ -1,8 +1,11 @@
 """Checksums of the files in a directory, in a file for the command ``sha256sum --check``."""
 
+import errno
 import hashlib
 import os
 import pathlib
+import stat
+from collections.abc import Collection
 
 from etils import epath
 
@@ -11,11 +14,13 @@ from nonlocal_jax.errors import InputError
 
 FILE = "SHA256SUMS"
 
+# Errors of files that are lost. Others, such as too many open files, pass.
+_DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO)
+
 
 def write(directory: epath.Path) -> None:
     """Writes the checksums of all files in the subdirectories. The files are on the disk then."""
-    paths = sorted(path for path in pathlib.Path(directory).glob("*/**/*") if path.is_file())
-    lines = (f"{_checksum(path, sync=True)}  {path.relative_to(directory)}\n" for path in paths)
+    lines = (f"{_checksum(directory / name, sync=True)}  {name}\n" for name in _files(directory))
     write_file(directory / FILE, "".join(lines))
 
 
@@ -24,30 +29,64 @@ def exist(directory: epath.Path) -> bool:
     return (directory / FILE).exists()
 
 
-def find_damage(directory: epath.Path) -> str | None:
-    """Describes the first file that is missing or has changed.
+def find_damage(directory: epath.Path, items: Collection[str] | None = None) -> str | None:
+    """Describes the first file that is missing, has changed, or is not in the list.
 
-    Returns None if there is no such file, or no checksums.
+    Args:
+      directory: A directory for which ``write`` was called.
+      items: The subdirectories to check, or None for all.
+
+    Returns:
+      None if nothing is damaged, or there are no checksums.
 
     Raises:
-      InputError: There is no permission to read the files.
+      InputError: The files cannot be read for now, which says nothing about them. For example,
+        there is no permission, or too many files are open.
     """
     if not exist(directory):
         return None
     name = FILE
     try:
+        if not (directory / FILE).is_file():
+            return f"{FILE} is not a file"
         lines = (directory / FILE).read_bytes().decode(errors="replace").splitlines()
-        if not lines:
-            return f"{FILE} is empty"
-        for line in lines:
-            checksum, _, name = line.partition("  ")
-            if _checksum(directory / name) != checksum:
+        listed = {name: checksum for checksum, _, name in (line.partition("  ") for line in lines)}
+        files = _files(directory)
+        # Only files that are there are opened. A name in the list may be that of a device.
+        if different := sorted(listed.keys() ^ set(files)):
+            name = different[0]
+            return f"{name!r} is missing" if name in listed else f"{FILE} has no {name!r}"
+        for name in files:
+            wanted = items is None or name.partition("/")[0] in items
+            if wanted and _checksum(directory / name) != listed[name]:
                 return f"the checksum of {name!r} is wrong"
-    except PermissionError as error:
-        raise InputError(f"cannot read {error.filename}: {error.strerror}") from error
-    except (OSError, ValueError) as error:  # a damaged name may contain NUL
-        return f"{name!r}: {getattr(error, 'strerror', None) or error}"
+    except OSError as error:
+        if error.errno in _DAMAGE:
+            return f"{name!r}: {error.strerror}"
+        raise InputError(
+            f"cannot read {error.filename or directory / name}: {error.strerror}; run the command "
+            "again when it can be read"
+        ) from error
     return None
+
+
+def _files(directory: epath.Path) -> list[str]:
+    """Lists the regular files in the subdirectories. Unlike ``glob``, it skips no errors."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    paths = [
+        pathlib.Path(folder, name)
+        for folder, _, names in os.walk(directory, onerror=fail)
+        if folder != os.fspath(directory)
+        for name in names
+    ]
+    return sorted(
+        path.relative_to(directory).as_posix()
+        for path in paths
+        if stat.S_ISREG(path.stat().st_mode)
+    )
 
 
 def _checksum(path: os.PathLike, *, sync: bool = False) -> str:

@@ -5,7 +5,7 @@ The functions import Orbax, so that reading files does not require it.
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from etils import epath
 from flax.traverse_util import flatten_dict
 
 from nonlocal_jax.convert import _checksums
-from nonlocal_jax.errors import InputError, disk_reason, listing
+from nonlocal_jax.errors import InputError, disk_reason, first_line, is_out_of_memory, listing
 
 # ``train.Checkpoints`` writes checkpoints/STEP/{variables,metadata} to the work directory.
 DIRECTORY = "checkpoints"
@@ -33,7 +33,11 @@ def read(path: epath.Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """
     import orbax.checkpoint as ocp
 
-    with _opened(path) as directory, contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+    items = ("variables", "metadata")
+    with (
+        _opened(path, items) as directory,
+        contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler,
+    ):
         config, _ = _metadata(directory)
         saved = handler.metadata(directory / "variables").tree
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
@@ -49,7 +53,7 @@ def read_metadata(path: epath.Path) -> tuple[dict[str, Any], Any]:
     Raises:
       InputError: There is no finished step, or its metadata cannot be read.
     """
-    with _opened(path) as directory:
+    with _opened(path, ("metadata",)) as directory:
         return _metadata(directory)
 
 
@@ -59,23 +63,31 @@ def _metadata(directory: epath.Path) -> tuple[dict[str, Any], Any]:
 
 
 @contextlib.contextmanager
-def _opened(path: epath.Path) -> Iterator[epath.Path]:
-    """Yields the directory of a step. Errors of reading it become an ``InputError``."""
-    directory = _step_directory(path.absolute())
+def _opened(path: epath.Path, items: Collection[str]) -> Iterator[epath.Path]:
+    """Yields the directory of a step whose items are intact.
+
+    Errors of reading it become an ``InputError``.
+    """
+    directory = _step_directory(path.absolute(), items)
     try:
         yield directory
     except Exception as error:  # a damaged checkpoint raises one of several types
-        reason = disk_reason(error) or "it is damaged, or from another version of Orbax"
+        if is_out_of_memory(error):
+            raise
+        reason = disk_reason(error) or (
+            "it is damaged, or from another version of Orbax "
+            f"({type(error).__name__}: {first_line(error)})"
+        )
         message = f"cannot read the checkpoint {directory}: {reason}; use another step"
         raise InputError(message) from error
 
 
-def _step_directory(path: epath.Path) -> epath.Path:
+def _step_directory(path: epath.Path, items: Collection[str]) -> epath.Path:
     if _is_step(path):
-        if damage := _checksums.find_damage(path):
+        if damage := _checksums.find_damage(path, items):
             raise InputError(f"the checkpoint {path} is damaged ({damage}); use another step")
         return path
-    step, damaged = last_intact_step(path / DIRECTORY)
+    step, damaged = last_intact_step(path / DIRECTORY, items)
     if step is None:
         raise InputError(
             f"there is no checkpoint in the directory {path}; use a work directory of "
@@ -94,20 +106,21 @@ def _is_step(path: epath.Path) -> bool:
 
 
 def last_intact_step(
-    directory: epath.Path,
+    directory: epath.Path, items: Collection[str] | None = None
 ) -> tuple[epath.Path | None, dict[epath.Path, str]]:
     """Returns the last step that is not damaged, or None, and the damage of those after it.
 
     Args:
       directory: The directory "checkpoints" of a work directory.
+      items: The items of a step that must be intact, or None for all.
 
     Raises:
-      InputError: All steps are damaged.
+      InputError: All steps are damaged, or one cannot be read for now.
     """
     steps = [step for step in directory.glob("*") if step.name.isdigit() and _is_step(step)]
     damaged = {}
     for step in sorted(steps, key=lambda step: int(step.name), reverse=True):
-        damage = _checksums.find_damage(step)
+        damage = _checksums.find_damage(step, items)
         if damage is None:
             return step, damaged
         damaged[step] = damage

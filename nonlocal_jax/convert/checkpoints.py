@@ -246,7 +246,7 @@ def read_model_config(path: PathLike) -> dict[str, Any]:
 
 
 def read_dataset(path: PathLike) -> dict[str, Any] | None:
-    """Returns the classes that a checkpoint was trained on, without reading its arrays.
+    """Returns the classes that a checkpoint was trained on, without loading its arrays.
 
     Args:
       path: A checkpoint, see ``load``.

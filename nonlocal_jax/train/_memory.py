@@ -35,6 +35,6 @@ def memory_errors(config: ConfigDict) -> Iterator[None]:
                 text = "x".join(map(str, value)) if isinstance(value, tuple) else value
                 changes.append(f"{change} (now {text})")
         raise InputError(
-            f"out of memory ({first_line(error)}); use {', '.join(changes)}; to change "
-            "another field than those of mesh and train, use a new --workdir"
+            f"out of memory ({first_line(error)}); use {', '.join(changes)}; fields other than "
+            "mesh.* and train.* need a new --workdir"
         ) from error

@@ -16,7 +16,7 @@ from nonlocal_jax._files import PathLike, as_path
 from nonlocal_jax.config import differences
 from nonlocal_jax.convert import _checksums, _dataset
 from nonlocal_jax.convert._orbax import DIRECTORY, last_intact_step
-from nonlocal_jax.errors import InputError, disk_reason, listing
+from nonlocal_jax.errors import InputError, disk_reason, first_line, is_out_of_memory, listing
 from nonlocal_jax.train.state import TrainState
 
 _KEEP = 3
@@ -55,7 +55,7 @@ class Checkpoints:
       fingerprint: Fingerprint of the training data.
       dataset: The classes of the training data, see ``convert.read_dataset``. Each state has a
         copy.
-      init: The checkpoint that the run starts from, as the user named it, or None.
+      init: The checkpoint that the run starts from, or None.
 
     Raises:
       InputError: The dataset is invalid, or has another number of classes than the model, or all
@@ -78,7 +78,7 @@ class Checkpoints:
             "config": json.loads(config.to_json()),
             "dataset_fingerprint": fingerprint,
             "dataset": dataset,
-            "init": None if init is None else str(init),
+            "init": None if init is None else str(as_path(init).absolute()),
         }
         if jax.process_index() == 0:
             self._clean()
@@ -182,7 +182,12 @@ class Checkpoints:
         try:
             return self._manager.restore(step, args=args)
         except Exception as error:  # Orbax raises several types for a damaged checkpoint.
-            reason = disk_reason(error) or "it is damaged, or from another version of Orbax"
+            if is_out_of_memory(error):
+                raise
+            reason = disk_reason(error) or (
+                "it is damaged, or from another version of Orbax "
+                f"({type(error).__name__}: {first_line(error)})"
+            )
             raise InputError(
                 f"cannot read the checkpoint {self.directory / str(step)}: {reason}; move it out "
                 "of the directory to resume from the one before it"

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -48,9 +49,14 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         record = json.loads(line)
     except (ValueError, RecursionError):  # not UTF-8, not JSON, or nested too deep
         return None
-    if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+    if not isinstance(record, dict) or type(record.get("step")) is not int:
         return None
-    return record if all(isinstance(value, int | float) for value in record.values()) else None
+    return record if all(map(_is_number, record.values())) else None
+
+
+def _is_number(value: Any) -> bool:
+    """Returns whether JSON's value is a number that a float can hold. Integers may be longer."""
+    return type(value) is float or (type(value) is int and abs(value) <= sys.float_info.max)
 
 
 class RunLog:

@@ -1,4 +1,6 @@
+import errno
 import itertools
+import os
 import re
 import shutil
 import subprocess
@@ -6,12 +8,13 @@ import time
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from configs import segmentation
 from nonlocal_jax import convert
 from nonlocal_jax.convert import _checksums
-from nonlocal_jax.errors import InputError
+from nonlocal_jax.errors import InputError, disk_reason
 from nonlocal_jax.train import Checkpoints, create_experiment, create_state
 from nonlocal_jax.train.state import abstract_state
 from tests.helpers import one_device
@@ -117,8 +120,11 @@ def _flip(path, rng):
 def test_no_flipped_bit_changes_the_numbers(workdir, state, tmp_path):
     """Flips that remain unnoticed are in files of Orbax whose contents do not matter."""
     rng = np.random.default_rng(0)
-    names = [p.relative_to(workdir) for p in workdir.glob("checkpoints/4/**/*") if p.is_file()]
-    assert len(names) > 20
+    files = (
+        p for item in ("variables", "metadata") for p in workdir.glob(f"checkpoints/4/{item}/**/*")
+    )
+    names = [p.relative_to(workdir) for p in files if p.is_file()]
+    assert len(names) > 10
     noticed = []
     for number in range(40):
         run = tmp_path / str(number)
@@ -143,9 +149,12 @@ def test_a_run_goes_on_before_a_damaged_state(workdir, state, tmp_path, caplog, 
         shutil.rmtree(step / "variables")
     else:
         _flip(next(step.glob(file)), np.random.default_rng(0))
-    # Loading changes nothing in the directory.
+    # Loading changes nothing in the directory. It does not read the state of the optimizer.
     _assert_equal(convert.load(run, _config().model), state.variables)
-    assert re.search(rf"{step} is damaged \(.*\); using 3", caplog.messages[-1])
+    if file.startswith("progress"):
+        assert not caplog.messages
+    else:
+        assert re.search(rf"{step} is damaged \(.*\); using 3", caplog.messages[-1])
     assert step.exists()
     assert int(_restore(run, _config()).step) == 3
     assert sorted(path.name for path in step.parent.iterdir()) == ["2", "3", "4.damaged"]
@@ -178,13 +187,115 @@ def test_states_without_checksums_are_read(workdir, state, tmp_path):
     assert int(_restore(tmp_path / "run", _config()).step) == 4
     (step / "variables" / "_METADATA").write_text("{")
     message = f"cannot read the checkpoint {step}: it is damaged, or from another version of Orbax"
-    with pytest.raises(InputError, match=f"{message}; move it out of the directory to resume"):
+    with pytest.raises(
+        InputError, match=rf"{message} \(.*Error: .+\); move it out of the directory to resume"
+    ):
         _restore(tmp_path / "run", _config())
+    with pytest.raises(InputError, match=rf"{message} \(.*Error: .+\); use another step"):
+        convert.load(step, _config().model)
+
+
+@pytest.mark.parametrize(
+    ("handler", "read"),
+    [
+        (ocp.StandardCheckpointHandler, lambda path: _restore(path, _config())),
+        (ocp.PyTreeCheckpointHandler, lambda path: convert.load(path, _config().model)),
+    ],
+    ids=["restore", "load"],
+)
+def test_a_full_memory_is_no_damage(workdir, monkeypatch, handler, read):
+    def fail(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    monkeypatch.setattr(handler, "restore", fail)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Out of memory"):
+        read(workdir)
+
+
+def _error(**links):
+    error = ValueError("the save failed")
+    for name, value in links.items():
+        setattr(error, name, value)
+    return error
+
+
+_FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (_FULL, _FULL.strerror),
+        (ValueError(f"RESOURCE_EXHAUSTED: a file\nfailed: {_FULL.strerror} [28]"), _FULL.strerror),
+        (_error(__cause__=_FULL), _FULL.strerror),
+        (_error(__context__=_FULL), _FULL.strerror),
+        (_error(__context__=_FULL, __cause__=None), None),  # "from None"
+        (_error(__context__=_FULL, __cause__=KeyError("b")), None),
+        (KeyError("No such file or directory"), None),
+        (TypeError("Permission denied"), None),
+        (None, None),
+    ],
+)
+def test_the_disk_is_named_only_if_it_is_the_reason(error, reason):
+    assert disk_reason(error) == reason
 
 
 def test_the_checksums_are_those_of_a_known_command(workdir):
     command = ["sha256sum", "--check", "--quiet", "SHA256SUMS"]
     subprocess.run(command, cwd=workdir / "checkpoints" / "4", check=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda sums: sums + b"0" * 64 + b"  /dev/zero\n", "'/dev/zero' is missing"),
+        (lambda sums: sums + b"0" * 64 + b"  a\x00b\n", r"'a\\x00b' is missing"),
+        (lambda sums: sums[: len(sums) // 2], "is missing|has no '"),
+        (lambda sums: b"".join(sums.splitlines(True)[:-1]), "SHA256SUMS has no '"),
+        (lambda sums: b"", "SHA256SUMS has no '"),
+    ],
+    ids=["device", "NUL", "half", "a line less", "empty"],
+)
+def test_checksums_that_do_not_list_the_files_are_damage(workdir, tmp_path, change, message):
+    shutil.copytree(workdir / "checkpoints" / "4", tmp_path / "4")
+    sums = tmp_path / "4" / "SHA256SUMS"
+    sums.write_bytes(change(sums.read_bytes()))
+    with pytest.raises(InputError, match=rf"4 is damaged \(.*({message})"):
+        convert.read_dataset(tmp_path / "4")
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ESTALE, errno.EACCES])
+def test_an_error_that_passes_is_no_damage(workdir, tmp_path, monkeypatch, code):
+    def fail(path, *, sync=False):
+        raise OSError(code, os.strerror(code), str(path))
+
+    shutil.copytree(workdir, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(_checksums, "_checksum", fail)
+        with pytest.raises(InputError, match=f"cannot read .*/4/.*: {os.strerror(code)}; run the"):
+            _restore(tmp_path / "run", _config())
+    assert int(_restore(tmp_path / "run", _config()).step) == 4
+
+
+@pytest.mark.parametrize(
+    ("read", "items"),
+    [
+        (convert.read_dataset, {"metadata"}),
+        (lambda path: convert.load(path, _config().model), {"variables", "metadata"}),
+        (lambda path: _restore(path, _config()), {"variables", "metadata", "progress"}),
+    ],
+    ids=["read_dataset", "load", "restore"],
+)
+def test_only_what_is_read_is_verified(workdir, monkeypatch, read, items):
+    verified, checksum = set(), _checksums._checksum
+
+    def count(path, *, sync=False):
+        verified.add(path.relative_to(workdir / "checkpoints" / "4").parts[0])
+        return checksum(path, sync=sync)
+
+    monkeypatch.setattr(_checksums, "_checksum", count)
+    read(workdir)
+    assert verified == items
 
 
 @pytest.mark.parametrize("seconds", [24 * 3600, -3600])

@@ -114,6 +114,7 @@ def test_damaged_lines_are_skipped_with_one_warning(tmp_path, caplog):
     good = [{"step": step, "train/loss": 1.0} for step in range(3)]
     odd = [b"\xff\xfe", b"[1, 2]", b'"text"', b"{", b"", b'{"loss": 1}', b'{"step": "1"}']
     odd += [b'{"step": 1, "train/loss": "x"}', b'{"step": 1, "x": null}', b"[" * 10**5]
+    odd += [b'{"step": true}', b'{"step": 1, "x": 1' + b"0" * 400 + b"}", b'{"step": 1, "x": true}']
     first, *others = (json.dumps(record).encode() for record in good)
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b"\n".join([first, *odd, *others, b'{"step": 3, "lo']))

@@ -179,6 +179,7 @@ def test_a_full_memory_is_one_message(config, source, tmp_path, monkeypatch):
         "model.dtype=bfloat16 (now float32)",
     ):
         assert change in message
+    assert message.endswith("; fields other than mesh.* and train.* need a new --workdir")
     assert "remat" not in message  # the config has no such field
     assert "\n" not in message
 
@@ -204,7 +205,9 @@ def test_a_seed_out_of_range_is_refused(config, source, tmp_path):
         train(config, tmp_path, source)
 
 
-def test_a_resumed_run_keeps_the_checkpoint_that_it_started_from(config, source, tmp_path):
+def test_a_resumed_run_keeps_the_checkpoint_that_it_started_from(
+    config, source, tmp_path, monkeypatch
+):
     first, other = tmp_path / "first", tmp_path / "other"
     train(config, first, source)
     shutil.copytree(first, other)
@@ -218,7 +221,8 @@ def test_a_resumed_run_keeps_the_checkpoint_that_it_started_from(config, source,
         train(config, fresh, source, init=first)
     # Neither the same command nor one without --init changes where the run started.
     train(config, run, source)
-    train(config, run, source, init=first)
+    monkeypatch.chdir(tmp_path)
+    train(config, run, source, init="first")
     with pytest.raises(
         InputError, match=r"started from .*first, not from .*other; use a new --work"
     ):
