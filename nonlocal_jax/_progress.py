@@ -24,8 +24,10 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 
-def _rounded(number: float) -> str:
-    return f"{number:.3g}" if number < 100 else f"{number:,.0f}"
+def _speed(per_second: float, unit: str) -> str:
+    if per_second < 1:
+        return f"{1 / per_second:.3g} s per {unit}"
+    return f"{per_second:.3g} per second" if per_second < 100 else f"{per_second:,.0f} per second"
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
@@ -63,7 +65,7 @@ def _lines(iterable: Iterable[Item], total: int, description: str, unit: str) ->
         if now - reported >= _INTERVAL or count == total:
             reported, rate = now, count / max(now - start, 1e-9)
             say(
-                f"{description}: {unit} {count} of {total}, {_rounded(rate)} per second, "
+                f"{description}: {unit} {count} of {total}, {_speed(rate, unit)}, "
                 f"{duration((total - count) / rate)} left",
                 sys.stderr,
             )

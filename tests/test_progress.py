@@ -16,6 +16,14 @@ def test_a_duration_has_units(seconds, text):
     assert duration(seconds) == text
 
 
+@pytest.mark.parametrize(
+    ("rate", "text"),
+    [(0.0912, "11 s per image"), (2.345, "2.35 per second"), (1040.3, "1,040 per second")],
+)
+def test_a_speed_is_easy_to_read(rate, text):
+    assert progress_module._speed(rate, "image") == text
+
+
 @pytest.fixture
 def clock(monkeypatch):
     """A clock that is read once an item and goes on by one second each time."""
