@@ -23,10 +23,12 @@ MAX_MEGAPIXELS = 128
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
-# The markers of a JPEG that are followed by its size, and those that are followed by no length.
+# The markers of a JPEG that are followed by its size, those that are followed by no length,
+# as in libjpeg, and those that no size follows: the start of the pixels and the end.
 _SIZE_MARKERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _PADDING = re.compile(rb"\xff+")
-_BARE_MARKERS = {0x01, *range(0xD0, 0xD8)}
+_BARE_MARKERS = {0x00, 0x01, *range(0xD0, 0xD8)}
+_LAST_MARKERS = {0xD9, 0xDA}
 # What the decoder of JPEG says of bytes that are no part of the image. Other messages are damage.
 _HARMLESS = "extraneous bytes before marker"
 
@@ -109,6 +111,8 @@ def _read_header(data: bytes) -> tuple[int, int, int] | None:
         if marker in _SIZE_MARKERS:
             height, width = struct.unpack(">HH", data[position + 5 : position + 9])
             return width, height, position
+        if marker in _LAST_MARKERS:
+            return None
         if marker == 0xFF:  # padding
             position = _PADDING.match(data, position).end() - 1
         elif marker in _BARE_MARKERS:

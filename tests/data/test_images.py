@@ -122,6 +122,12 @@ def test_the_limit_of_the_size_is_an_argument(tmp_path, picture):
         data.read_image(path, max_megapixels=239e-6)
 
 
+def test_the_size_is_the_one_that_the_decoder_uses():
+    content = fuzz.hostile()["jpeg with a size behind a zero marker"]
+    with pytest.raises(InputError, match=r"has 44x36 pixels, more than the limit of 0\.001 mega"):
+        images.decode_image(content, "a.jpg", max_megapixels=1e-3)
+
+
 def test_a_jpeg_that_was_cut_short_inside_is_refused(tmp_path):
     """With an end of its own, or with zeros to its length. Neither is an error in OpenCV."""
     for name in ("jpeg RGB", "jpeg CMYK", "jpeg restarts"):
