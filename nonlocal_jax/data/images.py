@@ -2,7 +2,6 @@
 
 import io
 import math
-import os
 import re
 import struct
 import sys
@@ -13,7 +12,7 @@ import numpy as np
 import PIL.Image
 from etils import epath
 
-from nonlocal_jax._files import PathLike, as_path, write_file
+from nonlocal_jax._files import PathLike, as_path, check_is_file, write_file
 from nonlocal_jax.data._decoder_messages import decoder_messages
 from nonlocal_jax.errors import InputError
 
@@ -174,9 +173,8 @@ def read_image(
     Raises:
       InputError: The file cannot be read, it is damaged, or the image is too large.
     """
+    check_is_file(as_path(path))
     try:
-        if as_path(path).exists() and not _is_regular(path):
-            raise InputError(f"{path} is not a regular file; use a PNG or JPEG file")
         data = as_path(path).read_bytes()
     except OSError as error:
         raise InputError(
@@ -189,11 +187,6 @@ def read_image(
     for message in messages:
         print(f"warning: {path}: {message}", file=sys.stderr)
     return image
-
-
-def _is_regular(path: PathLike) -> bool:
-    """Returns whether a path is a file. Reading a pipe or a device could never end."""
-    return os.path.isfile(as_path(path))
 
 
 def list_images(paths: Iterable[PathLike]) -> list[epath.Path]:
@@ -218,12 +211,9 @@ def list_files(paths: Iterable[PathLike], suffixes: Sequence[str], kind: str) ->
                     f"use a directory of {kind}"
                 )
             files += found
-        elif _is_regular(path):
-            files.append(path)
-        elif path.exists():
-            raise InputError(f"{path} is not a regular file; use a file or directory of {kind}")
         else:
-            raise InputError(f"cannot read {path}: no such file or directory; check the path")
+            check_is_file(path)
+            files.append(path)
     return files
 
 
