@@ -11,6 +11,8 @@ import cv2
 import numpy as np
 import PIL.Image
 from etils import epath
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
 
 from nonlocal_jax._files import PathLike, as_path, check_is_file, write_file
 from nonlocal_jax.data._decoder_messages import decoder_messages
@@ -64,13 +66,27 @@ def decode_label(data: bytes, name: object) -> np.ndarray:
     """
     array = _decode(data, cv2.IMREAD_UNCHANGED, name)
     if data[25:26] == b"\x03":  # OpenCV converts a palette to colors
-        array = np.array(PIL.Image.open(io.BytesIO(data), formats=("PNG",)))
+        try:
+            array = np.array(open_with_pil(data))
+        except Exception as error:  # PIL raises errors of many types if data is damaged
+            raise InputError(f"{name} is damaged ({error}); replace the file") from error
     if array.dtype != np.uint8 or array.ndim != 2:
         raise InputError(
             f"{name} is {array.dtype} {array.shape}; use a PNG with a palette or 8-bit gray, whose "
             "values are class indices"
         )
     return array
+
+
+def open_with_pil(data: bytes) -> PIL.Image.Image:
+    """Decodes a PNG or JPEG with PIL. Call ``check_header`` before.
+
+    ``PIL.Image.open`` would also warn of images that are smaller than the limit of this module.
+    """
+    plugin = PngImageFile if data.startswith(_PNG) else JpegImageFile
+    image = plugin(io.BytesIO(data))
+    image.load()
+    return image
 
 
 def check_header(data: bytes, name: object, max_megapixels: float = MAX_MEGAPIXELS) -> None:

@@ -1,6 +1,8 @@
 import io
 import os
 import random
+import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -242,6 +244,21 @@ def test_class_indices_with_a_palette_are_read_as_indices_and_shown_as_colors(nu
     np.testing.assert_array_equal(images.decode_label(content, "labels"), labels)
     np.testing.assert_array_equal(images.decode_image(content, "colors"), palette[labels])
     assert PIL.Image.open(io.BytesIO(content)).mode == "P"
+
+
+def test_a_palette_that_only_opencv_can_read_is_refused():
+    """PIL limits the size of texts in a PNG."""
+    content = images.encode_png(np.zeros((9, 11), np.uint8), [(0, 0, 0)])
+    text = b"zTXt" + b"a\0\0" + zlib.compress(bytes(5_000_000))
+    chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
+    with pytest.raises(InputError, match=r"labels is damaged \(.*; replace the file"):
+        images.decode_label(content[:33] + chunk + content[33:], "labels")
+
+
+def test_a_palette_of_many_pixels_is_read_without_a_warning():
+    """PIL warns of more than 90 megapixels. Warnings are errors in tests."""
+    labels = np.zeros((9_500, 10_000), np.uint8)
+    assert images.decode_label(images.encode_png(labels, [(0, 0, 0)]), "a").shape == labels.shape
 
 
 @pytest.mark.parametrize("name", ["png RGB", "png I;16", "png LA"])
