@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import shutil
+import socket
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -21,8 +22,9 @@ except ImportError:  # Windows
 
 PathLike = str | os.PathLike
 
-# How the names of directories with unfinished files end, and the file in them that is locked.
-_PARTIAL = ".nonlocal_jax-partial"
+# How the names of directories with unfinished files end, and the file in them that is locked. Each
+# host removes only its own, as the locks of some network file systems hold on one host only.
+_PARTIAL = f"@{socket.gethostname()}.nonlocal_jax-partial"
 _LOCK = ".lock"
 
 
@@ -122,13 +124,17 @@ def replacing(path: PathLike) -> Iterator[epath.Path]:
 @contextlib.contextmanager
 def _partial_directory(path: epath.Path) -> Iterator[epath.Path]:
     """Yields a new directory next to ``path``. It is locked as long as this process lives."""
-    directory = epath.Path(tempfile.mkdtemp(_PARTIAL, f".{path.name}.", path.parent))
-    try:
-        with _opened(directory / _LOCK, os.O_RDWR | os.O_CREAT) as descriptor:
-            try_lock(descriptor)
-            yield directory
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+    with contextlib.ExitStack() as stack:
+        while True:
+            directory = epath.Path(tempfile.mkdtemp(_PARTIAL, ".", path.parent))
+            stack.callback(shutil.rmtree, directory, ignore_errors=True)
+            lock = directory / _LOCK
+            # Until it is locked, another process can take the directory for abandoned.
+            with contextlib.suppress(FileNotFoundError):
+                descriptor = stack.enter_context(_opened(lock, os.O_RDWR | os.O_CREAT))
+                if try_lock(descriptor) is not False and lock.exists():
+                    break
+        yield directory
 
 
 @functools.cache  # a directory may have many files
@@ -136,6 +142,8 @@ def _remove_abandoned(directory: epath.Path) -> None:
     """Removes the partial directories of processes that were killed."""
     for name in os.listdir(directory):
         if name.startswith(".") and name.endswith(_PARTIAL):
+            with contextlib.suppress(OSError):  # has a lock, unless the process was killed before
+                os.rmdir(directory / name)
             lock = directory / name / _LOCK
             with contextlib.suppress(OSError), _opened(lock, os.O_RDWR) as descriptor:
                 if try_lock(descriptor):

@@ -1,10 +1,12 @@
 import os
+import shutil
 import subprocess
 import sys
 import threading
 
 import pytest
 
+from nonlocal_jax import _files
 from nonlocal_jax._files import as_path, make_directory, replacing, write_file
 from nonlocal_jax.errors import InputError
 from tests.helpers import child_environment
@@ -121,6 +123,36 @@ with replacing(sys.argv[1]) as partial:
         assert partial.exists()
     write_file(tmp_path / "model.safetensors", "whole")
     assert "other" in os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("locked", [False, True])
+def test_a_directory_that_another_process_takes_for_abandoned_is_replaced(
+    tmp_path, monkeypatch, locked
+):
+    """It removed the directory before this process locked it, or tried to lock it."""
+    results = [locked, True]
+
+    def try_lock(descriptor):
+        if len(results) == 2:
+            (directory,) = tmp_path.iterdir()
+            shutil.rmtree(directory)
+        return results.pop(0)
+
+    monkeypatch.setattr(_files, "try_lock", try_lock)
+    write_file(tmp_path / "a", "x")
+    assert not results
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_only_abandoned_directories_of_this_host_are_removed(tmp_path):
+    with replacing(tmp_path / "a") as partial:
+        name = partial.parent.name
+    (tmp_path / "b" / name).mkdir(parents=True)  # killed before it had a lock
+    other = tmp_path / "b" / name.replace("@", "@other.")
+    other.mkdir()
+    (other / ".lock").touch()
+    write_file(tmp_path / "b/a", "x")
+    assert sorted(os.listdir(tmp_path / "b")) == sorted([other.name, "a"])
 
 
 def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):

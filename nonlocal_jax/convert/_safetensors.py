@@ -45,7 +45,8 @@ _DTYPES = {
 def read(path: PathLike) -> tuple[dict[str, np.ndarray], Any]:
     """Reads the arrays by name, and the value of the model config, or None if there is none.
 
-    The arrays view the memory-mapped file, so only those in use are read from disk.
+    The arrays view the memory-mapped file. A file with a checksum is read whole to check it; of
+    others, only the arrays in use are read from disk.
 
     Raises:
       InputError: The file cannot be read or is damaged.

@@ -39,8 +39,9 @@ __all__ = ["STORAGE_DTYPES", "Placeholder", "read"]
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 # Reads of a pickle. Each operation needs one or more. A ResNet-101 with the momentum of all its
-# parameters needs 70,000.
-_MAX_READS = 1_000_000
+# parameters needs 70,000, and a list of a million numbers 2,000,000. So many of the slowest take 5 s,
+# and a file before PyTorch 1.6 is read twice.
+_MAX_READS = 2_500_000
 
 _SET = Placeholder("a set")
 
@@ -48,6 +49,10 @@ _MAX_ARGUMENTS = 16  # of a function
 
 # Of the pickle in a zip file, in bytes. Tensors are stored outside of it.
 _MAX_PICKLE = 2**28
+
+
+class _TooLongError(Exception):
+    """A pickle has too many operations."""
 
 
 class _Limited:
@@ -67,11 +72,11 @@ class _Limited:
     def count(self, number: int) -> None:
         self._reads_left -= number
         if self._reads_left < 0:
-            raise ValueError(f"the pickle has more than {_MAX_READS:,} operations")
+            raise _TooLongError
 
     def count_copied(self, values: tuple) -> None:
-        """Counts the text and the lists among the arguments of a function, which copies them."""
-        self.count(sum(len(value) for value in values if type(value) is list))
+        """Counts the text and the items of the arguments of a function, which copies them."""
+        self.count(sum(len(value) for value in values if type(value) in (list, tuple)))
         self._text_left -= sum(len(value) for value in values if type(value) is str)
         if self._text_left < 0:
             raise ValueError("the pickle copies its text again and again")
@@ -86,16 +91,16 @@ class _Limited:
 
 
 class _Memo(dict):
-    """The objects that a pickle refers to again. An object that was built replaces its builder."""
+    """The objects that a pickle refers to again. An object that was built replaces its builder.
+
+    The keys are strings, as integers could be chosen to make a dict slow, see ``as_key``.
+    """
 
     def __setitem__(self, key: int, value: Any) -> None:
-        # Picklers count from 0 or 1. Other integers could be chosen to make a dict slow.
-        if key > len(self) + 1:
-            raise ValueError("the memo of the pickle has gaps")
-        super().__setitem__(key, value)
+        super().__setitem__(str(key), value)
 
     def __getitem__(self, key: int) -> Any:
-        value = super().__getitem__(key)
+        value = super().__getitem__(str(key))
         built = isinstance(value, Builder) and value.result is not None
         return value.result if built else value
 
@@ -280,6 +285,7 @@ def _read_pickle(stream: mmap.mmap, content: memoryview) -> Any:
         stream.seek(begin + size)
 
     stream.seek(start)
+    file = _Limited(stream, len(content))  # the same operations do not count twice
     return load(lambda dtype, key, numel: _storage(storages[key], dtype, numel, key))
 
 
@@ -295,7 +301,7 @@ def read(path: PathLike) -> Any:
     places, so they must not be walked.
 
     Raises:
-      InputError: The file cannot be read, is damaged, or is not a pickle.
+      InputError: The file cannot be read, is damaged, is not a pickle, or contains too many objects.
     """
     check_is_file(path)
     try:
@@ -306,6 +312,11 @@ def read(path: PathLike) -> Any:
                 if content[:4] == b"PK\x03\x04":
                     return _read_zip(file, content)
                 return _read_pickle(stream, content)
+            except _TooLongError as error:
+                raise InputError(
+                    f"{path} contains too much besides its arrays, such as a list of millions of "
+                    "numbers; save only model.state_dict()"
+                ) from error
             except Exception as error:  # a damaged file can raise anything
                 raise damaged(path, "a PyTorch checkpoint", error) from error
     except OSError as error:

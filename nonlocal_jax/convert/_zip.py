@@ -46,7 +46,9 @@ class Records:
             name, header = info.filename, info.header_offset
             if name in self._records:
                 raise ValueError(f"the zip file has two records {name}")
-            if header < end or content[header : header + 4] != b"PK\x03\x04":
+            if content[header : header + 4] != b"PK\x03\x04":
+                raise ValueError(f"the record {name} has no header")
+            if header < end:
                 raise ValueError(f"the record {name} overlaps another one")
             # The name and extra fields follow the header.
             start = header + _HEADER + sum(struct.unpack_from("<HH", content, header + 26))

@@ -2,7 +2,6 @@
 
 import io
 import math
-import os
 import re
 import struct
 import sys
@@ -12,8 +11,10 @@ import cv2
 import numpy as np
 import PIL.Image
 from etils import epath
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
 
-from nonlocal_jax._files import PathLike, as_path, write_file
+from nonlocal_jax._files import PathLike, as_path, check_is_file, write_file
 from nonlocal_jax.data._decoder_messages import decoder_messages
 from nonlocal_jax.errors import InputError
 
@@ -23,10 +24,12 @@ MAX_MEGAPIXELS = 128
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
-# The markers of a JPEG that are followed by its size, and those that are followed by no length.
+# The markers of a JPEG that are followed by its size, those that are followed by no length,
+# as in libjpeg, and those that no size follows: the start of the pixels and the end.
 _SIZE_MARKERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _PADDING = re.compile(rb"\xff+")
-_BARE_MARKERS = {0x01, *range(0xD0, 0xD8)}
+_BARE_MARKERS = {0x00, 0x01, *range(0xD0, 0xD8)}
+_LAST_MARKERS = {0xD9, 0xDA}
 # What the decoder of JPEG says of bytes that are no part of the image. Other messages are damage.
 _HARMLESS = "extraneous bytes before marker"
 
@@ -63,13 +66,27 @@ def decode_label(data: bytes, name: object) -> np.ndarray:
     """
     array = _decode(data, cv2.IMREAD_UNCHANGED, name)
     if data[25:26] == b"\x03":  # OpenCV converts a palette to colors
-        array = np.array(PIL.Image.open(io.BytesIO(data), formats=("PNG",)))
+        try:
+            array = np.array(open_with_pil(data))
+        except Exception as error:  # PIL raises errors of many types if data is damaged
+            raise InputError(f"{name} is damaged ({error}); replace the file") from error
     if array.dtype != np.uint8 or array.ndim != 2:
         raise InputError(
             f"{name} is {array.dtype} {array.shape}; use a PNG with a palette or 8-bit gray, whose "
             "values are class indices"
         )
     return array
+
+
+def open_with_pil(data: bytes) -> PIL.Image.Image:
+    """Decodes a PNG or JPEG with PIL. Call ``check_header`` before.
+
+    ``PIL.Image.open`` would also warn of images that are smaller than the limit of this module.
+    """
+    plugin = PngImageFile if data.startswith(_PNG) else JpegImageFile
+    image = plugin(io.BytesIO(data))
+    image.load()
+    return image
 
 
 def check_header(data: bytes, name: object, max_megapixels: float = MAX_MEGAPIXELS) -> None:
@@ -109,6 +126,8 @@ def _read_header(data: bytes) -> tuple[int, int, int] | None:
         if marker in _SIZE_MARKERS:
             height, width = struct.unpack(">HH", data[position + 5 : position + 9])
             return width, height, position
+        if marker in _LAST_MARKERS:
+            return None
         if marker == 0xFF:  # padding
             position = _PADDING.match(data, position).end() - 1
         elif marker in _BARE_MARKERS:
@@ -170,9 +189,8 @@ def read_image(
     Raises:
       InputError: The file cannot be read, it is damaged, or the image is too large.
     """
+    check_is_file(as_path(path))
     try:
-        if as_path(path).exists() and not _is_regular(path):
-            raise InputError(f"{path} is not a regular file; use a PNG or JPEG file")
         data = as_path(path).read_bytes()
     except OSError as error:
         raise InputError(
@@ -185,11 +203,6 @@ def read_image(
     for message in messages:
         print(f"warning: {path}: {message}", file=sys.stderr)
     return image
-
-
-def _is_regular(path: PathLike) -> bool:
-    """Returns whether a path is a file. Reading a pipe or a device could never end."""
-    return os.path.isfile(as_path(path))
 
 
 def list_images(paths: Iterable[PathLike]) -> list[epath.Path]:
@@ -214,12 +227,9 @@ def list_files(paths: Iterable[PathLike], suffixes: Sequence[str], kind: str) ->
                     f"use a directory of {kind}"
                 )
             files += found
-        elif _is_regular(path):
-            files.append(path)
-        elif path.exists():
-            raise InputError(f"{path} is not a regular file; use a file or directory of {kind}")
         else:
-            raise InputError(f"cannot read {path}: no such file or directory; check the path")
+            check_is_file(path)
+            files.append(path)
     return files
 
 

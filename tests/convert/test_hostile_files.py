@@ -35,7 +35,7 @@ def refusal(tmp_path, data, name="a.pth", config=CONFIG):
     start = time.process_time()
     with pytest.raises(InputError) as error:
         convert.load(path, config)
-    assert time.process_time() - start < 5
+    assert time.process_time() - start < 10
     message = str(error.value)
     assert len(message) < 5000
     assert message.replace("\n", "").isprintable()
@@ -55,7 +55,7 @@ def test_a_tuple_of_2_to_the_40_leaves_is_neither_hashed_nor_printed(tmp_path, n
 
 @pytest.mark.parametrize(
     ("depth", "place"),
-    [(1_000_000, "key"), (100_000, "key"), (100_000, "name"), (100_000, "weight"), (900, "name")],
+    [(3_000_000, "key"), (100_000, "key"), (100_000, "name"), (100_000, "weight"), (900, "name")],
 )
 def test_a_deep_tuple_is_not_walked(tmp_path, depth, place):
     nest = b")" + b"\x85" * depth
@@ -64,7 +64,9 @@ def test_a_deep_tuple_is_not_walked(tmp_path, depth, place):
     if place != "key":
         item = b"}" + pickles.text("state_dict") + item + b"s"
     message = refusal(tmp_path, b"\x80\x02" + item + b".")
-    assert ("operations" if depth > 500_000 else "contains more than tensors") in message
+    assert (
+        "save only model.state_dict()" if depth > 500_000 else "contains more than tensors"
+    ) in message
 
 
 def test_only_strings_are_keys(tmp_path):
@@ -83,6 +85,8 @@ def test_only_strings_are_keys(tmp_path):
         *("copied pairs again and again", "encoded text again and again", "slow keys"),
         *("long names again and again", "arrays of text again and again", "a slow memo"),
         *("long arguments again and again", "a long key again and again"),
+        *("copied pairs of a tuple again and again", "wide names again and again"),
+        "names of names again and again",
     ],
 )
 def test_work_does_not_grow_faster_than_the_file(tmp_path, name):
@@ -129,6 +133,7 @@ def test_a_record_is_checked_and_swapped_once(tmp_path):
         ("an encrypted record", "archive/data/0 is encrypted"),
         ("an encrypted pickle", "archive/data.pkl is encrypted"),
         ("a record beyond the end", "does not end within the file"),
+        ("a record without a header", "the record archive/data/0 has no header"),
         ("a record in the list of records", "does not end within the file"),
         ("two types of one storage", "storage 0 has two types"),
     ],

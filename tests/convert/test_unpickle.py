@@ -523,3 +523,32 @@ def test_ordered_dicts_keep_their_order(tmp_path):
     ordered = collections.OrderedDict([("b", 1), ("a", 2)])
     path.write_bytes(pickle.dumps(ordered, protocol=2))
     assert list(unpickle.read(path)) == ["b", "a"]
+
+
+def test_the_memo_may_have_gaps(tmp_path):
+    """As after ``pickletools.optimize`` of Python 2."""
+    path = tmp_path / "a.pkl"
+    path.write_bytes(b"\x80\x02}X\x0a\0\0\0state_dictq\x05}sh\x05\x86.")
+    assert unpickle.read(path) == ({"state_dict": {}}, "state_dict")
+
+
+def test_a_checkpoint_may_have_a_long_list(tmp_path):
+    path = tmp_path / "a.pkl"
+    content = {"state_dict": {}, "indices": list(range(600_000))}
+    path.write_bytes(pickle.dumps(content, 2))
+    assert unpickle.read(path) == content
+
+
+def test_the_pickle_of_a_legacy_file_is_counted_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(unpickle, "_MAX_READS", 1000)
+    path = tmp_path / "a.pth"
+    head = (unpickle._LEGACY_MAGIC, 1001, {})
+    for length, fits in ((400, True), (600, False)):
+        content = list(range(length))
+        parts = (*head, content, [])
+        path.write_bytes(b"".join(pickle.dumps(part, 2) for part in parts))
+        if fits:
+            assert unpickle.read(path) == content
+        else:
+            with pytest.raises(InputError, match=r"too much .*; save only model\.state_dict\(\)"):
+                unpickle.read(path)

@@ -1,6 +1,8 @@
 import io
 import os
 import random
+import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -122,6 +124,12 @@ def test_the_limit_of_the_size_is_an_argument(tmp_path, picture):
         data.read_image(path, max_megapixels=239e-6)
 
 
+def test_the_size_is_the_one_that_the_decoder_uses():
+    content = fuzz.hostile()["jpeg with a size behind a zero marker"]
+    with pytest.raises(InputError, match=r"has 44x36 pixels, more than the limit of 0\.001 mega"):
+        images.decode_image(content, "a.jpg", max_megapixels=1e-3)
+
+
 def test_a_jpeg_that_was_cut_short_inside_is_refused(tmp_path):
     """With an end of its own, or with zeros to its length. Neither is an error in OpenCV."""
     for name in ("jpeg RGB", "jpeg CMYK", "jpeg restarts"):
@@ -191,11 +199,10 @@ def test_damaged_images_are_read_or_refused(tmp_path, capfd):
 
 def test_a_pipe_or_a_device_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "a.png")
-    for path in (tmp_path / "a.png", "/dev/zero"):
-        with pytest.raises(InputError, match=f"{path} is not a regular file"):
-            data.read_image(path)
-        with pytest.raises(InputError, match=f"{path} is not a regular file"):
-            data.list_images([path])
+    for path, kind in ((tmp_path / "a.png", "a named pipe"), ("/dev/zero", "a device")):
+        for read in (data.read_image, lambda path: data.list_images([path])):
+            with pytest.raises(InputError, match=f"cannot read {path}: it is {kind}, not a file"):
+                read(path)
 
 
 def test_lists_files_as_given_and_directories_sorted(tmp_path, picture):
@@ -216,7 +223,7 @@ def test_lists_files_as_given_and_directories_sorted(tmp_path, picture):
 def test_refuses_an_empty_directory_and_a_missing_path(tmp_path):
     with pytest.raises(InputError, match=r"has no .*png file; use"):
         data.list_images([tmp_path])
-    with pytest.raises(InputError, match=r"cannot read .*nowhere: no such file .*; check"):
+    with pytest.raises(InputError, match=r"cannot read .*nowhere: No such file .*; check"):
         data.list_images([tmp_path / "nowhere"])
 
 
@@ -237,6 +244,21 @@ def test_class_indices_with_a_palette_are_read_as_indices_and_shown_as_colors(nu
     np.testing.assert_array_equal(images.decode_label(content, "labels"), labels)
     np.testing.assert_array_equal(images.decode_image(content, "colors"), palette[labels])
     assert PIL.Image.open(io.BytesIO(content)).mode == "P"
+
+
+def test_a_palette_that_only_opencv_can_read_is_refused():
+    """PIL limits the size of texts in a PNG."""
+    content = images.encode_png(np.zeros((9, 11), np.uint8), [(0, 0, 0)])
+    text = b"zTXt" + b"a\0\0" + zlib.compress(bytes(5_000_000))
+    chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
+    with pytest.raises(InputError, match=r"labels is damaged \(.*; replace the file"):
+        images.decode_label(content[:33] + chunk + content[33:], "labels")
+
+
+def test_a_palette_of_many_pixels_is_read_without_a_warning():
+    """PIL warns of more than 90 megapixels. Warnings are errors in tests."""
+    labels = np.zeros((9_500, 10_000), np.uint8)
+    assert images.decode_label(images.encode_png(labels, [(0, 0, 0)]), "a").shape == labels.shape
 
 
 @pytest.mark.parametrize("name", ["png RGB", "png I;16", "png LA"])

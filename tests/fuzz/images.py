@@ -69,6 +69,7 @@ def hostile() -> dict[str, bytes]:
     progressive = whole()["jpeg progressive"]
     start = progressive.index(b"\xff\xc2") + 5
     scan = jpeg.index(b"\xff\xda") + 40
+    small = jpeg[size - 5 : size] + struct.pack(">HH", 8, 8) + jpeg[size + 4 : size + 14]
     return {
         "empty": b"",
         "html": b"<!DOCTYPE html><html></html>",
@@ -86,6 +87,11 @@ def hostile() -> dict[str, bytes]:
         "bmp of 900 megapixels": b"BM"
         + struct.pack("<IHHIIiiHHIIiiII", 58, 0, 0, 54, 40, 30_000, 30_000, 1, 24, 0, 0, 0, 0, 0, 0)
         + bytes(4),
+        "jpeg with a size behind a zero marker": b"\xff\xd8\xff\0"
+        + struct.pack(">H", len(jpeg))
+        + jpeg[2:-2]
+        + small
+        + b"\xff\xd9",
         "jpeg of padding": b"\xff\xd8" + b"\xff" * 1_000_000,
         "jpeg of empty segments": b"\xff\xd8" + b"\xff\xe0\0\2" * 250_000,
         "jpeg of segments of length 0": b"\xff\xd8" + b"\xff\xe0\0\0" * 250_000,

@@ -248,6 +248,15 @@ def hostile() -> Mapping[str, bytes]:
             b"](" + b"".join(b"](" + text(f"{i}") + b"Ne" for i in range(20_000)) + b"e\x85\x94",
             name("collections", "OrderedDict") + b"h\0R",
         ),
+        "copied pairs of a tuple": (
+            b"(" + b"NN\x86" * 20_000 + b"t\x85\x94",
+            name("collections", "OrderedDict") + b"h\0R",
+        ),
+        "wide names": (text("\U0001f600" * 300) + b"\x94", b"h\x002\x93"),
+        "names of names": (
+            name("a", "b") + b"p0\n",
+            b"0" + array(shape=b")", data=b"C\0", dtype=b"g0\n") + b"p0\n",
+        ),
         "encoded text": (
             text("a" * many) + text("latin1") + b"\x86\x94",
             name("_codecs", "encode") + b"h\0R",
@@ -268,7 +277,7 @@ def hostile() -> Mapping[str, bytes]:
         ),
     }
     for what, (first, body) in again.items():
-        cases[f"{what} again and again"] = _program(first + body * (2 * many // len(body)))
+        cases[f"{what} again and again"] = _program(first + body * (10 * many // len(body)))
     # A memo whose indexes all get the same place in the dict of an unpickler.
     puts = b"".join(b"r" + struct.pack("<I", n) for n in _slow_integers(150_000))
     gets = (b"r" + struct.pack("<I", 1 + 2**23) + b"0N") * 300_000

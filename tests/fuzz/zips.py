@@ -156,6 +156,7 @@ def hostile() -> Mapping[str, bytes]:
         "an encrypted record": write([*small[:2], small[2]._replace(flags=1)]),
         "an encrypted pickle": write([small[0]._replace(flags=1), *small[1:]]),
         "a record beyond the end": write([*small[:2], small[2]._replace(size=2**31)]),
+        "a record without a header": write([*small[:2], small[2]._replace(offset=1)]),
         "a record in the list of records": write([*small[:2], small[2]._replace(size=100)]),
         "no records": write([]),
         "many empty records": write(

@@ -2,7 +2,6 @@
 
 import io
 import struct
-import warnings
 import zipfile
 import zlib
 from typing import Any, NamedTuple
@@ -12,16 +11,19 @@ import PIL.Image
 
 from nonlocal_jax.data._decoder_messages import decoder_messages
 from nonlocal_jax.data.datasets._layout import INVALID, File, Layout, Pair
-from nonlocal_jax.data.images import check_header, damage, decode_image, decode_label, encode_png
+from nonlocal_jax.data.images import (
+    check_header,
+    damage,
+    decode_image,
+    decode_label,
+    encode_png,
+    open_with_pil,
+)
 from nonlocal_jax.errors import InputError
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _ORIENTATION = 0x0112
 _READ_ERRORS = (OSError, zipfile.BadZipFile, zlib.error, KeyError, RuntimeError, EOFError)
-
-
-# Larger images than PIL warns of are allowed, see check_header.
-warnings.filterwarnings("ignore", category=PIL.Image.DecompressionBombWarning)
 
 
 class _FileError(Exception):
@@ -114,7 +116,7 @@ def _read(file: File) -> bytes:
 
 def _check_image(data: bytes, *, upright: bool) -> tuple[tuple[int, int], list[str]]:
     """Returns the (height, width) of a complete PNG or JPEG image, and warnings of its decoder."""
-    with _open(data, ("PNG", "JPEG")) as image:
+    with _open(data) as image:
         orientation = image.getexif().get(_ORIENTATION, 1) if upright else 1
     if orientation != 1:
         raise _FileError(
@@ -132,23 +134,21 @@ def _check_image(data: bytes, *, upright: bool) -> tuple[tuple[int, int], list[s
     return size, messages
 
 
-def _open(data: bytes, formats: tuple[str, ...]) -> PIL.Image.Image:
+def _open(data: bytes) -> PIL.Image.Image:
     """Decodes an image with PIL. The callers also use OpenCV, which finds other damage."""
     try:
         check_header(data, "the image")
     except InputError as error:
         raise _FileError(str(error).removeprefix("the image ")) from error
     try:
-        image = PIL.Image.open(io.BytesIO(data), formats=formats)
-        image.load()
-    except PIL.UnidentifiedImageError as error:
+        return open_with_pil(data)
+    except SyntaxError as error:
         raise _FileError(
-            f"is damaged or not a {' or '.join(formats)} image ({len(data):,} bytes); replace or "
-            "convert the file"
+            f"is damaged or not a PNG or JPEG image ({len(data):,} bytes); replace or convert the "
+            "file"
         ) from error
     except Exception as error:  # PIL raises errors of many types if data is damaged
         raise _damaged(data, error) from error
-    return image
 
 
 def _damaged(data: bytes, reason: object) -> _FileError:
@@ -174,7 +174,7 @@ def _decode_mask(data: bytes) -> np.ndarray:
             "8-bit gray without alpha, whose values stand for the classes, for example with the "
             "script in docs/datasets.md"
         )
-    with _open(data, ("PNG",)) as image:
+    with _open(data) as image:
         values = np.array(image).astype(np.uint8)
     try:
         with decoder_messages():
