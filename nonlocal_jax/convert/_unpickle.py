@@ -39,8 +39,8 @@ __all__ = ["STORAGE_DTYPES", "Placeholder", "read"]
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 # Reads of a pickle. Each operation needs one or more. A ResNet-101 with the momentum of all its
-# parameters needs 70,000, and a list of a million numbers 2,000,000. So many of the slowest take 5 s,
-# and a file before PyTorch 1.6 is read twice.
+# parameters needs 70,000, and a list of a million numbers 2,000,000. The slowest take 5 s in all, and
+# a file of PyTorch before 1.6 is read twice.
 _MAX_READS = 2_500_000
 
 _SET = Placeholder("a set")
@@ -301,7 +301,7 @@ def read(path: PathLike) -> Any:
     places, so they must not be walked.
 
     Raises:
-      InputError: The file cannot be read, is damaged, is not a pickle, or contains too many objects.
+      InputError: The file cannot be read, is damaged, is no pickle, or contains too many objects.
     """
     check_is_file(path)
     try:
