@@ -39,7 +39,7 @@ __all__ = ["STORAGE_DTYPES", "Placeholder", "read"]
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 # Reads of a pickle. Each operation needs one or more. A ResNet-101 with the momentum of all its
-# parameters needs 70,000, and a list of a million numbers 2,000,000. The slowest take 5 s in all, and
+# parameters needs 70,000, and a list of a million numbers 2,000,000. The slowest take 5 s, and
 # a file of PyTorch before 1.6 is read twice.
 _MAX_READS = 2_500_000
 
