@@ -15,10 +15,13 @@ PIP := $(if $(shell command -v uv),VIRTUAL_ENV=$(VENV) uv pip,$(BIN)/python -m p
 .PHONY: setup libtpu demo demo-video test lint parity golden check-datasets check-video check-stream \
 	check-long-clips check-cuda-hlo check-lower-bounds fuzz
 
+$(if $(filter cpu tpu cuda13,$(ACCEL)),,$(error ACCEL is $(ACCEL); use cpu, tpu or cuda13))
+
 setup: $(STAMP)
 
 $(STAMP): requirements.txt pyproject.toml
 	@echo "Installing the packages of requirements.txt in $(VENV): 400 MB to download, 1.6 GB on disk."
+	@command -v $(PYTHON) >/dev/null || { echo "there is no $(PYTHON); set PYTHON to Python 3.11 or newer"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "$(PYTHON) is older than 3.11; run: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

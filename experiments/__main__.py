@@ -6,6 +6,7 @@ python -m experiments names    the value of --config of each experiment
 
 import ast
 import pathlib
+import signal
 import sys
 
 from experiments import cli
@@ -19,11 +20,16 @@ def _summary(path: pathlib.Path) -> str:
     return ast.get_docstring(ast.parse(path.read_text())).partition("\n")[0]
 
 
-def _list_commands() -> None:
+def _commands() -> dict[str, pathlib.Path]:
+    """Returns the files of the commands by name."""
     files = {path.stem: path for path in _DIRECTORY.glob("[a-z]*.py") if path.stem != "cli"}
     files |= {path.parent.name: path for path in _DIRECTORY.glob("*/__main__.py")}
+    return dict(sorted(files.items()))
+
+
+def _list_commands() -> None:
     print("Commands:\n")
-    for name, path in sorted(files.items()):
+    for name, path in _commands().items():
         print(f"  python -m experiments.{name:12}{_summary(path)}")
     print(
         "\n`python -m experiments.COMMAND --help` lists the flags of a command, and\n"
@@ -36,6 +42,8 @@ def main(arguments: list[str]) -> None:
         _list_commands()
     elif arguments == ["names"]:
         print("\n".join(all_configs()))
+    elif arguments[0] in _commands():
+        cli.fail(f"use `python -m experiments.{' '.join(arguments)}`")
     else:
         cli.fail(
             f"unknown argument {arguments[0]!r}; use `python -m experiments.COMMAND` for a command "
@@ -44,4 +52,6 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):  # end quietly in `python -m experiments names | head`
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.exit(main(sys.argv[1:]))

@@ -48,8 +48,7 @@ def define_config(*, required: bool = True) -> flags.FlagHolder:
         config = config_flags.DEFINE_config_file("config", help_string=_CONFIG_HELP)
     except flags.Error as error:  # the file of --flagfile is read here
         fail(error)
-    # --help lists the flags of the command's own module.
-    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["config"])
+    _list_in_help(config)
     if required:
         flags.mark_flag_as_required("config")
     return config
@@ -57,11 +56,18 @@ def define_config(*, required: bool = True) -> flags.FlagHolder:
 
 def define_allow_non_finite() -> flags.FlagHolder:
     """Defines ``--allow-non-finite``."""
-    return flags.DEFINE_boolean(
+    holder = flags.DEFINE_boolean(
         "allow_non_finite",
         False,
         "Whether to accept a checkpoint with values that are NaN or infinite.",
     )
+    _list_in_help(holder)
+    return holder
+
+
+def _list_in_help(holder: flags.FlagHolder) -> None:
+    """--help lists the flags of the command's own module."""
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[holder.name])
 
 
 def stop(number: signal.Signals, text: str, status: int) -> NoReturn:

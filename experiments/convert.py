@@ -12,10 +12,7 @@ A .safetensors file contains the names and the colors of the classes: those of P
 file of PyTorch or Caffe2, those of the dataset --config.data.name.
 """
 
-import hashlib
 import pathlib
-import re
-import sys
 from typing import Any
 
 import jax
@@ -39,25 +36,6 @@ _NEW_BLOCKS = flags.DEFINE_boolean(
 _ALLOW_NON_FINITE = cli.define_allow_non_finite()
 
 
-def _warn_of_wrong_hash(path: pathlib.Path) -> None:
-    """Warns if a file does not have the hash in its name.
-
-    OpenMMLab's file names end in a hash of the file, or since 1.x in one of an earlier file.
-    """
-    claimed = re.search(r"-([0-9a-f]{8})\.pth$", path.name)
-    if claimed is None or not path.is_file():
-        return
-    with path.open("rb") as file:
-        actual = hashlib.file_digest(file, "sha256").hexdigest()
-    if not actual.startswith(claimed[1]):
-        print(
-            f"warning: the SHA-256 of {path} begins with {actual[:8]}, but its name says "
-            f"{claimed[1]} (names of OpenMMLab 1.x need not match); if the file is damaged, "
-            "download it again",
-            file=sys.stderr,
-        )
-
-
 def _dataset(source: str, config: ConfigDict) -> dict[str, Any] | None:
     """Returns the classes for the output: those of the source, or for a file, of the config."""
     dataset = convert.read_dataset(source)
@@ -75,7 +53,6 @@ def main(_: list[str]) -> None:
     suffix = ".pth" if _REVERSE.value else ".safetensors"
     if output.suffix != suffix:
         raise InputError(f"--output is {output}; use a path that ends in {suffix}")
-    _warn_of_wrong_hash(pathlib.Path(_SOURCE.value))
     dataset = None if _REINIT_HEAD.value else _dataset(_SOURCE.value, config)
     fresh = {"reinit_head": _REINIT_HEAD.value, "new_blocks": _NEW_BLOCKS.value}
     variables = convert.load(

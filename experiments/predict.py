@@ -108,7 +108,6 @@ def main(arguments: list[str]) -> None:
             f"outputs for {kind}s; use another directory, such as --output=predicted"
         )
     _check_outputs(names, directory, endings)
-    make_directory(directory)
     variables = convert.load(
         _CHECKPOINT.value,
         config.model,
@@ -116,6 +115,7 @@ def main(arguments: list[str]) -> None:
         allow_non_finite=_ALLOW_NON_FINITE.value,
     )
     predict = predictor.predict(variables, dataset)
+    make_directory(directory)
 
     report_compilation("the network")
     errors = []
@@ -163,15 +163,14 @@ def _dataset(checkpoint: str, config: ConfigDict) -> data.Dataset:
     """Returns the classes and colors of a checkpoint, or of the config's dataset if it has none."""
     saved = convert.read_dataset(checkpoint)
     if saved is not None:
-        dataset = data.Dataset.from_json(saved)
-    else:
-        try:
-            dataset = data.get_dataset(config.data.name, _DATA_DIR.value)
-        except InputError as error:
-            raise InputError(
-                f"{checkpoint} does not contain the names of its classes, so --config.data.name "
-                f"must be a known dataset: {error}"
-            ) from error
+        return data.Dataset.from_json(saved)
+    try:
+        dataset = data.get_dataset(config.data.name, _DATA_DIR.value)
+    except InputError as error:
+        raise InputError(
+            f"{checkpoint} does not contain the names of its classes, so --config.data.name "
+            f"must be a known dataset: {error}"
+        ) from error
     dataset.check_num_classes(config.model.num_classes)
     return dataset
 

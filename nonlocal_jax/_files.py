@@ -88,6 +88,8 @@ def make_directory(path: PathLike) -> epath.Path:
         with tempfile.TemporaryFile(dir=directory):
             pass
     except OSError as error:
+        if directory.exists() and not directory.is_dir():
+            raise InputError(f"{path} is a file; use a directory") from error
         reason = error.strerror or error
         raise InputError(
             f"cannot write to the directory {path}: {reason}; check the path, its permissions and "

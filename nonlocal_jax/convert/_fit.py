@@ -75,13 +75,13 @@ def check(
     advice = f"use the {target} that it was made with, or another checkpoint"
     commands = "of experiments.train and experiments.convert"
     if any(line.startswith("num_classes is ") for line in different):
-        advice += "; for new classes, initialize the classifiers with reinit_head=True "
+        advice += "; to train on new classes, initialize the classifiers with reinit_head=True "
         advice += f"(--reinit-head {commands})"
     of_blocks = [line for line in different if re.match("(block|block_at|block_norm) is ", line)]
     if of_blocks and "block is" in of_blocks[0] and of_blocks[0].endswith("'none' in the config"):
         advice += "; the model has no blocks: for those of the checkpoint, use a config with blocks"
     elif of_blocks:
-        advice += "; for new blocks, initialize the blocks with new_blocks=True "
+        advice += "; to train new blocks, initialize them with new_blocks=True "
         advice += f"(--new-blocks {commands})"
     raise InputError("\n".join([*lines, advice]))
 

@@ -3,14 +3,18 @@
 ``torch.load(path, weights_only=True)`` reads what ``write`` writes.
 """
 
+import hashlib
 import io
 import math
+import os
 import pickle
+import re
 import zipfile
 from collections import OrderedDict
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+from absl import logging
 
 from nonlocal_jax._files import PathLike
 from nonlocal_jax.convert import _unpickle as unpickle
@@ -20,6 +24,10 @@ from nonlocal_jax.errors import InputError, listing, printable
 _NESTED = ("state_dict", "model", "model_state", "blobs")
 
 _STORAGE_NAMES = {dtype: name for name, dtype in unpickle.STORAGE_DTYPES.items()}
+
+
+# The names of OpenMMLab's files end in the start of a hash of the file.
+_HASH = re.compile(r"-([0-9a-f]{8})\.pth$")
 
 
 def read_state_dict(path: PathLike) -> dict[str, np.ndarray]:
@@ -33,6 +41,7 @@ def read_state_dict(path: PathLike) -> dict[str, np.ndarray]:
         tensors.
     """
     content = unpickle.read(path)
+    _warn_of_wrong_hash(path)
     if isinstance(content, dict):
         nested = (content.get(key) for key in _NESTED)
         content = next((value for value in nested if isinstance(value, dict)), content)
@@ -56,6 +65,23 @@ def read_state_dict(path: PathLike) -> dict[str, np.ndarray]:
             "in PyTorch, save model.state_dict()"
         )
     return content
+
+
+def _warn_of_wrong_hash(path: PathLike) -> None:
+    """Warns if a file does not have the hash in its name. Most of these files have no checksum."""
+    claimed = _HASH.search(os.fspath(path))
+    if claimed is None:
+        return
+    with open(path, "rb") as file:
+        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    if not actual.startswith(claimed[1]):
+        logging.warning(
+            "%s may be damaged: its SHA-256 begins with %s, unlike its name says; download it "
+            "again. If that changes nothing, the file was changed after it was named, as some "
+            "files of OpenMMLab 1.x were",
+            path,
+            actual[:8],
+        )
 
 
 def _describe(value: Any) -> str:

@@ -16,7 +16,7 @@ from PIL.PngImagePlugin import PngImageFile
 
 from nonlocal_jax._files import PathLike, as_path, check_is_file, write_file
 from nonlocal_jax.data._decoder_messages import decoder_messages
-from nonlocal_jax.errors import InputError
+from nonlocal_jax.errors import InputError, listing
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
 # Images with more pixels are refused, unless a caller allows them.
@@ -33,6 +33,17 @@ _LAST_MARKERS = {0xD9, 0xDA}
 # What the decoder of JPEG says of bytes that are no part of the image. Other messages are damage.
 _HARMLESS = "extraneous bytes before marker"
 
+# How files of other formats begin, and what they are.
+_OTHER_FORMATS = (
+    (rb"(?s).{4}ftyp(hei|hev|mif|msf)", "a HEIC image"),
+    (rb"(?s).{4}ftypavi", "an AVIF image"),
+    (rb"(?s)RIFF.{4}WEBP", "a WebP image"),
+    (rb"GIF8", "a GIF image"),
+    (rb"II\*\0|MM\0\*", "a TIFF image"),
+    (rb"BM.{4}\0\0\0\0", "a BMP image"),
+    (rb"(?i)\s*<(!doctype html|html|head|body)", "an HTML page"),
+)
+
 # Rows and columns of an image.
 Window = tuple[slice, slice]
 
@@ -47,8 +58,8 @@ def decode_image(
     Args:
       data: The content of the file.
       name: What messages call the image.
-      upright: Whether to apply the EXIF orientation. The training data of the published models
-        ignore it.
+      upright: Whether to rotate the image as its EXIF orientation says, as other programs show
+        it. The training data of the published models ignore it.
       max_megapixels: The largest image that is decoded. Its size is read from its header first.
 
     Raises:
@@ -97,6 +108,9 @@ def check_header(data: bytes, name: object, max_megapixels: float = MAX_MEGAPIXE
     """
     header = _read_header(data)
     if header is None:
+        for pattern, what in _OTHER_FORMATS:
+            if re.match(pattern, data):
+                raise InputError(f"{name} is {what}; export or convert it to JPEG or PNG")
         raise InputError(
             f"{name} is damaged or not a PNG or JPEG image ({len(data):,} bytes); replace or "
             "convert the file"
@@ -216,15 +230,27 @@ def list_images(paths: Iterable[PathLike]) -> list[epath.Path]:
 
 
 def list_files(paths: Iterable[PathLike], suffixes: Sequence[str], kind: str) -> list[epath.Path]:
-    """Replaces each directory with its files of these suffixes, see ``list_images``."""
+    """Replaces each directory with its files of these suffixes, see ``list_images``.
+
+    What is skipped is printed on stderr, except hidden files.
+    """
     files = []
     for path in map(as_path, paths):
         if path.is_dir():
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes)
+            entries = sorted(path.iterdir())
+            found = [p for p in entries if p.suffix.lower() in suffixes]
+            others = [p.name for p in entries if p not in found and not p.name.startswith(".")]
             if not found:
+                only = f", only{listing(others)}\n" if others else "; "
                 raise InputError(
-                    f"the directory {path} has no {' or '.join(suffixes)} file; "
-                    f"use a directory of {kind}"
+                    f"the directory {path} has no {' or '.join(suffixes)} file{only}"
+                    f"use a directory of {kind}, and convert other formats"
+                )
+            if others:
+                print(
+                    f"warning: only {', '.join(suffixes)} files are read; skipped in {path}:"
+                    f"{listing(others)}",
+                    file=sys.stderr,
                 )
             files += found
         else:

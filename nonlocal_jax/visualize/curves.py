@@ -50,7 +50,9 @@ def curves_png(records: Sequence[Mapping[str, Any]], headline: str) -> bytes:
 def _draw_loss(axes: Axes, steps: np.ndarray, loss: np.ndarray) -> None:
     # A running mean over a fiftieth of the run shows the trend behind the noise of the batches.
     smooth = _running_mean(loss, min(2 * (len(loss) // 100) + 1, len(loss)))
-    axes.plot(steps, loss, color=_COLOR, alpha=0.3, linewidth=1)
+    # A line through few points is hard to see, and through one invisible.
+    marker = "o" if len(loss) < 10 else None
+    axes.plot(steps, loss, color=_COLOR, alpha=0.3, linewidth=1, marker=marker, markersize=4)
     axes.plot(steps, smooth, color=_COLOR, linewidth=1.8)
     axes.set_ylim(0, 1.05 * np.max(loss, initial=0, where=np.isfinite(loss)) or 1)
 

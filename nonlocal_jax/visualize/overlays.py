@@ -61,7 +61,8 @@ def add_legend(
 ) -> np.ndarray:
     """Adds a legend below an image. It lists the classes in ``labels``, the most frequent first.
 
-    If an entry of the legend is wider than the image, the image is padded on the right.
+    Classes of less than a thousandth of the pixels are left out: they can hardly be seen. If an
+    entry of the legend is wider than the image, the image is padded on the right.
 
     Args:
       image: RGB, uint8 ``[H, W, 3]``.
@@ -77,7 +78,8 @@ def add_legend(
     """
     check_image(image)
     counts = np.bincount(labels[(labels >= 0) & (labels < len(names))], minlength=len(names))
-    present = [c for c in np.argsort(-counts, kind="stable") if counts[c]]
+    least = max(1, labels.size / 1000)
+    present = [c for c in np.argsort(-counts, kind="stable") if counts[c] >= least]
     entries = [(names[c], np.asarray(palette[c], np.uint8)) for c in present]
     panel = legend(entries, image.shape[1], int(np.clip(image.shape[1] / 60, 12, 32)))
     height, width = image.shape[:2]

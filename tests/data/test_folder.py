@@ -127,7 +127,7 @@ def test_masks_of_other_types(tmp_path):
         "images/train_4.webp is not a .jpeg or .jpg or .png file",
         "images/train_5.jpg and images/train_5.png have the same id",
         "images/train_6.jpg has the EXIF orientation 6",
-        f"{images[0].name} is damaged or not a PNG or JPEG image (",
+        f"{images[0].name} is a WebP image; export or convert it",
         "has no label map masks/train_2.png; add or rename it",
         "images/train_4.jpg or .png is missing, but a list contains it",
     ):

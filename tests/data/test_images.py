@@ -107,8 +107,8 @@ def test_a_file_that_is_not_a_complete_image_is_named(tmp_path, picture, make):
         ("png of 10,000 megapixels", "100000x100000 pixels, more than the limit of 128 megapixels"),
         ("jpeg of 1,024 megapixels", "32000x32000 pixels, more than the limit of 128 megapixels"),
         ("png with a chunk of 2 GiB", "not a complete PNG or JPEG"),
-        ("bmp of 900 megapixels", "not a PNG or JPEG image"),
-        ("html", "not a PNG or JPEG image"),
+        ("bmp of 900 megapixels", "is a BMP image; export or convert it to JPEG or PNG"),
+        ("html", "is an HTML page"),
     ],
 )
 def test_an_image_is_not_decoded_if_it_claims_too_much(monkeypatch, name, message):
@@ -205,12 +205,37 @@ def test_a_pipe_or_a_device_is_refused_at_once(tmp_path):
                 read(path)
 
 
-def test_lists_files_as_given_and_directories_sorted(tmp_path, picture):
+@pytest.mark.parametrize(
+    ("suffix", "what"),
+    [
+        (".webp", "a WebP image"),
+        (".gif", "a GIF image"),
+        (".tiff", "a TIFF image"),
+        (".avif", "an AVIF image"),
+    ],
+)
+def test_images_of_other_formats_are_recognized(tmp_path, picture, suffix, what):
+    path = save(tmp_path / f"a{suffix}", picture)
+    with pytest.raises(InputError, match=f"{path} is {what}; export or convert it to JPEG or PNG"):
+        data.read_image(path)
+
+
+def test_heic_images_are_recognized(tmp_path):
+    path = tmp_path / "IMG_4711.HEIC"
+    path.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100))
+    with pytest.raises(InputError, match=f"{path} is a HEIC image; export or convert it"):
+        data.read_image(path)
+    with pytest.raises(InputError, match=r"png file, only\n  IMG_4711.HEIC\nuse a directory of im"):
+        data.list_images([tmp_path])
+
+
+def test_lists_files_as_given_and_directories_sorted(tmp_path, picture, capsys):
     folder = tmp_path / "folder"
     folder.mkdir()
     for name in ("b.PNG", "a.jpg", "c.jpeg"):
         save(folder / name, picture)
-    (folder / "notes.txt").touch()
+    for name in ("notes.txt", "IMG_4711.HEIC", ".hidden"):
+        (folder / name).touch()
     other = save(tmp_path / "other.bmp", picture)
     assert data.list_images([other, str(folder)]) == [
         other,
@@ -218,6 +243,10 @@ def test_lists_files_as_given_and_directories_sorted(tmp_path, picture):
         folder / "b.PNG",
         folder / "c.jpeg",
     ]
+    assert capsys.readouterr().err == (
+        f"warning: only .jpeg, .jpg, .png files are read; skipped in {folder}:\n"
+        "  IMG_4711.HEIC\n  notes.txt\n"
+    )
 
 
 def test_refuses_an_empty_directory_and_a_missing_path(tmp_path):

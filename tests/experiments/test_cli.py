@@ -119,8 +119,10 @@ def test_the_experiments_are_listed(command):
 def test_a_command_that_is_not_a_module_is_explained(command):
     status, stdout, stderr = command("__main__", "train", _CONFIG)
     assert (status, stdout) == (2, "")
-    assert stderr.startswith("error: unknown argument 'train'; use `python -m experiments.COMMAND`")
-    assert stderr.count("\n") == 1
+    assert stderr == f"error: use `python -m experiments.train {_CONFIG}`\n"
+    status, _, stderr = command("__main__", "nams")
+    assert status == 2
+    assert stderr.startswith("error: unknown argument 'nams'; use `python -m experiments.COMMAND`")
 
 
 def test_a_mistake_in_a_flag_file_is_named(command, tmp_path):

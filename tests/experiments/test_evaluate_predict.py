@@ -276,5 +276,6 @@ def test_predict_refuses(command, checkpoint, tmp_path):
     same = command(*given, tmp_path / "one", tmp_path / "two")
     assert refused(same, "one/a.png and", "two/a.png", "same outputs")
     assert refused(command(*given, "--config.data.name=voc12aug", image), "3 classes", "21")
-    assert refused(command(*given, f"--output={image}", image), "cannot write to")
+    assert refused(command(*given, f"--output={image}", image), "a.png is a file; use a directory")
+    assert not (tmp_path / "out").exists()
     assert refused(command(*given, f"--checkpoint={tmp_path / 'no'}", image), str(tmp_path / "no"))

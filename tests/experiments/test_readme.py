@@ -72,6 +72,8 @@ def test_python(file, workspace, monkeypatch):
     exec(compile(code, file, "exec"), names)
     if file == "README.md":
         assert names["logits"].shape == (1, 48, 64, 150)
+        assert names["labels"].shape == (48, 64)
+        assert (workspace / "labels.png").exists()
 
 
 def test_shell(workspace, command):
@@ -94,14 +96,14 @@ def test_shell(workspace, command):
         elif program == "curl":  # there may be no network
             assert arguments == ["-O", published_address(PUBLISHED)]
         else:  # the tests run in an environment
-            assert line.split() == ["source", ".venv/bin/activate"]
+            assert arguments == [".venv/bin/activate"]
         done.append(program)
     assert {"curl", "make", "pip", "python", "source"} == {*done}
     written = {str(p.relative_to(workspace)) for p in workspace.rglob("*.*")}
     assert {
         "runs/nl/metrics.json",
         "pictures/street_overlay.png",
-        "pictures/0_labels.png",
+        "predicted/0_labels.png",
     } <= written
     assert {"nonlocal_ade20k.safetensors", "nl.pth", "browse/examples.png"} <= written
 

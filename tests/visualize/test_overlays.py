@@ -47,6 +47,7 @@ def test_the_legend_lists_the_classes_that_occur_most_frequent_first():
     image = np.full((90, 300, 3), 7, np.uint8)
     labels = np.full((90, 300), 2, np.uint8)
     labels[:2] = 0
+    labels[5, :26] = 1  # less than a thousandth of the pixels
     picture = draw.add_legend(image, labels, NAMES, PALETTE)
     assert picture.dtype == np.uint8
     assert picture.shape[1] == 300
