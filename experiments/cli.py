@@ -178,6 +178,8 @@ def run(main: Callable[[list[str]], None], *, positional: bool = False) -> None:
     handler.addFilter(_is_not_of_orbax)
 
     def guarded(arguments: list[str]) -> None:
+        if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # see experiments/__init__.py
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             if arguments[1:] and not positional:
                 raise InputError(f"unexpected argument {arguments[1]!r}; start flags with --")

@@ -2,6 +2,9 @@
 
 import logging
 import pathlib
+import signal
+import subprocess
+import sys
 
 import pytest
 from absl.logging import get_absl_handler
@@ -160,3 +163,25 @@ def test_orbax_logs_nothing(command):
         record = logging.LogRecord("absl", logging.ERROR, path, 1, "text", (), None)
         shown.append(bool(handler.filter(record)))
     assert shown == [False, True]
+
+
+# What `python -m experiments.COMMAND` does before it imports JAX.
+_START = "import sys; sys.argv[0] = '-m'; import os, signal; import experiments; "
+
+
+def test_ctrl_c_while_a_command_starts_prints_nothing():
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        f"{_START} os.kill(os.getpid(), signal.SIGINT)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
+def test_no_file_takes_the_place_of_a_closed_stderr(tmp_path):
+    file = tmp_path / "file"
+    code = f"{_START} print(os.open({str(file)!r}, os.O_CREAT | os.O_WRONLY), sys.stderr)"
+    command = f'exec {sys.executable} -c "{code}" 2>&-'
+    done = subprocess.run(command, shell=True, stdout=subprocess.PIPE, text=True, check=True)
+    descriptor, stderr = done.stdout.split()
+    assert (int(descriptor) > 2, stderr) == (True, "None")
