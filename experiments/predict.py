@@ -12,7 +12,8 @@ A segmentation network predicts images. For street.jpg the command writes to DIR
                          index of its class, from 0, in the order of the dataset's classes. It is a
                          PNG with a palette: other programs show the colors of the classes.
     street_overlay.png   The image in gray, blended with the colors of the classes, with a legend.
-                         Small images are enlarged.
+                         The legend lists the most frequent classes first, and leaves out those of
+                         less than a thousandth of the pixels. Small images are enlarged.
 
 With --multi_scale, the probabilities are averaged over scales and flips. Images are predicted
 upright, as other programs show them: their EXIF orientation is applied. Larger images than
@@ -32,7 +33,8 @@ as PyTorch files do, they are those of the dataset --config.data.name. No data i
 names of a folder that you prepared are read from --data-dir.
 
 If two files differ only in their suffix, as street.jpg and street.png do, the outputs keep it:
-street.jpg_labels.png. Outputs never replace inputs, and are never predicted themselves. If a file
+street.jpg_labels.png. Outputs of an earlier run are replaced. Outputs never replace inputs, and are
+never predicted themselves. Other files of a directory are skipped, and listed. If a file
 cannot be predicted, the others still are. The errors are listed at the end, and the exit status
 is 2.
 """
