@@ -110,7 +110,7 @@ def stopped(directory: pathlib.Path, *, process: int, moment: str, number: signa
         message = rf"{name}: saved step (\d+); run the same command to resume\n"
         step = re.search(message, pair.out(0))
         assert step, pair.log()
-        _check_quiet(pair)
+        assert not _lines(pair.out(1)), pair.log()
     seconds = max(end for _, end in ends) - begin
     images = ""
     if moment == "an evaluation":
@@ -183,7 +183,10 @@ def second_start(directory: pathlib.Path) -> str:
         assert all(process.poll() is None for process in pair.processes), pair.log()
         for process in pair.processes:
             process.kill()
-    return f"refused {seconds:.1f} s after its start, with host and process; killed: {_finish(directory)}"
+    return (
+        f"refused {seconds:.1f} s after its start, with host and process; after SIGKILL of both, "
+        f"{_finish(directory)}"
+    )
 
 
 def _lines(text: str) -> list[str]:
