@@ -43,6 +43,8 @@ _SIGNS = (
     "TPU_PROCESS_ADDRESSES",
     "TPU_PROCESS_ADDRESSES_PATH",
 )
+# Seconds to wait for the other processes before saying so.
+_PATIENCE = 20.0
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy")
 
 
@@ -73,6 +75,12 @@ def initialize(
     _check_slurm()
     signs = [name for name in _SIGNS if name in os.environ]
     off = "to run on one process, use --distributed=off"
+    # JAX waits in silence for 5 minutes, and then ends the process.
+    waiting = threading.Timer(
+        _PATIENCE, print, [f"waiting for the other processes; {off}"], {"file": sys.stderr}
+    )
+    waiting.daemon = True
+    waiting.start()
     try:
         # JAX reads JAX_COORDINATOR_ADDRESS itself, but not these two.
         number, index = (
@@ -102,6 +110,8 @@ def initialize(
             f"cannot connect the processes: {first_line(error)}; check that all of them run and "
             f"reach process 0; {off}"
         ) from error
+    finally:
+        waiting.cancel()
 
 
 def _check_slurm() -> None:
