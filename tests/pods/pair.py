@@ -126,7 +126,7 @@ class Processes:
     def err(self, index: int) -> str:
         return self._paths[index][1].read_text()
 
-    def wait_for(self, text: str, index: int = 0, seconds: float = 300) -> None:
+    def wait_for(self, text: str, index: int = 0, seconds: float = 900) -> None:
         """Waits until a process has printed a text."""
         deadline = time.monotonic() + seconds
         while text not in self.out(index) + self.err(index):
@@ -134,7 +134,7 @@ class Processes:
             assert time.monotonic() < deadline, f"no {text!r}:\n{self.log()}"
             time.sleep(0.01)
 
-    def ends(self, seconds: float = 300) -> list[tuple[int, float]]:
+    def ends(self, seconds: float = 900) -> list[tuple[int, float]]:
         """Waits for all processes. Returns their exit statuses, and when they ended."""
         deadline = time.monotonic() + seconds
         ends = [None] * len(self.processes)
