@@ -15,14 +15,16 @@ Videos: each has config.evaluation.clips times config.evaluation.crops views, su
 metrics that training logs ("val/top1_1clip") are those of one view and not comparable with them.
 """
 
+import json
 import sys
 
 import jax
 from absl import flags
 
 from experiments import cli
-from nonlocal_jax import convert
+from nonlocal_jax import convert, distributed
 from nonlocal_jax._files import make_directory, write_json
+from nonlocal_jax.data import fingerprint
 from nonlocal_jax.tasks import get_task
 
 _CONFIG = cli.define_config()
@@ -39,6 +41,7 @@ _MULTI_SCALE = flags.DEFINE_bool(
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Directory of the prepared datasets.")
 _SPLIT = flags.DEFINE_string("split", "val", "Split of the dataset.")
 _ALLOW_NON_FINITE = cli.define_allow_non_finite()
+cli.define_distributed()
 
 
 def main(_: list[str]) -> None:
@@ -53,6 +56,14 @@ def main(_: list[str]) -> None:
             "--multi_scale for results that can be compared with others",
             file=sys.stderr,
         )
+    distributed.agree(
+        lambda: {
+            "config": json.loads(config.to_json()),
+            "data": fingerprint(source),
+            "checkpoint": _CHECKPOINT.value,
+            "multi_scale": _MULTI_SCALE.value,
+        }
+    )
     variables = convert.load(
         _CHECKPOINT.value,
         config.model,
