@@ -14,7 +14,7 @@ from etils import epath
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
-from nonlocal_jax._files import PathLike, as_path, check_is_file, write_file
+from nonlocal_jax._files import PathLike, check_is_file, local_path, write_file
 from nonlocal_jax.data._decoder_messages import decoder_messages
 from nonlocal_jax.errors import InputError
 
@@ -189,9 +189,9 @@ def read_image(
     Raises:
       InputError: The file cannot be read, it is damaged, or the image is too large.
     """
-    check_is_file(as_path(path))
+    check_is_file(local_path(path))
     try:
-        data = as_path(path).read_bytes()
+        data = local_path(path).read_bytes()
     except OSError as error:
         raise InputError(
             f"cannot read {path}: {error.strerror}; check the path and its permissions"
@@ -218,7 +218,7 @@ def list_images(paths: Iterable[PathLike]) -> list[epath.Path]:
 def list_files(paths: Iterable[PathLike], suffixes: Sequence[str], kind: str) -> list[epath.Path]:
     """Replaces each directory with its files of these suffixes, see ``list_images``."""
     files = []
-    for path in map(as_path, paths):
+    for path in map(local_path, paths):
         if path.is_dir():
             found = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes)
             if not found:

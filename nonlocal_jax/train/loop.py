@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from nonlocal_jax import convert
+from nonlocal_jax import convert, distributed
 from nonlocal_jax._files import PathLike, make_directory, write_file
 from nonlocal_jax.data import Dataset, cached, fingerprint, train_batches
 from nonlocal_jax.errors import InputError
@@ -33,7 +33,7 @@ class Result(NamedTuple):
     """How a run ended.
 
     Attributes:
-      state: The last state. It has been saved.
+      state: The last state. It has been saved, unless its step is 0.
       metrics: The last value of every metric, such as "train/loss".
       signal: The signal that stopped the run before its last step, or None.
     """
@@ -145,7 +145,7 @@ def train(
     classes = dataset.to_json() if isinstance(dataset, Dataset) else None
     with (
         ShutdownRequest() as shutdown,  # until the last save has ended
-        locked(workdir),
+        locked(workdir, 2 * distributed.HEARTBEAT_TIMEOUT) as check_lock,
         Checkpoints(workdir, config, fingerprint(source), classes, init) as checkpoints,
         memory_errors(config),
     ):
@@ -160,8 +160,6 @@ def train(
                 }
                 variables = convert.load(init, config.model, **options, seed=config.seed)
             state = create_state(experiment, shardings, variables, dtype)
-            # A run that stops before the next checkpoint resumes from this one, at step 0.
-            checkpoints.save(state)
         step = int(state.step)
         headline = task.headline if isinstance(task.headline, str) else task.headline(config)
         log = RunLog(workdir, step, headline)
@@ -224,11 +222,13 @@ def train(
                 if step == config.steps:
                     monitor.flush()
                     state = precise(state)
+                check_lock()
+                checkpoints.check()
                 if is_due(config.train.checkpoint_every):
                     monitor.flush()
-                    checkpoints.save(state)
+                    checkpoints.save(state, log.scores())
                 evaluate_if_due()
         monitor.flush()
-        checkpoints.save(state)
+        checkpoints.save(state, log.scores())
         log.draw()
     return Result(state, log.latest(), shutdown.signal)
