@@ -46,6 +46,8 @@ def main(directory: str, port: str) -> None:
         (path, {method: _with_generations(handler) for method, handler in handlers.items()})
         for path, handlers in server.HANDLERS
     )
+    # For clients that open many connections at once.
+    server.server.HTTPServer.request_queue_size = 128
     server.create_server("localhost", int(port), False, BUCKET, directory).run()
 
 
