@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from nonlocal_jax import distributed
 from nonlocal_jax._files import PathLike, absolute_path, as_path, is_bucket
+from nonlocal_jax._progress import say
 from nonlocal_jax.config import differences
 from nonlocal_jax.convert import _checksums, _dataset
 from nonlocal_jax.convert._orbax import DIRECTORY, finished_steps, last_intact_step
@@ -34,6 +35,8 @@ class _WithChecksums:
     async def finalize(self) -> None:
         _checksums.write(self.get())
         await super().finalize()
+        # Only now a run that is killed resumes from it.
+        say(f"saved step {self.get_final().name}")
 
 
 class _Renamed(_WithChecksums, ocp.path.atomicity.AtomicRenameTemporaryPath):
