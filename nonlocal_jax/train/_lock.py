@@ -20,17 +20,12 @@ _FILE = ".lock"
 
 
 @contextlib.contextmanager
-def locked(workdir: PathLike, lease_seconds: float) -> Iterator[Callable[[], None]]:
+def locked(workdir: PathLike) -> Iterator[Callable[[], None]]:
     """Locks a work directory. A process that is killed loses its lock.
 
     Of several processes of a run, only the first one locks. In a bucket it holds a ``Lease``, and
     yields a function that raises an ``InputError`` if it has lost it. If the holder of the lease is
     on another host and may have been killed, this waits until the lease is over.
-
-    Args:
-      workdir: The directory.
-      lease_seconds: For how long a lease is valid. The other processes of a run whose first
-        process was killed must have ended by then.
 
     Raises:
       InputError: Another run has locked the directory. All processes raise it.
@@ -42,7 +37,9 @@ def locked(workdir: PathLike, lease_seconds: float) -> Iterator[Callable[[], Non
             distributed.from_first(lambda: stack.enter_context(_locked_file(workdir)))
             yield lambda: None
             return
-        lease = Lease(f"{workdir}/{_FILE}", lease_seconds) if first else None
+        # If the first process is killed, the others end one heartbeat timeout later.
+        seconds = 2 * distributed.heartbeat_timeout()
+        lease = Lease(f"{workdir}/{_FILE}", seconds) if first else None
         # Each call returns soon, because the other processes cannot wait for minutes.
         while wait := distributed.from_first(lambda: lease.acquire()):
             time.sleep(wait)

@@ -151,8 +151,7 @@ def train(
         shutdown = stack.enter_context(ShutdownRequest())  # until the last save has ended
 
         distributed.gather(lambda: str(make_directory(workdir)))
-        # The processes of a run whose first one was killed end one heartbeat timeout later.
-        check_lock = stack.enter_context(locked(workdir, 2 * distributed.heartbeat_timeout()))
+        check_lock = stack.enter_context(locked(workdir))
         distributed.check_shared(workdir)
         if cache is not None:
             source = cached(source, cache)

@@ -7,10 +7,13 @@ import os
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
 from nonlocal_jax.errors import InputError
+from nonlocal_jax.train import _lease, _lock
+from nonlocal_jax.train._lease import Lease
 from nonlocal_jax.train._lock import locked
 from tests.helpers import train
 from tests.train import check_lock
@@ -45,6 +48,93 @@ def test_a_killed_process_loses_its_lock(tmp_path):
         holder.kill()
     with locked(tmp_path):
         assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
+
+
+@pytest.fixture
+def leases(tmp_path, monkeypatch):
+    """A function that makes a lease of a run, on a local object store."""
+    for name in ("_RENEW", "_WATCH", "_POLL"):
+        monkeypatch.setattr(_lease, name, 0.05)
+    made = []
+
+    def make(seconds=100, **holder):
+        made.append(Lease(f"file://{tmp_path}/.lock", seconds))
+        made[-1]._holder |= holder
+        return made[-1]
+
+    yield make
+    for lease in made:
+        lease._released.set()
+
+
+_ELSEWHERE = {"machine": "elsewhere", "host": "far", "pid": 7}
+
+
+def test_a_lease_is_refused_to_others_and_released(leases, tmp_path):
+    lease = leases()
+    assert lease.acquire() == 0
+    message = rf"\(process {os.getpid()} on {socket.gethostname()}, since 20\d\d-.*\); stop it or"
+    with pytest.raises(InputError, match=message):
+        leases().acquire()
+    time.sleep(0.2)
+    lease.check()
+    lease.release()
+    assert not list(tmp_path.iterdir())
+
+
+def test_on_another_host_a_holder_is_refused_as_soon_as_it_renews(leases):
+    assert leases(**_ELSEWHERE).acquire() == 0
+    other = leases()
+    with pytest.raises(InputError, match=r"uses file:.*process 7 on far, since"):
+        while other.acquire():
+            time.sleep(0.01)
+
+
+def test_the_lease_of_a_killed_process_is_free_at_once_or_when_it_is_over(leases, capsys):
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        pass
+    killed = leases(pid=gone.pid)
+    assert killed.acquire() == 0
+    killed._released.set()
+    elsewhere = leases(seconds=0.5, **_ELSEWHERE)
+    assert elsewhere.acquire() == 0
+    # It was alive, but had no network: it notices.
+    killed._released.clear()
+    with pytest.raises(InputError, match="has lost its lease .*another run has taken it"):
+        killed._keep() or killed.check()
+    elsewhere._released.set()
+    elsewhere._thread.join()
+    late, waited = leases(), 0
+    while wait := late.acquire():
+        waited += wait
+        time.sleep(wait)
+    assert 0.3 < waited < 1
+    out = capsys.readouterr().out
+    assert out.count("process 7 on far has not renewed its lease ") == 1
+    # Of two that see the same free lease, one gets it.
+    assert not leases()._write(late._generation + b"older")
+    late.check()
+
+
+def test_in_a_bucket_a_run_holds_a_lease(tmp_path, monkeypatch):
+    made = []
+
+    def make(url, seconds):
+        made.append(Lease(f"file://{url}", seconds))
+        assert seconds == 2 * 100
+        return made[-1]
+
+    monkeypatch.setattr(_lock, "is_bucket", lambda _: True)
+    monkeypatch.setattr(_lock, "Lease", make)
+    with locked(tmp_path) as check:
+        with pytest.raises(InputError, match="another run uses"), locked(tmp_path):
+            pass
+        check()
+        made[0]._lost = "no network"
+        with pytest.raises(InputError, match=r"lost its lease .* \(no network\)"):
+            check()
+        made[0]._lost = None
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_locks_a_run_goes_on_with_a_warning(tmp_path, monkeypatch, caplog):
