@@ -95,18 +95,12 @@ def test_paths_that_are_neither_local_nor_in_a_usable_bucket_are_refused(tmp_pat
     monkeypatch.chdir(tmp_path)
     for path in ("s3://bucket/run", "gs:/bucket/run"):  # the second one is a path of pathlib
         for function in (as_path, make_directory):
-            with pytest.raises(
-                InputError, match=rf"'{path}'; use gs://BUCKET/PATH or a local path"
-            ):
+            with pytest.raises(InputError, match=rf"'{path}'; use gs://BUCKET/PATH or"):
                 function(path)
-    with pytest.raises(
-        InputError, match="'gs://bucket/run', but it cannot be in a bucket; use a l"
-    ):
+    with pytest.raises(InputError, match="'gs://bucket/run', but it cannot be in a bucket"):
         local_path("gs://bucket/run")
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(
-        InputError, match=r"gcsfs is not installed; run pip install 'nonlocal_jax\["
-    ):
+    with pytest.raises(InputError, match=r"gcsfs is not installed; run pip"):
         make_directory("gs://bucket/run")
     assert not os.listdir(tmp_path)
 

@@ -9,9 +9,6 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
-from gcp_storage_emulator import server
-from gcp_storage_emulator.exceptions import NotFound
-
 BUCKET = "bucket"
 
 
@@ -22,10 +19,14 @@ def environment(port: int) -> dict[str, str]:
         "STORAGE_EMULATOR_HOST": address,
         "TENSORSTORE_GCS_HTTP_URL": address,
         "GOOGLE_AUTH_TOKEN_FOR_TESTING": "token",
+        # gcsfs does not ask for the kind of the bucket, which needs credentials.
+        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
     }
 
 
 def _with_generations(handler: Callable[..., None]) -> Callable[..., None]:
+    from gcp_storage_emulator.exceptions import NotFound
+
     def handle(request: Any, response: Any, storage: Any) -> None:
         name = request.params.get("object_id") or request.query.get("name", [None])[0]
         try:
@@ -42,6 +43,8 @@ def _with_generations(handler: Callable[..., None]) -> Callable[..., None]:
 
 
 def main(directory: str, port: str) -> None:
+    from gcp_storage_emulator import server  # installed by `make pods`
+
     server.HANDLERS = tuple(
         (path, {method: _with_generations(handler) for method, handler in handlers.items()})
         for path, handlers in server.HANDLERS
