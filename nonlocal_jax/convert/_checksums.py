@@ -76,12 +76,15 @@ def _files(directory: epath.Path) -> list[str]:
     def fail(error: OSError) -> None:
         raise error
 
-    # In a bucket, fsspec leaves out the protocol, and lists an object for the directory itself.
-    top = str(directory).removeprefix("gs://")
+    def without_protocol(path: object) -> str:  # fsspec leaves it out
+        return str(path).removeprefix("gs://").lstrip("/")
+
     paths = [
-        pathlib.Path(str(folder).removeprefix("gs://")).relative_to(top) / name
+        pathlib.PurePosixPath(without_protocol(folder)).relative_to(without_protocol(directory))
+        / name
         for folder, _, names in directory.walk(on_error=fail)
-        for name in filter(None, names)
+        for name in names
+        if name  # an object may stand for a directory
     ]
     return sorted(
         path.as_posix()

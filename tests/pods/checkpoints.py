@@ -77,8 +77,6 @@ def full_disk(directory: pathlib.Path, *, number: int) -> str:
     faults = [{**_SLOW, "full_disk_at": 8}, *[_SLOW] * (number - 1)]
     with Processes(directory, faults=faults, **_alone(number)) as processes:
         seconds = _fails(processes, "cannot save a checkpoint to .*: No space left on device; the ")
-        # The next save would be at step 12.
-        assert "step 11/" not in processes.out(0), processes.log()
     steps = _load_steps(directory / "run")
     _resumes(directory, number, 4)
     return f"exits 2 after {seconds:.1f} s with one message; saved steps {steps} load"
