@@ -12,7 +12,7 @@ STAMP := $(VENV)/.ready-$(ACCEL)
 PIP := $(if $(shell command -v uv),VIRTUAL_ENV=$(VENV) uv pip,$(BIN)/python -m pip \
 	--disable-pip-version-check)
 
-.PHONY: setup libtpu demo demo-video test lint parity golden check-datasets check-video check-stream \
+.PHONY: setup libtpu demo demo-video test lint parity golden pods check-datasets check-video check-stream \
 	check-long-clips check-cuda-hlo check-lower-bounds fuzz
 
 setup: $(STAMP)
@@ -68,6 +68,9 @@ parity: .venv-parity/.ready
 
 golden: .venv-parity/.ready
 	PYTHONPATH=. JAX_PLATFORMS=cpu .venv-parity/bin/python tests/parity/write_golden.py
+
+pods: .venv-pods/.ready
+	PYTHONPATH=. JAX_PLATFORMS=cpu .venv-pods/bin/python -m tests.pods --output=experiments/results/pods.md
 
 check-datasets: setup
 	$(BIN)/python -m tests.data.check_datasets --output=experiments/results/datasets.md

@@ -71,7 +71,8 @@ def main(_: list[str]) -> None:
     step = int(result.state.step)
     if result.signal is not None:
         status = 128 + signal.SIGINT if result.signal == signal.SIGINT else 0
-        cli.stop(result.signal, f"saved step {step}; run the same command to resume", status)
+        saved = f"saved step {step}" if step else "no step is done, and nothing is saved"
+        cli.stop(result.signal, f"{saved}; run the same command to resume", status)
     if step == config.steps:
         # metrics.jsonl has the others.
         shown = [name for name in result.metrics if name.startswith("val/")]
