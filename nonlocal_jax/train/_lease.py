@@ -1,5 +1,6 @@
 """One run at a time in a work directory of a bucket: an object that its holder renews."""
 
+import contextlib
 import datetime
 import json
 import os
@@ -95,10 +96,12 @@ class Lease:
             )
 
     def release(self) -> None:
+        """Gives the lease up."""
         self._released.set()
         self._thread.join()
         if self._lost is None:
-            self._store.write("", None, if_equal=self._generation).result()
+            with contextlib.suppress(Exception):  # without network, the lease ends by itself
+                self._store.write("", None, if_equal=self._generation).result()
 
     def _write(self, generation: bytes) -> bool:
         """Writes the lease if nobody else has written it. Returns whether it is ours."""

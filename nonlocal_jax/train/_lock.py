@@ -8,11 +8,10 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 
-import jax
 from absl import logging
 
 from nonlocal_jax import distributed
-from nonlocal_jax._files import PathLike, as_path, is_bucket, try_lock
+from nonlocal_jax._files import PathLike, as_path, bucket_errors, is_bucket, try_lock
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.train._lease import Lease, in_use
 
@@ -31,23 +30,30 @@ def locked(workdir: PathLike) -> Iterator[Callable[[], None]]:
       InputError: Another run has locked the directory. All processes raise it.
     """
     workdir = as_path(workdir)
-    first = jax.process_index() == 0
-    with contextlib.ExitStack() as stack:
-        if not is_bucket(workdir):
+    if not is_bucket(workdir):
+        with contextlib.ExitStack() as stack:
             distributed.from_first(lambda: stack.enter_context(_locked_file(workdir)))
             yield lambda: None
-            return
-        # If the first process is killed, the others end one heartbeat timeout later.
-        seconds = 2 * distributed.heartbeat_timeout()
-        lease = Lease(f"{workdir}/{_FILE}", seconds) if first else None
-        # Each call returns soon, because the other processes cannot wait for minutes.
-        while wait := distributed.from_first(lambda: lease.acquire()):
-            time.sleep(wait)
-        if not first:
-            yield lambda: None
-            return
-        stack.callback(lease.release)
+        return
+    lease = None
+
+    def acquire() -> float:
+        nonlocal lease
+        with bucket_errors(workdir):
+            # If the first process is killed, the others end one heartbeat timeout later.
+            lease = lease or Lease(f"{workdir}/{_FILE}", 2 * distributed.heartbeat_timeout())
+            return lease.acquire()
+
+    # Each call returns soon, because the other processes cannot wait for minutes.
+    while wait := distributed.from_first(acquire):
+        time.sleep(wait)
+    if lease is None:  # not the first process
+        yield lambda: None
+        return
+    try:
         yield lease.check
+    finally:
+        lease.release()
 
 
 @contextlib.contextmanager

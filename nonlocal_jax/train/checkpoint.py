@@ -9,11 +9,10 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from absl import logging
-from etils import epath
 from ml_collections import ConfigDict
 
 from nonlocal_jax import distributed
-from nonlocal_jax._files import PathLike, absolute_path, as_path, is_bucket
+from nonlocal_jax._files import PathLike, absolute_path, as_path, bucket_errors, is_bucket
 from nonlocal_jax._progress import say
 from nonlocal_jax.config import differences
 from nonlocal_jax.convert import _checksums, _dataset
@@ -92,7 +91,7 @@ class Checkpoints:
             "dataset": dataset,
             "init": None if init is None else str(absolute_path(init)),
         }
-        self._steps: list[int] = distributed.from_first(lambda: _clean(self.directory))
+        self._steps: list[int] = distributed.from_first(self._clean)
         self._scores: Mapping[int, float] = {}
         options = ocp.AsyncOptions(timeout_secs=_TIMEOUT, create_directories_asynchronously=False)
         items = ocp.CompositeOptions(async_options=options)
@@ -101,6 +100,25 @@ class Checkpoints:
             async_options=options,
             temporary_path_class=_Marked if is_bucket(self.directory) else _Renamed,
         )
+
+    def _clean(self) -> list[int]:
+        """Removes interrupted saves, and renames damaged states after the last intact one.
+
+        Returns the steps that remain, in increasing order.
+        """
+        with bucket_errors(self.directory):
+            for partial in ocp.utils.tmp_checkpoints(self.directory):
+                as_path(partial.get()).rmtree()
+            step, damaged = last_intact_step(self.directory)
+            for path, damage in damaged.items():
+                names = (f"{path.name}.damaged{suffix or ''}" for suffix in itertools.count())
+                aside = next(p for name in names if not (p := path.with_name(name)).exists())
+                path.rename(aside)
+                logging.warning(
+                    "the checkpoint %s is damaged (%s); it is now %s, and the run goes on from %s",
+                    *(path, damage, aside.name, step.name),
+                )
+            return [int(path.name) for path in finished_steps(self.directory)]
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -238,22 +256,3 @@ class Checkpoints:
                 f"{self.directory.parent} belongs to another run; use a new --workdir, or undo "
                 f"these changes:{listing(different)}"
             )
-
-
-def _clean(directory: epath.Path) -> list[int]:
-    """Removes interrupted saves, and renames damaged states after the last intact one.
-
-    Returns the steps that remain, in increasing order.
-    """
-    for partial in ocp.utils.tmp_checkpoints(directory):
-        as_path(partial.get()).rmtree()
-    step, damaged = last_intact_step(directory)
-    for path, damage in damaged.items():
-        names = (f"{path.name}.damaged{suffix or ''}" for suffix in itertools.count())
-        aside = next(p for name in names if not (p := path.with_name(name)).exists())
-        path.rename(aside)
-        logging.warning(
-            "the checkpoint %s is damaged (%s); it is now %s, and the run goes on from %s",
-            *(path, damage, aside.name, step.name),
-        )
-    return [int(path.name) for path in finished_steps(directory)]
