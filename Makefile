@@ -12,8 +12,8 @@ STAMP := $(VENV)/.ready-$(ACCEL)
 PIP := $(if $(shell command -v uv),VIRTUAL_ENV=$(VENV) uv pip,$(BIN)/python -m pip \
 	--disable-pip-version-check)
 
-.PHONY: setup libtpu demo demo-video test lint parity golden pods check-datasets check-video check-stream \
-	check-long-clips check-cuda-hlo check-lower-bounds fuzz
+.PHONY: setup libtpu demo demo-video test lint parity golden check-datasets check-video check-stream \
+	check-long-clips check-cuda-hlo check-lower-bounds fuzz pods
 
 setup: $(STAMP)
 
@@ -69,9 +69,6 @@ parity: .venv-parity/.ready
 golden: .venv-parity/.ready
 	PYTHONPATH=. JAX_PLATFORMS=cpu .venv-parity/bin/python tests/parity/write_golden.py
 
-pods: .venv-pods/.ready
-	PYTHONPATH=. JAX_PLATFORMS=cpu .venv-pods/bin/python -m tests.pods --output=experiments/results/pods.md
-
 check-datasets: setup
 	$(BIN)/python -m tests.data.check_datasets --output=experiments/results/datasets.md
 
@@ -83,6 +80,9 @@ check-stream: setup
 
 check-long-clips: libtpu
 	$(BIN)/python -m tests.train.check_long_clips
+
+pods: .venv-pods/.ready
+	PYTHONPATH=. JAX_PLATFORMS=cpu .venv-pods/bin/python -m tests.pods --output=experiments/results/pods.md
 
 fuzz: setup
 	$(BIN)/python -m tests.fuzz --output=experiments/results/fuzzing.md

@@ -25,8 +25,9 @@ SCENARIOS = {**processes.SCENARIOS, **checkpoints.SCENARIOS}
 
 _HEAD = """# Runs with several processes and devices
 
-`make pods` writes this table: {versions}, {cores} CPU cores. Every row starts real commands in processes of this
-machine, with a heartbeat timeout of {heartbeat} s, checks the result, and says what was measured.
+`make pods` writes this table: {versions}, {cores} CPU cores. Every row starts real
+commands in processes of this machine, with a heartbeat timeout of {heartbeat} s, checks the result,
+and says what was measured.
 
 | scenario | result | seconds |
 |---|---|---:|
