@@ -23,7 +23,10 @@ from nonlocal_jax.tasks import get_task
 
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Directory of the run. Use a separate one for each run.", required=True
+    "workdir",
+    None,
+    "Directory of the run, or gs://BUCKET/PATH. Use a separate one for each run.",
+    required=True,
 )
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Directory of the prepared datasets.")
 _INIT = flags.DEFINE_string(

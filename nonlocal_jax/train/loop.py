@@ -94,7 +94,8 @@ def train(
 
     Args:
       config: Config of the experiment.
-      workdir: Directory of the run. It is locked during the run.
+      workdir: Directory of the run, on a disk or in a bucket ("gs://bucket/run"). It is locked
+        during the run.
       source: Random access to the training examples, see ``Task.open_source``. If it has a
         ``dataset``, a ``nonlocal_jax.data.Dataset``, the checkpoints contain its classes. If
         ``config.data.cache`` is a directory, the examples are decoded once and read from there, see
