@@ -84,8 +84,8 @@ check-stream: setup
 check-long-clips: libtpu
 	$(BIN)/python -m tests.train.check_long_clips
 
-pods: setup
-	$(BIN)/python -m tests.pods --output=experiments/results/pods.md
+pods: .venv-pods/.ready
+	PYTHONPATH=. JAX_PLATFORMS=cpu .venv-pods/bin/python -m tests.pods --output=experiments/results/pods.md
 
 fuzz: setup
 	$(BIN)/python -m tests.fuzz --output=experiments/results/fuzzing.md

@@ -50,7 +50,7 @@ from ml_collections import ConfigDict
 
 from experiments import cli
 from nonlocal_jax import convert, data
-from nonlocal_jax._files import as_path, make_directory, write_json
+from nonlocal_jax._files import local_path, make_directory, write_json
 from nonlocal_jax._progress import progress, report_compilation
 from nonlocal_jax.data.images import MAX_MEGAPIXELS, list_files
 from nonlocal_jax.errors import InputError, is_out_of_memory, listing
@@ -101,10 +101,10 @@ def main(arguments: list[str]) -> None:
     files = list(dict.fromkeys(list_files(arguments[1:], predictor.suffixes, f"{kind}s")))
     dataset = _dataset(_CHECKPOINT.value, config)
     names = _output_names(files)
-    directory = as_path(_OUTPUT.value)
+    directory = local_path(_OUTPUT.value)
     # Of a directory that is also --output, the next run would list the outputs.
     listable = directory.is_dir() and any(ending.endswith(predictor.suffixes) for ending in endings)
-    if listable and directory.resolve() in {as_path(a).resolve() for a in arguments[1:]}:
+    if listable and directory.resolve() in {local_path(a).resolve() for a in arguments[1:]}:
         raise InputError(
             f"--output={directory} is also a directory of {kind}s, and the next run would take the "
             f"outputs for {kind}s; use another directory, such as --output=predicted"

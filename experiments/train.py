@@ -23,7 +23,10 @@ from nonlocal_jax.tasks import get_task
 
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Directory of the run. Use a separate one for each run.", required=True
+    "workdir",
+    None,
+    "Directory of the run, or gs://BUCKET/PATH. Use a separate one for each run.",
+    required=True,
 )
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Directory of the prepared datasets.")
 _INIT = flags.DEFINE_string(
@@ -71,7 +74,8 @@ def main(_: list[str]) -> None:
     step = int(result.state.step)
     if result.signal is not None:
         status = 128 + signal.SIGINT if result.signal == signal.SIGINT else 0
-        cli.stop(result.signal, f"saved step {step}; run the same command to resume", status)
+        saved = f"saved step {step}" if step else "no step is done, and nothing is saved"
+        cli.stop(result.signal, f"{saved}; run the same command to resume", status)
     if step == config.steps:
         # metrics.jsonl has the others.
         shown = [name for name in result.metrics if name.startswith("val/")]

@@ -1,19 +1,22 @@
-"""Local paths, writable directories, and files that are written atomically."""
+"""Local paths and buckets, writable directories, and files that are written atomically."""
 
 import contextlib
 import functools
+import importlib.util
 import json
 import os
+import re
 import shutil
 import socket
 import stat
 import tempfile
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
 
-from nonlocal_jax.errors import InputError
+from nonlocal_jax.errors import InputError, first_line
 
 try:
     import fcntl
@@ -29,21 +32,66 @@ _LOCK = ".lock"
 
 
 def as_path(path: PathLike) -> epath.Path:
-    """Returns a path of the local file system. "~" is the home directory.
+    """Returns a path of the local file system, or of a bucket such as "gs://bucket/run".
 
-    A shell does not expand "~" in --flag=~/path.
+    "~" is the home directory. A shell does not expand "~" in --flag=~/path.
 
     Raises:
-      InputError: The path is empty, or it is a URL such as "gs://bucket/run".
+      InputError: The path is empty, another URL, or in a bucket, and the package that reads buckets
+        is not installed.
     """
     text = os.fspath(path)
     if not text:
         raise InputError("the path is empty; use the path of a file or a directory")
-    if "://" in text:
-        raise InputError(
-            f"the path is {text!r}, but object stores are not supported yet; use a local path"
-        )
+    if is_bucket(text):
+        if importlib.util.find_spec("gcsfs") is None:
+            raise InputError(
+                f"{text} is in a bucket, and gcsfs is not installed; run pip install "
+                "'nonlocal_jax[gcs]', or use a local path"
+            )
+    elif re.match(r"\w{2,}:/", text):  # not the drive of Windows
+        raise InputError(f"the path is {text!r}; use gs://BUCKET/PATH or a local path")
     return epath.Path(os.path.expanduser(text))
+
+
+def local_path(path: PathLike) -> epath.Path:
+    """Returns a path of the local file system, see ``as_path``.
+
+    Raises:
+      InputError: The path is empty or a URL.
+    """
+    text = os.fspath(path)
+    if re.match(r"\w{2,}:/", text):
+        raise InputError(f"the path is {text!r}, but it cannot be in a bucket; use a local path")
+    return as_path(path)
+
+
+def absolute_path(path: PathLike) -> epath.Path:
+    """Returns the path that is the same in every working directory, see ``as_path``."""
+    path = as_path(path)
+    return path if is_bucket(path) else path.absolute()
+
+
+def is_bucket(path: PathLike) -> bool:
+    """Returns whether a path is in a bucket."""
+    return os.fspath(path).startswith("gs://")
+
+
+@contextlib.contextmanager
+def bucket_errors(url: object) -> Iterator[None]:
+    """Turns an error of reading an object store into an ``InputError``. Others pass."""
+    try:
+        yield
+    except Exception as error:  # each object store has its own errors
+        if isinstance(error, InputError) or "://" not in str(url):
+            raise
+        reason = f"{type(error).__name__}: {first_line(error)}; check the URL and the permissions"
+        if isinstance(error, ImportError):
+            reason = (
+                f"{first_line(error)}; install the package that reads it, such as gcsfs for gs://, "
+                "or copy the directory to a local disk"
+            )
+        raise InputError(f"{url} cannot be read: {reason}") from error
 
 
 # What is not a file, as ``stat`` tells it apart.
@@ -79,22 +127,23 @@ def check_is_file(path: PathLike) -> None:
 def make_directory(path: PathLike) -> epath.Path:
     """Creates a directory and checks that it is writable. Call this before long computations.
 
+    A bucket has no directories; an object is written and removed.
+
     Raises:
       InputError: The directory cannot be created or is not writable.
     """
     directory = as_path(path)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            pass
-    except OSError as error:
-        if directory.exists() and not directory.is_dir():
-            raise InputError(f"{path} is a file; use a directory") from error
-        reason = error.strerror or error
-        raise InputError(
-            f"cannot write to the directory {path}: {reason}; check the path, its permissions and "
-            "the free disk space"
-        ) from error
+    if directory.exists() and not directory.is_dir():
+        raise InputError(f"{path} is a file; use a directory")
+    with _writing(directory, "to the directory "):
+        if is_bucket(directory):
+            probe = directory / f".writable-{uuid.uuid4().hex}"
+            probe.write_bytes(b"")
+            probe.unlink()
+        else:
+            directory.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=directory):
+                pass
     return directory
 
 
@@ -103,12 +152,20 @@ def replacing(path: PathLike) -> Iterator[epath.Path]:
     """Yields a new, empty file, and renames it to ``path`` on success, once it is on the disk.
 
     Until then the file is in a hidden directory next to ``path``. If the process is killed, the
-    next process that writes a file there removes this directory.
+    next process that writes a file there removes this directory. A file for a bucket is in a
+    temporary directory of this host, and is then uploaded as a whole.
 
     Raises:
       InputError: The file cannot be written. The old file, if any, is unchanged.
     """
     path = as_path(path)
+    if is_bucket(path):
+        with tempfile.TemporaryDirectory() as directory:
+            partial = epath.Path(directory) / path.name
+            partial.touch()
+            yield partial
+            write_file(path, partial.read_bytes())
+        return
     with _writing(path):
         _remove_abandoned(path.parent)
         with _partial_directory(path) as directory:
@@ -194,21 +251,32 @@ def append_line(path: PathLike, line: str) -> None:
 
 
 @contextlib.contextmanager
-def _writing(path: PathLike) -> Iterator[None]:
-    """Turns an OSError into an ``InputError``."""
+def _writing(path: PathLike, what: str = "") -> Iterator[None]:
+    """Turns an error of writing a path into an ``InputError``."""
     try:
         yield
-    except OSError as error:
+    except Exception as error:
+        # The libraries of object stores have errors of their own.
+        is_expected = isinstance(error, OSError) or is_bucket(path)
+        if isinstance(error, InputError) or not is_expected:
+            raise
+        reason = getattr(error, "strerror", None) or first_line(error) or type(error).__name__
         raise InputError(
-            f"cannot write {path}: {error.strerror or error}; check the path, its permissions and "
-            "the free disk space"
+            f"cannot write {what}{path}: {reason}; check the path, its permissions and the free "
+            "disk space"
         ) from error
 
 
 def write_file(path: PathLike, data: str | bytes) -> None:
-    """Writes a file atomically, see ``replacing``."""
+    """Writes a file atomically, see ``replacing``. An object in a bucket is always whole."""
+    data = data.encode() if isinstance(data, str) else data
+    path = as_path(path)
+    if is_bucket(path):
+        with _writing(path):
+            path.write_bytes(data)
+        return
     with replacing(path) as partial:
-        partial.write_bytes(data.encode() if isinstance(data, str) else data)
+        partial.write_bytes(data)
 
 
 def write_json(path: PathLike, value: Any) -> None:

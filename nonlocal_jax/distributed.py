@@ -31,6 +31,7 @@ Facts = TypeVar("Facts", bound=Mapping[str, Any])
 MODES = ("auto", "on", "off")
 # JAX's own default, in seconds.
 HEARTBEAT_TIMEOUT = 100
+_heartbeat_timeout = HEARTBEAT_TIMEOUT
 # Environment variables that JAX or a launcher sets for every process of several ones.
 _SIGNS = (
     "JAX_COORDINATOR_ADDRESS",
@@ -70,6 +71,8 @@ def initialize(
     Raises:
       InputError: There are signs of several processes, but they cannot be connected.
     """
+    global _heartbeat_timeout
+    _heartbeat_timeout = heartbeat_timeout
     if mode == "off":
         return
     _check_slurm()
@@ -131,6 +134,11 @@ def _check_slurm() -> None:
 def is_one_of_several() -> bool:
     """Returns whether there are other processes. Does not initialize the devices if not."""
     return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def heartbeat_timeout() -> int:
+    """Returns the seconds after which the processes of this run notice that one is lost."""
+    return _heartbeat_timeout
 
 
 def is_first() -> bool:

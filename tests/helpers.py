@@ -1,6 +1,7 @@
 """What tests in several places share."""
 
 import functools
+import importlib.util
 import json
 import os
 import socket
@@ -9,7 +10,9 @@ import sys
 import flax.linen as nn
 import jax
 import numpy as np
+from etils.epath import backend
 from flax.traverse_util import flatten_dict, unflatten_dict
+from fsspec.implementations.memory import MemoryFileSystem
 
 from nonlocal_jax.convert import names
 from nonlocal_jax.layers import BatchNorm
@@ -89,6 +92,21 @@ def train(config, workdir, source, **options):
 def read_metrics(workdir):
     """The records of ``metrics.jsonl``, in their order."""
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def bucket_in_memory(monkeypatch):
+    """Lets gs:// be in the memory of this process, for ``epath``. Returns its objects by name."""
+
+    class Bucket(MemoryFileSystem):
+        store, pseudo_dirs = {}, [""]
+
+        @classmethod
+        def _strip_protocol(cls, path):
+            return super()._strip_protocol(os.fspath(path).replace("gs://", "memory://", 1))
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(backend.fsspec_backend, "_get_filesystem", lambda name: Bucket())
+    return Bucket.store
 
 
 def free_port():

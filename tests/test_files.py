@@ -1,15 +1,25 @@
+import functools
+import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 import threading
+from unittest.mock import Mock
 
 import pytest
 
 from nonlocal_jax import _files
-from nonlocal_jax._files import as_path, make_directory, replacing, write_file
+from nonlocal_jax._files import (
+    absolute_path,
+    as_path,
+    local_path,
+    make_directory,
+    replacing,
+    write_file,
+)
 from nonlocal_jax.errors import InputError
-from tests.helpers import child_environment
+from tests.helpers import bucket_in_memory, child_environment
 
 
 def test_a_file_is_replaced_completely(tmp_path):
@@ -80,12 +90,38 @@ def test_a_tilde_is_the_home_directory(tmp_path, monkeypatch):
     assert os.fspath(as_path("~$draft.png")) == "~$draft.png"
 
 
-@pytest.mark.parametrize("function", [as_path, make_directory])
-def test_object_stores_are_refused(function, tmp_path, monkeypatch):
+def test_paths_that_are_neither_local_nor_in_a_usable_bucket_are_refused(tmp_path, monkeypatch):
+    """Nothing is written to a directory "gs:"."""
     monkeypatch.chdir(tmp_path)
-    message = "'gs://bucket/run', but object stores are not supported yet; use a local path"
-    with pytest.raises(InputError, match=message):
-        function("gs://bucket/run")
+    for path in ("s3://bucket/run", "gs:/bucket/run"):  # the second one is a path of pathlib
+        for function in (as_path, make_directory):
+            with pytest.raises(InputError, match=rf"'{path}'; use gs://BUCKET/PATH or"):
+                function(path)
+    with pytest.raises(InputError, match="'gs://bucket/run', but it cannot be in a bucket"):
+        local_path("gs://bucket/run")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(InputError, match=r"gcsfs is not installed; run pip"):
+        make_directory("gs://bucket/run")
+    assert not os.listdir(tmp_path)
+
+
+def test_files_in_a_bucket_are_whole_objects(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    objects = bucket_in_memory(monkeypatch)
+    run = make_directory("gs://bucket/run")
+    assert absolute_path("gs://bucket/run") == run
+    assert not objects
+    write_file(run / "a", "first")
+    with replacing(run / "a") as partial:
+        partial.write_text("second")
+        assert (run / "a").read_text() == "first"
+    assert list(objects) == ["/bucket/run/a"]
+    assert objects["/bucket/run/a"].getvalue() == b"second"
+    monkeypatch.setattr(type(run), "write_bytes", Mock(side_effect=RuntimeError("403, denied")))
+    for write, path in ((make_directory, run), (functools.partial(write_file, data=""), run / "a")):
+        message = rf"cannot write (to the directory )?{path}: 403, denied; check the path"
+        with pytest.raises(InputError, match=message):
+            write(path)
     assert not os.listdir(tmp_path)
 
 

@@ -73,7 +73,7 @@ def test_the_check_of_the_lower_bounds_installs_what_make_setup_installs():
     assert extras[0] == extras[1]
     bounds = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     groups = bounds["optional-dependencies"]
-    for extra in extras[0].split(","):
+    for extra in (*extras[0].split(","), "gcs", "train"):
         for requirement in map(Requirement, (*bounds["dependencies"], *groups[extra])):
             named = requirement.name == "nonlocal-jax" or {"==", ">="} & {
                 specifier.operator for specifier in requirement.specifier

@@ -9,7 +9,7 @@ from collections.abc import Collection
 
 from etils import epath
 
-from nonlocal_jax._files import write_file
+from nonlocal_jax._files import is_bucket, write_file
 from nonlocal_jax.errors import InputError
 
 FILE = "SHA256SUMS"
@@ -76,21 +76,26 @@ def _files(directory: epath.Path) -> list[str]:
     def fail(error: OSError) -> None:
         raise error
 
+    def without_protocol(path: object) -> str:  # fsspec leaves it out
+        return str(path).removeprefix("gs://").lstrip("/")
+
     paths = [
-        pathlib.Path(folder, name)
-        for folder, _, names in os.walk(directory, onerror=fail)
-        if folder != os.fspath(directory)
+        pathlib.PurePosixPath(without_protocol(folder)).relative_to(without_protocol(directory))
+        / name
+        for folder, _, names in directory.walk(on_error=fail)
         for name in names
+        if name  # an object may stand for a directory
     ]
     return sorted(
-        path.relative_to(directory).as_posix()
+        path.as_posix()
         for path in paths
-        if stat.S_ISREG(path.stat().st_mode)
+        if len(path.parts) > 1
+        and (is_bucket(directory) or stat.S_ISREG((directory / path).stat().mode))
     )
 
 
-def _checksum(path: os.PathLike, *, sync: bool = False) -> str:
-    with open(path, "rb") as file:
-        if sync:
+def _checksum(path: epath.Path, *, sync: bool = False) -> str:
+    with path.open("rb") as file:
+        if sync and not is_bucket(path):
             os.fsync(file.fileno())
         return hashlib.file_digest(file, "sha256").hexdigest()

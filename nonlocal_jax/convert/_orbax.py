@@ -14,6 +14,7 @@ from absl import logging
 from etils import epath
 from flax.traverse_util import flatten_dict
 
+from nonlocal_jax._files import absolute_path, bucket_errors
 from nonlocal_jax.convert import _checksums
 from nonlocal_jax.errors import InputError, disk_reason, first_line, is_out_of_memory, listing
 
@@ -68,7 +69,8 @@ def _opened(path: epath.Path, items: Collection[str]) -> Iterator[epath.Path]:
 
     Errors of reading it become an ``InputError``.
     """
-    directory = _step_directory(path.absolute(), items)
+    with bucket_errors(path):
+        directory = _step_directory(absolute_path(path), items)
     try:
         yield directory
     except Exception as error:  # a damaged checkpoint raises one of several types
@@ -105,6 +107,12 @@ def _is_step(path: epath.Path) -> bool:
     return has_contents and ocp.utils.is_checkpoint_finalized(path)
 
 
+def finished_steps(directory: epath.Path) -> list[epath.Path]:
+    """Returns the steps in a directory "checkpoints", in increasing order."""
+    steps = [step for step in directory.glob("*") if step.name.isdigit() and _is_step(step)]
+    return sorted(steps, key=lambda step: int(step.name))
+
+
 def last_intact_step(
     directory: epath.Path, items: Collection[str] | None = None
 ) -> tuple[epath.Path | None, dict[epath.Path, str]]:
@@ -117,9 +125,8 @@ def last_intact_step(
     Raises:
       InputError: All steps are damaged, or one cannot be read for now.
     """
-    steps = [step for step in directory.glob("*") if step.name.isdigit() and _is_step(step)]
     damaged = {}
-    for step in sorted(steps, key=lambda step: int(step.name), reverse=True):
+    for step in reversed(finished_steps(directory)):
         damage = _checksums.find_damage(step, items)
         if damage is None:
             return step, damaged

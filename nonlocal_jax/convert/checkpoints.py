@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 
 import nonlocal_jax
-from nonlocal_jax._files import PathLike, as_path, replacing
+from nonlocal_jax._files import PathLike, as_path, bucket_errors, is_bucket, replacing
 from nonlocal_jax.convert import _dataset, _model_config, _variables, names
 from nonlocal_jax.convert import _fit as fit
 from nonlocal_jax.convert import _orbax as orbax
@@ -103,6 +103,13 @@ def load(
 
 def _existing(path: PathLike) -> epath.Path:
     path = as_path(path)
+    if is_bucket(path):
+        with bucket_errors(path):
+            if path.is_dir():
+                return path
+        raise InputError(
+            f"there is no work directory and no saved step at {path}; copy files to a local disk"
+        )
     if not path.exists():
         raise InputError(
             f"there is no checkpoint at {path}; use a work directory, a saved step, or a "

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from etils import epath
 
-from nonlocal_jax._files import PathLike, as_path, make_directory
+from nonlocal_jax._files import PathLike, local_path, make_directory
 from nonlocal_jax._progress import progress
 from nonlocal_jax.data._cores import parallel_map
 from nonlocal_jax.data._once import create_once
@@ -53,7 +53,7 @@ def cached(source: Source, directory: PathLike) -> Source:
     name = getattr(source, "name", "")
     parts = [*name.split("/"), fingerprint(source), getattr(source, "digest", "")]
     key = "-".join(filter(None, parts))
-    path = as_path(directory).absolute() / key
+    path = local_path(directory).absolute() / key
     if not path.exists():  # else the directory may be read-only
         make_directory(directory)
     create_once(path, functools.partial(_write, source, path))

@@ -14,7 +14,7 @@ from etils import epath
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
-from nonlocal_jax._files import PathLike, as_path, check_is_file, write_file
+from nonlocal_jax._files import PathLike, check_is_file, local_path, write_file
 from nonlocal_jax.data._decoder_messages import decoder_messages
 from nonlocal_jax.errors import InputError, listing
 
@@ -203,9 +203,9 @@ def read_image(
     Raises:
       InputError: The file cannot be read, it is damaged, or the image is too large.
     """
-    check_is_file(as_path(path))
+    check_is_file(local_path(path))
     try:
-        data = as_path(path).read_bytes()
+        data = local_path(path).read_bytes()
     except OSError as error:
         raise InputError(
             f"cannot read {path}: {error.strerror}; check the path and its permissions"
@@ -235,7 +235,7 @@ def list_files(paths: Iterable[PathLike], suffixes: Sequence[str], kind: str) ->
     What is skipped is printed on stderr, except hidden files.
     """
     files = []
-    for path in map(as_path, paths):
+    for path in map(local_path, paths):
         if path.is_dir():
             entries = sorted(path.iterdir())
             found = [p for p in entries if p.suffix.lower() in suffixes]

@@ -9,14 +9,14 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from absl import logging
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from nonlocal_jax._files import PathLike, as_path
+from nonlocal_jax import distributed
+from nonlocal_jax._files import PathLike, absolute_path, as_path, bucket_errors, is_bucket
 from nonlocal_jax._progress import say
 from nonlocal_jax.config import differences
 from nonlocal_jax.convert import _checksums, _dataset
-from nonlocal_jax.convert._orbax import DIRECTORY, last_intact_step
+from nonlocal_jax.convert._orbax import DIRECTORY, finished_steps, last_intact_step
 from nonlocal_jax.errors import InputError, disk_reason, first_line, is_out_of_memory, listing
 from nonlocal_jax.train.state import TrainState
 
@@ -28,31 +28,37 @@ _TIMEOUT = 100 * 365 * 24 * 3600
 _FREE = ("train", "evaluation", "mesh", "recipe", "published", "data.workers", "data.cache")
 
 
-class _WithChecksums(ocp.path.atomicity.AtomicRenameTemporaryPath):
-    """The directory of an unfinished save. It gets checksums before it is renamed.
-
-    Orbax also uses this class for the subdirectories.
-    """
+class _WithChecksums:
+    """The directory of an unfinished save. It gets checksums before it is committed."""
 
     async def finalize(self) -> None:
-        is_step = self.get_final().parent.name == DIRECTORY
-        if is_step:
-            _checksums.write(self.get())
+        _checksums.write(self.get())
         await super().finalize()
-        if is_step:
-            # Only now a run that is killed resumes from it.
-            say(f"saved step {self.get_final().name}")
+        # Only now a run that is killed resumes from it.
+        say(f"saved step {self.get_final().name}")
+
+
+class _Renamed(_WithChecksums, ocp.path.atomicity.AtomicRenameTemporaryPath):
+    """A save that is committed by renaming its directory."""
+
+
+class _Marked(_WithChecksums, ocp.path.atomicity.CommitFileTemporaryPath):
+    """A save that is committed by an object of its own. Buckets cannot rename directories."""
 
 
 class Checkpoints:
     """The saved states of a run, in ``WORKDIR/checkpoints/STEP``.
 
     This is a context manager. On exit it waits for the last save. A state is committed by renaming
-    its directory, so an interrupted save leaves no checkpoint. The last three states are kept.
-    Sharded states are saved and restored shard by shard.
+    its directory, or in a bucket by an object ``commit_success.txt``, so an interrupted save leaves
+    no checkpoint. The last three states are kept, and the best of those that were evaluated.
+    Sharded states are saved and restored shard by shard, also onto another number of devices or
+    processes, and with other shardings.
 
     Each state has checksums of its files, see ``sha256sum --check checkpoints/STEP/SHA256SUMS``. A
     damaged state after the last intact one is renamed to STEP.damaged.
+
+    Of several processes, the first one decides which state is the last one.
 
     Args:
       workdir: Directory of the run.
@@ -77,67 +83,82 @@ class Checkpoints:
     ):
         if dataset is not None:
             dataset = _dataset.check("the training data", dataset, config.model)
-        self.directory = as_path(workdir).absolute() / DIRECTORY
+        self.directory = absolute_path(workdir) / DIRECTORY
         # JSON converts tuples to lists, as in the config that is read from a checkpoint.
         self._run = {
             "config": json.loads(config.to_json()),
             "dataset_fingerprint": fingerprint,
             "dataset": dataset,
-            "init": None if init is None else str(as_path(init).absolute()),
+            "init": None if init is None else str(absolute_path(init)),
         }
-        if jax.process_index() == 0:
-            self._clean()
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("clean the checkpoints")
-        self._manager = ocp.CheckpointManager(
-            self.directory,
-            item_names=("variables", "progress", "metadata"),
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=ocp.checkpoint_managers.LatestN(_KEEP),
-                temporary_path_class=_WithChecksums,
-                async_options=ocp.AsyncOptions(
-                    timeout_secs=_TIMEOUT, create_directories_asynchronously=False
-                ),
-            ),
+        self._steps: list[int] = distributed.from_first(self._clean)
+        self._scores: Mapping[int, float] = {}
+        options = ocp.AsyncOptions(timeout_secs=_TIMEOUT, create_directories_asynchronously=False)
+        items = ocp.CompositeOptions(async_options=options)
+        self._checkpointer = ocp.AsyncCheckpointer(
+            ocp.CompositeCheckpointHandler(composite_options=items),
+            async_options=options,
+            temporary_path_class=_Marked if is_bucket(self.directory) else _Renamed,
         )
 
-    def _clean(self) -> None:
-        """Removes interrupted saves, and renames damaged states after the last intact one."""
-        # The manager would remove them in a thread that outlives its closing.
-        for partial in ocp.utils.tmp_checkpoints(self.directory):
-            as_path(partial.get()).rmtree()
-        step, damaged = last_intact_step(self.directory)
-        for path, damage in damaged.items():
-            names = (f"{path.name}.damaged{suffix or ''}" for suffix in itertools.count())
-            aside = next(p for name in names if not (p := path.with_name(name)).exists())
-            path.rename(aside)
-            logging.warning(
-                "the checkpoint %s is damaged (%s); it is now %s, and the run goes on from %s",
-                *(path, damage, aside.name, step.name),
-            )
+    def _clean(self) -> list[int]:
+        """Removes interrupted saves, and renames damaged states after the last intact one.
+
+        Returns the steps that remain, in increasing order.
+        """
+        with bucket_errors(self.directory):
+            for partial in ocp.utils.tmp_checkpoints(self.directory):
+                as_path(partial.get()).rmtree()
+            step, damaged = last_intact_step(self.directory)
+            for path, damage in damaged.items():
+                names = (f"{path.name}.damaged{suffix or ''}" for suffix in itertools.count())
+                aside = next(p for name in names if not (p := path.with_name(name)).exists())
+                path.rename(aside)
+                logging.warning(
+                    "the checkpoint %s is damaged (%s); it is now %s, and the run goes on from %s",
+                    *(path, damage, aside.name, step.name),
+                )
+            return [int(path.name) for path in finished_steps(self.directory)]
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        if error is not None and jax.process_count() > 1:
-            return  # the last save may wait for the other processes
-        with self._saving():
-            self._manager.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # After an error in one of several processes, the others may never finish the save.
+        if kind is None or jax.process_count() == 1:
+            with self._saving():
+                self._checkpointer.close()
+                self._remove_old()
 
     @property
     def latest_step(self) -> int | None:
         """The step of the last state, or None if there is no state."""
-        return self._manager.latest_step()
+        return self._steps[-1] if self._steps else None
 
-    def save(self, state: TrainState) -> None:
-        """Saves a state in the background, unless its step is saved already.
+    def check(self) -> None:
+        """Checks that the save in the background has not failed.
 
         Raises:
-          InputError: This state or the one before cannot be saved, because the disk is full.
+          InputError: It has failed, for example because the disk is full.
+        """
+        with self._saving():
+            self._checkpointer.check_for_errors()
+
+    def save(self, state: TrainState, scores: Mapping[int, float] | None = None) -> None:
+        """Saves a state in the background, unless its step is saved already or is 0.
+
+        Step 0 follows from the config and ``init``.
+
+        Args:
+          state: The state.
+          scores: The headline metric of the steps that were evaluated. The highest is the best.
+
+        Raises:
+          InputError: This state or the one before cannot be saved, for example because the disk is
+            full.
         """
         step = int(state.step)
-        if step == self.latest_step:
+        if step in (0, self.latest_step):
             return
         progress = {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
         args = ocp.args.Composite(
@@ -146,7 +167,21 @@ class Checkpoints:
             metadata=ocp.args.JsonSave({"step": step, **self._run}),
         )
         with self._saving():
-            self._manager.save(step, args=args)
+            self._checkpointer.wait_until_finished()
+            self._scores = scores or {}
+            self._remove_old()
+            self._checkpointer.save(self.directory / str(step), args=args)
+        self._steps.append(step)
+
+    def _remove_old(self) -> None:
+        """Removes all states but the last ones and the best one. No save is in progress."""
+        scored = [step for step in self._steps if step in self._scores]
+        best = max(scored, key=self._scores.__getitem__, default=None)
+        for step in self._steps[:-_KEEP]:
+            if step != best:
+                self._steps.remove(step)
+                if jax.process_index() == 0:
+                    (self.directory / str(step)).rmtree(missing_ok=True)
 
     @contextlib.contextmanager
     def _saving(self) -> Iterator[None]:
@@ -154,12 +189,14 @@ class Checkpoints:
             yield
         except Exception as error:  # Orbax raises several types if the disk is full.
             reason = disk_reason(error)
+            if reason is None and is_bucket(self.directory):
+                reason = f"{type(error).__name__}: {first_line(error)}"
             if reason is None:
                 raise
             raise InputError(
                 f"cannot save a checkpoint to {self.directory}: {reason}; the checkpoints before "
-                "it are unchanged; check the free disk space, and run the same command again to "
-                "resume"
+                "it are unchanged; check the free disk space and the permissions, and run the same "
+                "command again to resume"
             ) from error
 
     def restore(self, target: TrainState) -> TrainState | None:
@@ -186,8 +223,9 @@ class Checkpoints:
         return TrainState(**items.variables, **items.progress)
 
     def _read(self, step: int, args: ocp.args.Composite) -> Any:
+        path = self.directory / str(step)
         try:
-            return self._manager.restore(step, args=args)
+            return self._checkpointer.restore(path, args=args)
         except Exception as error:  # Orbax raises several types for a damaged checkpoint.
             if is_out_of_memory(error):
                 raise
@@ -196,7 +234,7 @@ class Checkpoints:
                 f"({type(error).__name__}: {first_line(error)})"
             )
             raise InputError(
-                f"cannot read the checkpoint {self.directory / str(step)}: {reason}; move it out "
+                f"cannot read the checkpoint {path}: {reason}; move it out "
                 "of the directory to resume from the one before it"
             ) from error
 

@@ -12,7 +12,7 @@ import jax
 from absl import logging
 from etils import epath
 
-from nonlocal_jax._files import PathLike, append_line, as_path, write_file
+from nonlocal_jax._files import PathLike, append_line, as_path, is_bucket, write_file
 from nonlocal_jax._progress import duration, say
 from nonlocal_jax.distributed import from_first
 from nonlocal_jax.errors import InputError
@@ -22,6 +22,8 @@ from nonlocal_jax.errors import InputError
 _LAG = 2
 # The share of the time spent waiting for data above which there is a warning.
 _MAX_DATA_WAIT = 0.1
+# Objects in a bucket cannot be appended to. They are written again after this many seconds.
+_REWRITE_AFTER = 10.0
 
 
 class NonFiniteError(InputError):
@@ -65,7 +67,8 @@ class RunLog:
 
     A record has a "step" and the metrics of a train step ("train/loss", ...) or of an evaluation
     ("val/miou", ...). Only process 0 writes. Records after ``step`` are removed, because a run that
-    was killed after its last checkpoint computes those steps again.
+    was killed after its last checkpoint computes those steps again. In a bucket, the last records
+    may be missing for some seconds, see ``flush``.
 
     Args:
       workdir: Directory of the run.
@@ -79,18 +82,33 @@ class RunLog:
         self._headline = headline
         self._writes = jax.process_index() == 0
         self.records = from_first(lambda: _read(self._path, step))
-        if self._writes:
-            write_file(self._path, "".join(json.dumps(r) + "\n" for r in self.records))
+        self._rewrite()
 
     def add(self, step: int, kind: str, metrics: Mapping[str, float]) -> None:
         """Appends a record. The names of its metrics get the prefix "train/" or "val/"."""
         record = {"step": step, **{f"{kind}/{name}": value for name, value in metrics.items()}}
         self.records.append(record)
+        if is_bucket(self._path):
+            if time.monotonic() - self._written > _REWRITE_AFTER:
+                self.flush()
+            return
         if self._writes:
             append_line(self._path, json.dumps(record))
+        self._in_file = len(self.records)
+
+    def flush(self) -> None:
+        """Writes the records that are not in the file yet. Call this before a state is saved."""
+        if self._in_file < len(self.records):
+            self._rewrite()
+
+    def _rewrite(self) -> None:
+        if self._writes:
+            write_file(self._path, "".join(json.dumps(r) + "\n" for r in self.records))
+        self._in_file, self._written = len(self.records), time.monotonic()
 
     def add_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         self.add(step, "val", metrics)
+        self.flush()
         values = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         self.say(f"step {step} evaluated  {values}")
 
@@ -104,6 +122,12 @@ class RunLog:
             record["step"] == step and any(name.startswith("val/") for name in record)
             for record in self.records
         )
+
+    def scores(self) -> dict[int, float]:
+        """Returns the headline metric of each step that was evaluated."""
+        name = f"val/{self._headline}"
+        scored = [record for record in self.records if math.isfinite(record.get(name, math.nan))]
+        return {record["step"]: record[name] for record in scored}
 
     def latest(self) -> dict[str, Any]:
         """Returns the last value of every metric."""
@@ -155,13 +179,16 @@ class Monitor:
             self._take(*self._pending.popleft())
 
     def flush(self) -> None:
-        """Waits for all steps so far. The measurement of time pauses until the next step.
+        """Waits for all steps so far, and writes their records.
+
+        The measurement of time pauses until the next step.
 
         Raises:
           NonFiniteError: See ``add``.
         """
         while self._pending:
             self._take(*self._pending.popleft())
+        self._log.flush()
         self._mark = None
 
     def _take(self, step: int, metrics: Mapping[str, jax.Array], waited: float) -> None:

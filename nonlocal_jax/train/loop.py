@@ -36,7 +36,7 @@ class Result(NamedTuple):
     """How a run ended.
 
     Attributes:
-      state: The last state. It has been saved.
+      state: The last state. It has been saved, unless its step is 0.
       metrics: The last value of every metric, such as "train/loss".
       signal: The signal that stopped the run before its last step, or None.
     """
@@ -94,7 +94,8 @@ def train(
 
     Args:
       config: Config of the experiment.
-      workdir: Directory of the run. It is locked during the run.
+      workdir: Directory of the run, on a disk or in a bucket ("gs://bucket/run"). It is locked
+        during the run.
       source: Random access to the training examples, see ``Task.open_source``. If it has a
         ``dataset``, a ``nonlocal_jax.data.Dataset``, the checkpoints contain its classes. If
         ``config.data.cache`` is a directory, the examples are decoded once and read from there, see
@@ -150,7 +151,8 @@ def train(
     with contextlib.ExitStack() as stack:
         shutdown = stack.enter_context(ShutdownRequest())  # until the last save has ended
 
-        distributed.gather(lambda: stack.enter_context(locked(make_directory(workdir))))
+        distributed.gather(lambda: str(make_directory(workdir)))
+        check_lock = stack.enter_context(locked(workdir))
         distributed.check_shared(workdir)
         if cache is not None:
             source = cached(source, cache)
@@ -179,8 +181,6 @@ def train(
                 }
                 variables = convert.load(init, config.model, **options, seed=config.seed)
             state = create_state(experiment, shardings, variables, dtype)
-            # A run that stops before the next checkpoint resumes from this one, at step 0.
-            checkpoints.save(state)
         step = int(state.step)
         headline = task.headline if isinstance(task.headline, str) else task.headline(config)
         log = RunLog(workdir, step, headline)
@@ -244,12 +244,14 @@ def train(
                 if step == config.steps:
                     monitor.flush()
                     state = precise(state)
+                check_lock()
+                checkpoints.check()
                 if is_due(config.train.checkpoint_every):
                     monitor.flush()
-                    checkpoints.save(state)
+                    checkpoints.save(state, log.scores())
                 evaluate_if_due()
                 stall.start_step()
         monitor.flush()
-        checkpoints.save(state)
+        checkpoints.save(state, log.scores())
         log.draw()
     return Result(state, log.latest(), shutdown.signal)

@@ -19,9 +19,9 @@ import traceback
 
 import jax
 
-from tests.pods import processes
+from tests.pods import checkpoints, processes
 
-SCENARIOS = {**processes.SCENARIOS}
+SCENARIOS = {**processes.SCENARIOS, **checkpoints.SCENARIOS}
 
 _HEAD = """# Runs with several processes and devices
 

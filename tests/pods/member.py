@@ -6,11 +6,14 @@ FAULTS are in JSON: ``seconds_per_example`` and ``seconds_per_image`` make train
 slow, and ``seconds_per_save`` the end of a save. ``unreadable`` is the index of a damaged example,
 and ``marker`` a file that is made when it is read. The first read of the example ``stall`` takes
 ``seconds_of_stall``. ``data`` is the seed of other data. ``images`` is a file to which every
-evaluated image appends the time when it began.
+evaluated image appends the time when it began. The disk is full when the step ``full_disk_at`` is
+saved. With ``data_of_config``, the data are those of the config.
 """
 
 import dataclasses
+import errno
 import json
+import os
 import pathlib
 import runpy
 import sys
@@ -59,6 +62,15 @@ def _after(seconds, function):
     return wait_and_call
 
 
+def _full_at(step, function):
+    def write(directory):
+        if directory.name.partition(".")[0] == str(step):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory))
+        return function(directory)
+
+    return write
+
+
 def main():
     faults, command, *options = sys.argv[1:]
     faults = json.loads(faults)
@@ -78,11 +90,14 @@ def main():
         return label_map
 
     task = dataclasses.replace(tasks.TASKS["segmentation"], open_source=open_source)
-    tasks.TASKS["segmentation"] = task
+    if not faults.get("data_of_config"):
+        tasks.TASKS["segmentation"] = task
     if "images" in faults:
         original_label_maps = inference.Predictor.label_maps
         inference.Predictor.label_maps = label_maps
     _checksums.write = _after(faults.get("seconds_per_save", 0), _checksums.write)
+    if "full_disk_at" in faults:
+        _checksums.write = _full_at(faults["full_disk_at"], _checksums.write)
     sys.argv = [f"experiments.{command}", *options]
     runpy.run_module(f"experiments.{command}", run_name="__main__", alter_sys=True)
 

@@ -10,14 +10,17 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from etils import epath
 
 from configs import segmentation
 from nonlocal_jax import convert
 from nonlocal_jax.convert import _checksums
+from nonlocal_jax.convert._orbax import finished_steps
 from nonlocal_jax.errors import InputError, disk_reason
-from nonlocal_jax.train import Checkpoints, create_experiment, create_state
+from nonlocal_jax.sharding import Shardings, make_mesh
+from nonlocal_jax.train import Checkpoints, checkpoint, create_experiment, create_state
 from nonlocal_jax.train.state import abstract_state
-from tests.helpers import one_device
+from tests.helpers import bucket_in_memory, one_device
 
 
 def _config():
@@ -34,12 +37,16 @@ def state():
 
 @pytest.fixture(scope="module")
 def workdir(state, tmp_path_factory):
-    """A work directory with steps 2, 3 and 4; 0 and 1 were dropped."""
+    """A work directory with steps 2, 3 and 4. Step 1 was removed, and step 0 is never saved."""
     workdir = tmp_path_factory.mktemp("run")
     with Checkpoints(workdir, _config(), "fingerprint") as checkpoints:
         for step in range(5):
             checkpoints.save(state.replace(step=state.step + step))
     return workdir
+
+
+def _names(workdir):
+    return sorted(path.name for path in (workdir / "checkpoints").iterdir())
 
 
 def _restore(workdir, config, fingerprint="fingerprint"):
@@ -61,6 +68,42 @@ def test_the_last_states_come_back_bit_for_bit(workdir, state):
     assert int(restored.step) == 4
     _assert_equal(restored, state.replace(step=state.step + 4))
     assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(restored))
+
+
+def test_the_best_state_is_kept_too(state, tmp_path):
+    """The scores are known only after the state is saved, and are read again in the second part."""
+    scores = {1: 0.5, 2: 0.9, 3: 0.8, 7: 0.9, 9: 1.0}
+    for steps in (range(1, 6), range(6, 9)):
+        with Checkpoints(tmp_path, _config(), "fingerprint") as checkpoints:
+            for step in steps:
+                known = {s: score for s, score in scores.items() if s < step}
+                checkpoints.save(state.replace(step=state.step + step), known)
+        assert _names(tmp_path) == ["2", *map(str, steps[-3:])]
+
+
+# The kernels are split over the axis "data".
+_RULES = ((r"layer.*/kernel$", jax.P(None, None, None, "data")),)
+
+
+@pytest.mark.parametrize(("devices", "rules"), [(1, ()), (4, ()), (8, ()), (4, _RULES)])
+def test_a_state_comes_back_on_other_devices_and_shardings(sharded_workdir, state, devices, rules):
+    shardings = Shardings(make_mesh(jax.devices()[:devices]), rules)
+    target = abstract_state(create_experiment(_config()), shardings)
+    with Checkpoints(sharded_workdir, _config(), "fingerprint") as checkpoints:
+        restored = checkpoints.restore(target)
+    _assert_equal(restored, state.replace(step=state.step + 1))
+    for leaf, wanted in zip(*map(jax.tree.leaves, (restored, target)), strict=True):
+        assert leaf.sharding == wanted.sharding
+
+
+@pytest.fixture(scope="module")
+def sharded_workdir(state, tmp_path_factory):
+    """A work directory with a state of eight devices. Four of them split the kernels."""
+    workdir = tmp_path_factory.mktemp("sharded")
+    sharded = Shardings(make_mesh(context=2), _RULES)
+    with Checkpoints(workdir, _config(), "fingerprint") as checkpoints:
+        checkpoints.save(sharded.place(state.replace(step=state.step + 1)))
+    return workdir
 
 
 def test_nothing_to_restore(tmp_path):
@@ -303,9 +346,9 @@ def test_a_clock_that_jumps_does_not_abort_a_save(state, tmp_path, monkeypatch, 
     now, jumps = time.time, itertools.count()
     monkeypatch.setattr(time, "time", lambda: now() + seconds * next(jumps))
     with Checkpoints(tmp_path, _config(), "fingerprint") as checkpoints:
-        for step in range(2):
+        for step in (1, 2):
             checkpoints.save(state.replace(step=state.step + step))
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["0", "1"]
+    assert _names(tmp_path) == ["1", "2"]
 
 
 def test_a_full_disk_is_one_error_and_keeps_the_states_before(
@@ -325,3 +368,73 @@ def test_a_full_disk_is_one_error_and_keeps_the_states_before(
             checkpoints.save(state.replace(step=state.step + 5))
     assert "\n" not in str(error.value)
     assert int(_restore(tmp_path / "run", _config()).step) == 4
+
+
+def test_a_failed_save_is_reported_before_the_next_one(workdir, state, tmp_path, monkeypatch):
+    def fail(directory):
+        raise _FULL
+
+    shutil.copytree(workdir, tmp_path / "run")
+    monkeypatch.setattr(_checksums, "write", fail)
+
+    def run():
+        with Checkpoints(tmp_path / "run", _config(), "fingerprint") as checkpoints:
+            checkpoints.save(state.replace(step=state.step + 5))
+            while True:
+                checkpoints.check()
+                time.sleep(0.01)
+
+    with pytest.raises(InputError, match=_FULL.strerror):
+        run()
+    monkeypatch.undo()
+    assert int(_restore(tmp_path / "run", _config()).step) == 4
+
+
+def test_a_directory_that_cannot_be_made_ends_the_run_at_once(state, tmp_path):
+    def run():
+        with Checkpoints(tmp_path, _config(), "fingerprint") as checkpoints:
+            checkpoints.save(state.replace(step=state.step + 1))
+            while not (tmp_path / "checkpoints" / "1").exists():
+                time.sleep(0.01)
+            (tmp_path / "checkpoints").rename(tmp_path / "aside")
+            (tmp_path / "checkpoints").touch()
+            checkpoints.save(state.replace(step=state.step + 2))
+
+    begin = time.monotonic()
+    with pytest.raises(InputError, match=r"cannot save a checkpoint to .*: Not a directory; the"):
+        run()
+    assert time.monotonic() - begin < 10
+    (tmp_path / "checkpoints").unlink()
+    (tmp_path / "aside").rename(tmp_path / "checkpoints")
+    assert int(_restore(tmp_path, _config()).step) == 1
+
+
+def test_in_a_bucket_an_object_commits_a_save(state, tmp_path, monkeypatch):
+    """Not a new name of the directory."""
+    monkeypatch.setattr(checkpoint, "is_bucket", lambda _: True)
+    with Checkpoints(tmp_path, _config(), "fingerprint") as checkpoints:
+        checkpoints.save(state.replace(step=state.step + 1))
+    assert checkpoints._checkpointer._temporary_path_class is checkpoint._Marked
+    assert (tmp_path / "checkpoints" / "1" / "commit_success.txt").exists()
+    assert int(_restore(tmp_path, _config()).step) == 1
+
+
+def test_the_checksums_of_a_bucket_are_those_of_its_objects(workdir, monkeypatch):
+    objects = bucket_in_memory(monkeypatch)
+    step = epath.Path("gs://bucket/run/checkpoints/4")
+    for path in (workdir / "checkpoints" / "4").rglob("*"):
+        if path.is_file():
+            (step / path.relative_to(workdir / "checkpoints" / "4")).write_bytes(path.read_bytes())
+    (step / "SHA256SUMS").unlink()
+    _checksums.write(step)
+    expected = (workdir / "checkpoints" / "4" / "SHA256SUMS").read_bytes()
+    assert (step / "SHA256SUMS").read_bytes() == expected
+    assert _checksums.find_damage(step) is None
+    (step / "commit_success.txt").write_text("")
+    assert finished_steps(step.parent) == [step]
+    assert convert.read_dataset("gs://bucket/run") is None
+    del objects["/bucket/run/checkpoints/4/metadata/metadata"]
+    with pytest.raises(InputError, match="all checkpoints are damaged"):
+        convert.read_dataset("gs://bucket/run")
+    with pytest.raises(InputError, match="there is no work directory and no saved step at gs://b"):
+        convert.read_dataset("gs://bucket/other.safetensors")

@@ -4,13 +4,17 @@ import errno
 import fcntl
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
 from nonlocal_jax.errors import InputError
+from nonlocal_jax.train import _lease, _lock
+from nonlocal_jax.train._lease import Lease
 from nonlocal_jax.train._lock import locked
 from tests.helpers import train
 from tests.train import check_lock
@@ -45,6 +49,102 @@ def test_a_killed_process_loses_its_lock(tmp_path):
         holder.kill()
     with locked(tmp_path):
         assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
+
+
+@pytest.fixture
+def leases(tmp_path, monkeypatch):
+    """A function that makes a lease of a run, on a local object store."""
+    for name in ("_RENEW", "_WATCH", "_POLL"):
+        monkeypatch.setattr(_lease, name, 0.05)
+    made = []
+
+    def make(seconds=100, **holder):
+        made.append(Lease(f"file://{tmp_path}/.lock", seconds))
+        made[-1]._holder |= holder
+        return made[-1]
+
+    yield make
+    for lease in made:
+        lease._released.set()
+
+
+def _wait_for(lease):
+    while lease.acquire():
+        time.sleep(0.01)
+
+
+_ELSEWHERE = {"machine": "elsewhere", "host": "far", "pid": 7}
+
+
+def test_a_lease_is_refused_to_others_and_released(leases, tmp_path):
+    lease = leases()
+    assert lease.acquire() == 0
+    message = rf"\(process {os.getpid()} on {socket.gethostname()}, since 20\d\d-.*\); stop it or"
+    with pytest.raises(InputError, match=message):
+        leases().acquire()
+    time.sleep(0.2)
+    lease.check()
+    lease.release()
+    assert not list(tmp_path.iterdir())
+
+
+def test_on_another_host_a_holder_is_refused_as_soon_as_it_renews(leases):
+    assert leases(**_ELSEWHERE).acquire() == 0
+    with pytest.raises(InputError, match=r"uses file:.*process 7 on far, since"):
+        _wait_for(leases())
+
+
+def test_the_lease_of_a_killed_process_is_free_at_once_or_when_it_is_over(
+    leases, capsys, monkeypatch
+):
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        pass
+    killed = leases(pid=gone.pid)
+    assert killed.acquire() == 0
+    killed._released.set()
+    elsewhere = leases(**_ELSEWHERE)
+    assert elsewhere.acquire() == 0
+    # It was only suspended, and notices.
+    killed._released.clear()
+    killed._keep()
+    with pytest.raises(InputError, match=r"has lost its lease .*another run has taken it"):
+        killed.check()
+    elsewhere._released.set()
+    elsewhere._thread.join()
+    late = leases()
+    for _ in range(3):
+        assert late.acquire() > 0
+        time.sleep(0.1)
+    message = r"process 7 on far has not renewed .*; if it was killed, this run starts in \d+ s"
+    assert len(re.findall(message, capsys.readouterr().out)) == 1
+    # Of two that see that it is over, one gets it.
+    stale = late._store.read("").result().stamp.generation
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + 200)
+    assert late.acquire() == 0
+    assert not leases()._write(stale)
+    late.check()
+
+
+def test_in_a_bucket_a_run_holds_a_lease(tmp_path, monkeypatch):
+    made = []
+
+    def make(url, seconds):
+        made.append(Lease(f"file://{url}", seconds))
+        assert seconds == 2 * 100
+        return made[-1]
+
+    monkeypatch.setattr(_lock, "is_bucket", lambda _: True)
+    monkeypatch.setattr(_lock, "Lease", make)
+    with locked(tmp_path) as check:
+        with pytest.raises(InputError, match="another run uses"), locked(tmp_path):
+            pass
+        check()
+        made[0]._lost = "no network"
+        with pytest.raises(InputError, match=r"lost its lease .* \(no network\)"):
+            check()
+        made[0]._lost = None
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_locks_a_run_goes_on_with_a_warning(tmp_path, monkeypatch, caplog):

@@ -6,10 +6,11 @@ import time
 import jax.numpy as jnp
 import pytest
 
+from nonlocal_jax._files import write_file
 from nonlocal_jax.train import NonFiniteError, log
 from nonlocal_jax.train._next_batch import NextBatch
 from nonlocal_jax.train.log import Monitor, RunLog
-from tests.helpers import read_metrics
+from tests.helpers import bucket_in_memory, read_metrics
 
 
 def _metrics(loss=1.0, grad_norm=1.0, param_norm=1.0):
@@ -108,6 +109,35 @@ def test_records_beyond_the_restored_step_are_dropped(tmp_path):
     run_log.add(4, "train", {"loss": 1.0})
     assert read_metrics(tmp_path)[-1] == {"step": 4, "train/loss": 1.0}
     assert run_log.latest() == {"step": 4, "train/loss": 1.0, "val/miou": 0.5}
+
+
+def test_in_a_bucket_the_records_are_written_every_ten_seconds(monkeypatch):
+    """And before a state is saved, and after an evaluation."""
+    objects = bucket_in_memory(monkeypatch)
+    writes, now = [], [0.0]
+    monkeypatch.setattr(log, "write_file", lambda *file: writes.append(now[0]) or write_file(*file))
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    run_log = RunLog("gs://bucket/run", 0, "miou")
+    monitor = Monitor(run_log, steps=100, log_every=1, batch_size=4)
+    for step in range(1, 26):
+        now[0] = float(step)
+        run_log.add(step, "train", {"loss": 1.0})
+    assert writes == [0, 11, 22]
+    monitor.flush()
+    run_log.add_evaluation(25, {"miou": 0.5})
+    monitor.flush()
+    assert writes == [0, 11, 22, 25, 25]
+    lines = objects["/bucket/run/metrics.jsonl"].getvalue().splitlines()
+    assert [json.loads(line) for line in lines] == run_log.records
+    assert RunLog("gs://bucket/run", 24, "miou").records == run_log.records[:24]
+
+
+def test_the_score_of_a_step_is_its_headline_metric(tmp_path):
+    run_log = RunLog(tmp_path, 0, "miou")
+    run_log.add(2, "train", {"loss": 1.0})
+    for step, value in ((2, 0.5), (4, math.nan), (6, 0.25)):
+        run_log.add_evaluation(step, {"miou": value, "accuracy": 1.0})
+    assert run_log.scores() == {2: 0.5, 6: 0.25}
 
 
 def test_damaged_lines_are_skipped_with_one_warning(tmp_path, caplog):

@@ -1,22 +1,21 @@
 """Where prepared datasets are: on this host, or in a bucket that is copied to it."""
 
-import contextlib
 import functools
 import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from etils import epath
 
-from nonlocal_jax._files import PathLike, as_path
+from nonlocal_jax._files import PathLike, bucket_errors, local_path
 from nonlocal_jax._progress import progress
 from nonlocal_jax.data._cores import parallel_map
 from nonlocal_jax.data._once import create_once
 from nonlocal_jax.data.datasets import _manifest
 from nonlocal_jax.data.datasets._dataset import BUILT_ON_USE
-from nonlocal_jax.errors import InputError, first_line
+from nonlocal_jax.errors import InputError
 
 # The next version of a dataset is prepared again, and older files are not read.
 _VERSIONS = {"digits_flag": "2.1.0"}
@@ -30,7 +29,7 @@ def default_data_dir() -> epath.Path:
     Raises:
       InputError: The variable is a URL.
     """
-    return as_path(os.environ.get("NONLOCAL_JAX_DATA") or "~/.cache/nonlocal_jax")
+    return local_path(os.environ.get("NONLOCAL_JAX_DATA") or "~/.cache/nonlocal_jax")
 
 
 def local_directory(name: str, data_dir: PathLike | None) -> epath.Path:
@@ -39,7 +38,7 @@ def local_directory(name: str, data_dir: PathLike | None) -> epath.Path:
     Raises:
       InputError: ``data_dir`` is a URL.
     """
-    root = as_path(data_dir or default_data_dir())
+    root = local_path(data_dir or default_data_dir())
     return root / name / _VERSIONS.get(name, VERSION)
 
 
@@ -59,7 +58,7 @@ def find_directory(name: str, data_dir: PathLike | None) -> epath.Path:
         return local_directory(name, None)
     url = os.fspath(data_dir).rstrip("/")
     remote = epath.Path(url) / name / VERSION
-    with _readable(url):
+    with bucket_errors(url):
         try:
             manifest = (remote / _manifest.FILE).read_bytes()
         except FileNotFoundError as error:
@@ -91,7 +90,7 @@ def create_directory(directory: epath.Path, write: Callable[[epath.Path], None])
 
 def _copy(remote: epath.Path, manifest: bytes, target: epath.Path) -> None:
     def copy(name: str) -> None:
-        with _readable(remote):
+        with bucket_errors(remote):
             source = (remote / name).open("rb")
         with source, (target / name).open("wb") as file:
             shutil.copyfileobj(source, file, _CHUNK)
@@ -102,22 +101,3 @@ def _copy(remote: epath.Path, manifest: bytes, target: epath.Path) -> None:
     (target / _manifest.FILE).write_bytes(manifest)
     if reason := _manifest.damage(target):
         raise InputError(f"{remote} is damaged: {reason}; upload it again")
-
-
-@contextlib.contextmanager
-def _readable(url: object) -> Iterator[None]:
-    """Raises an InputError if an object store cannot be read."""
-    try:
-        yield
-    except InputError:
-        raise
-    except ImportError as error:
-        raise InputError(
-            f"{url} cannot be read: {first_line(error)}; install the package that reads it, such "
-            "as gcsfs for gs://, or copy the directory to a local disk"
-        ) from error
-    except Exception as error:  # each object store has its own errors
-        raise InputError(
-            f"{url} cannot be read: {type(error).__name__}: {first_line(error)}; check the URL and "
-            "the permissions"
-        ) from error

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from nonlocal_jax._files import PathLike, as_path
+from nonlocal_jax._files import PathLike, local_path
 from nonlocal_jax._progress import progress
 from nonlocal_jax.data._cores import parallel_map
 from nonlocal_jax.data.datasets import (
@@ -139,7 +139,7 @@ def prepare_dataset(
     notes: list[str] = []
 
     def write(target: epath.Path) -> None:
-        root = pathlib.Path(as_path(source))
+        root = pathlib.Path(local_path(source))
         layout = _find(kind, name, root)
         scan_one = encoder.scan if videos else functools.partial(scan, layout=layout)
         facts = _scan_all(layout, scan_one, "video" if videos else "image")
