@@ -178,7 +178,7 @@ TASK = {"SLURM_ARRAY_TASK_ID": "0", "SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": 
 )
 def test_slurm_restarts_as_long_as_an_attempt_saves(launch, tmp_path, plan, attempts, status):
     process = launch("slurm.sbatch", ROW, "/runs", *FLAGS, plan=plan, **TASK)
-    out, err = process.communicate()
+    _, err = process.communicate()
     assert process.returncode == status, err
     command = training(*match_configs(ROW), "/runs", *FLAGS)
     ran = (tmp_path / "attempts").read_text().splitlines()
