@@ -7,23 +7,23 @@
 # PATTERN selects experiments, such as 'nonlocal_*_cityscapes', see `python -m experiments names`.
 # The run of an experiment is in RUNS/NAME, where RUNS is in a bucket, such as gs://BUCKET/seed0.
 # Each FLAG is passed to `experiments.train`. TYPE and RUNTIME describe the slice. QUEUE_FLAGS has
-# more options of `queued-resources create`, such as '--spot --service-account=...'.
+# more options of `queued-resources create`, such as '--spot --service-account=...'. ARCHIVE_FLAGS
+# adds files to the copy of the last commit, such as '--add-file=resnet50_v1c.pth'.
 set -euo pipefail
 source experiments/launch/common.sh
 read_arguments "$@"
 : "${ZONE:?is not set; use ZONE=us-west4-a, or the zone of your quota}"
 read -ra options <<<"${QUEUE_FLAGS-}"
-code=nonlocal_jax.tar.gz  # the last commit
+read -ra files <<<"${ARCHIVE_FLAGS-}"
+code=nonlocal_jax.tar.gz
 # Ends a process of an earlier attempt, and makes the environment.
 setup="pkill -f '[e]xperiments.train'; mkdir -p nonlocal_jax && tar -xzf $code -C nonlocal_jax && \
 cd nonlocal_jax && python3 -m pip install -q --user uv && export PATH=~/.local/bin:\$PATH && \
 { test -x .venv/bin/python || uv venv --seed --python=3.11 .venv; } && \
 make setup ACCEL=tpu PYTHON=.venv/bin/python"
 
-tpus() {
-  local line=(gcloud compute tpus "$@" "--zone=$ZONE")
-  if [ -n "$dry_run" ]; then quoted "${line[@]}"; else "${line[@]}"; fi
-}
+run() { if [ -n "$dry_run" ]; then quoted "$@"; else "$@"; fi; }
+tpus() { run gcloud compute tpus "$@" "--zone=$ZONE"; }
 state() { [ -n "$dry_run" ] || tpus queued-resources describe "$1" '--format=value(state.state)' 2>/dev/null || :; }
 delete() { tpus queued-resources delete "$1" --force --quiet; }
 
@@ -41,7 +41,7 @@ attempt() {
     tpus tpu-vm ssh "$1" --worker=all "--command=cd nonlocal_jax && . .venv/bin/activate && $(quoted "${@:2}")"
 }
 
-[ -n "$dry_run" ] || git archive --output="$code" HEAD
+run git archive "--output=$code" "${files[@]}" HEAD
 running=()
 for config in "${configs[@]}"; do
   use "$config"

@@ -106,7 +106,8 @@ def of_slurm(output):
 
 
 def of_tpu_vm(output):
-    lines = [shlex.split(line) for line in output.splitlines()]
+    archive, *lines = [shlex.split(line) for line in output.splitlines()]
+    assert archive[:2] == ["git", "archive"]
     verbs = ["create", "scp", "ssh", "ssh", "delete"]
     assert [line[4] for line in lines] == verbs * (len(lines) // 5)
     assert all(line[5].replace("-", "").isalnum() for line in lines[::5])
