@@ -13,7 +13,7 @@ PIP := $(if $(shell command -v uv),VIRTUAL_ENV=$(VENV) uv pip,$(BIN)/python -m p
 	--disable-pip-version-check)
 
 .PHONY: setup libtpu demo demo-video test lint parity golden check-datasets check-video check-stream \
-	check-long-clips check-cuda-hlo check-lower-bounds fuzz
+	check-long-clips check-cuda-hlo check-lower-bounds fuzz pods
 
 setup: $(STAMP)
 
@@ -80,6 +80,9 @@ check-stream: setup
 
 check-long-clips: libtpu
 	$(BIN)/python -m tests.train.check_long_clips
+
+pods: setup
+	$(BIN)/python -m tests.pods --output=experiments/results/pods.md
 
 fuzz: setup
 	$(BIN)/python -m tests.fuzz --output=experiments/results/fuzzing.md

@@ -88,7 +88,7 @@ def initialize(
             )
     except ValueError as error:
         if mode == "auto" and not signs:
-            print("one process, because JAX detects no cluster", file=sys.stderr)
+            print("no cluster detected: running on one process", file=sys.stderr)
             return
         found = f"{' and '.join(signs)} set" if signs else "nothing set"
         raise InputError(

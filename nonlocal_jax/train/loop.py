@@ -166,9 +166,7 @@ def train(
         dataset = getattr(source, "dataset", None)
         # The attribute of this name in sources of other projects is something else.
         classes = dataset.to_json() if isinstance(dataset, Dataset) else None
-        checkpoints = stack.enter_context(
-            Checkpoints(workdir, config, run["data"], classes, init)
-        )
+        checkpoints = stack.enter_context(Checkpoints(workdir, config, run["data"], classes, init))
         stack.enter_context(memory_errors(config))
         state = checkpoints.restore(abstract_state(experiment, shardings, dtype))
         if state is None:

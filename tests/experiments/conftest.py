@@ -12,6 +12,8 @@ def command(monkeypatch, capsys):
     """Runs ``python -m experiments.NAME`` in this process: (exit status, stdout, stderr)."""
 
     def run(name, *arguments):
+        if name in ("train", "evaluate"):  # this process may have used its devices already
+            arguments = (*arguments, "--distributed=off")
         monkeypatch.setattr(sys, "argv", [f"experiments.{name}", *map(str, arguments)])
         try:
             with pytest.raises(SystemExit) as exit_info:

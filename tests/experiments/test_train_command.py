@@ -43,7 +43,9 @@ def test_stop_go_on_and_refuse(tmp_path, start):
     stopped.send_signal(signal.SIGTERM)
     out, err = stopped.communicate()
     assert stopped.returncode == 0, err
-    assert "SIGTERM: saved step" in out
+    saved = re.search(r"SIGTERM: saved step (\d+); run the same command to resume\n$", out)
+    assert f"\nsaved step {saved[1]}\n" in out
+    assert err.startswith("no cluster detected: running on one process\n")
     assert "Traceback" not in err
 
     finished = start()

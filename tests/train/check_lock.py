@@ -29,9 +29,9 @@ _TRAIN = {"train.log_every": 1, "train.checkpoint_every": 2, "train.evaluate_eve
 
 def _start(workdir: pathlib.Path, environment: dict[str, str]) -> subprocess.Popen:
     fields = [f"--config.{path}={value}" for path, value in (_OPTIONS | _TRAIN).items()]
-    config = f"--config=configs/segmentation.py:{_NAME}"
+    flags = [f"--workdir={workdir}", f"--config=configs/segmentation.py:{_NAME}", *fields]
     return subprocess.Popen(
-        [sys.executable, "-m", "experiments.train", f"--workdir={workdir}", config, *fields],
+        [sys.executable, "-m", "experiments.train", "--distributed=off", *flags],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
