@@ -49,8 +49,8 @@ esac
 
 
 @pytest.fixture
-def launch(tmp_path):
-    """Starts a launcher: launch(script, arguments, plan=lines, **variables)."""
+def environment(tmp_path):
+    """The variables of a shell in which the stand-ins replace the commands."""
     commands = tmp_path / "bin"
     commands.mkdir()
     scripts = {
@@ -63,21 +63,22 @@ def launch(tmp_path):
         (commands / name).write_text(text)
         (commands / name).chmod(0o755)
     (tmp_path / "saved").write_text("0\n")
+    (tmp_path / "names").write_text("\n".join(match_configs(ROW)) + "\n")
+    return {**os.environ, "PATH": f"{commands}:{os.environ['PATH']}", "STATE": str(tmp_path)}
+
+
+@pytest.fixture
+def launch(tmp_path, environment):
+    """Starts a launcher: launch(script, arguments, plan=lines, **variables)."""
 
     def launch(script, *arguments, plan=(), **variables):
-        names = match_configs(ROWS if ROWS in arguments else ROW)
-        (tmp_path / "names").write_text("\n".join(names) + "\n")
+        if ROWS in arguments:
+            (tmp_path / "names").write_text("\n".join(match_configs(ROWS)) + "\n")
         (tmp_path / "plan").write_text("".join(f"{line}\n" for line in plan))
-        environment = {
-            **os.environ,
-            "PATH": f"{commands}:{os.environ['PATH']}",
-            "STATE": str(tmp_path),
-            **variables,
-        }
         return subprocess.Popen(
             ["bash", f"experiments/launch/{script}", *arguments],
             cwd=ROOT,
-            env=environment,
+            env={**environment, **variables},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -237,6 +238,27 @@ def test_a_tpu_vm_is_created_again_after_a_preemption(launch, tmp_path):
         *("describe", *run),
         "delete",
     ]
+
+
+def test_the_commands_of_the_page(environment):
+    text = (ROOT / "docs/pods.md").read_text().replace("\\\n", "")
+    exports = re.findall("^export .*$", text, re.M)
+    commands = re.findall(r"^.*bash experiments/launch/.*$", text, re.M)
+    assert len(commands) == 3
+    variables = {"BUCKET": "bucket", "PROJECT": "project", "IMAGE": "registry/image"}
+    for command in commands:
+        if "--dry-run" not in command:
+            command = re.sub(r"(launch/\S+)", r"\1 --dry-run", command)
+        done = subprocess.run(
+            ["bash", "-c", "\n".join([*exports, command])],
+            cwd=ROOT,
+            env={**environment, **variables},
+            capture_output=True,
+            text=True,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "resnet50_v1c.pth" in done.stdout
+    assert len(match_configs("*_r50-d8_*[a-z]")) == 22
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="needs shellcheck")

@@ -26,15 +26,13 @@ _TIMEOUT = 600
 
 def slurm(directory: pathlib.Path) -> str:
     """slurm.sbatch, two processes: each is killed once, and the script starts them again."""
-    with _job(directory, "undisturbed", 1) as job:
-        _, lines = job.communicate(timeout=_TIMEOUT)
-        assert job.returncode == 0, lines
-    with _job(directory, "disturbed", 2) as job:
+    with _job(directory, "undisturbed") as job:
+        _succeed(job, directory / "undisturbed.log")
+    with _job(directory, "disturbed") as job:
         for step, rank in ((4, 1), (8, 0)):
             _wait_for_save(directory / "disturbed" / _NAME, step, job)
             os.kill(int((directory / "tasks" / str(rank)).read_text()), signal.SIGKILL)
-        _, lines = job.communicate(timeout=_TIMEOUT)
-        assert job.returncode == 0, lines
+        lines = _succeed(job, directory / "disturbed.log")
     restarts = lines.count("restart: ")
     assert restarts == 2, lines
     _check_equal(directory)
@@ -51,7 +49,7 @@ def slurm(directory: pathlib.Path) -> str:
 
 
 @contextlib.contextmanager
-def _job(directory: pathlib.Path, runs: str, job: int) -> Iterator[subprocess.Popen]:
+def _job(directory: pathlib.Path, runs: str) -> Iterator[subprocess.Popen]:
     """Runs slurm.sbatch as ``sbatch`` does, for two tasks on one node."""
     commands, tasks = directory / "bin", directory / "tasks"
     commands.mkdir(parents=True, exist_ok=True)
@@ -74,33 +72,32 @@ exec {python} -m tests.pods.member '{{"seconds_per_example": 0.05}}' train "$@"
         JAX_PLATFORMS="cpu",
         JAX_COMPILATION_CACHE_DIR=str(directory.parent / "compilation_cache"),
         JAX_DISABLE_MOST_OPTIMIZATIONS="1",  # compiles in half of the time
-        SLURM_JOB_ID=str(4096 * job + os.getpid()),  # JAX derives the port from it
+        SLURM_JOB_ID=str(os.getpid()),  # JAX derives the port from it
         SLURM_ARRAY_TASK_ID="0",
         SLURM_NTASKS="2",
         SLURM_CPUS_PER_TASK="1",
     )
-    script = "experiments/launch/slurm.sbatch"
-    process = subprocess.Popen(
-        [
-            "bash",
-            script,
-            _NAME,
-            str(directory / runs),
-            *CONFIG[1:],
-            f"--heartbeat-timeout={HEARTBEAT}",
-        ],
-        cwd=_ROOT,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    script = ["bash", "experiments/launch/slurm.sbatch", _NAME, str(directory / runs)]
+    with (directory / f"{runs}.log").open("w") as log:
+        process = subprocess.Popen(
+            [*script, *CONFIG[1:], f"--heartbeat-timeout={HEARTBEAT}"],
+            cwd=_ROOT,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
     try:
         yield process
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+
+
+def _succeed(job: subprocess.Popen, log: pathlib.Path) -> str:
+    """Waits for the job, which must exit with status 0. Returns its log."""
+    assert job.wait(_TIMEOUT) == 0, log.read_text()
+    return log.read_text()
 
 
 def _wait_for_save(workdir: pathlib.Path, step: int, job: subprocess.Popen) -> None:
@@ -110,7 +107,7 @@ def _wait_for_save(workdir: pathlib.Path, step: int, job: subprocess.Popen) -> N
         saved = [int(path.name) for path in workdir.glob("checkpoints/*") if path.name.isdigit()]
         if max(saved, default=0) >= step:
             return
-        assert job.poll() is None, job.communicate()[1]
+        assert job.poll() is None, f"the job ended with status {job.returncode}"
         time.sleep(0.02)
     raise AssertionError(f"no step {step} in {workdir}")
 
