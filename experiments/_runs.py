@@ -45,8 +45,11 @@ def read_run(workdir: epath.Path) -> Run | None:
     if type(config.get("steps")) is not int:
         raise InputError(f"{workdir / CONFIG} has no number of steps; it is not from `train`")
     evaluations = [r for r in _records(workdir / RECORDS) if any(k.startswith("val/") for k in r)]
-    checkpoints = workdir / "checkpoints"
-    steps = ocp.utils.checkpoint_steps(checkpoints) if checkpoints.exists() else []
+    steps = [
+        int(path.name)
+        for path in (workdir / "checkpoints").glob("*")
+        if path.name.isdecimal() and ocp.utils.is_checkpoint_finalized(path)
+    ]
     return Run(config, max(steps, default=0), evaluations[-1] if evaluations else {})
 
 

@@ -23,9 +23,9 @@ cd nonlocal_jax && python3 -m pip install -q --user uv && export PATH=~/.local/b
 make setup ACCEL=tpu PYTHON=.venv/bin/python"
 
 run() { if [ -n "$dry_run" ]; then quoted "$@"; else "$@"; fi; }
-tpus() { run gcloud compute tpus "$@" "--zone=$ZONE"; }
+tpus() { run gcloud compute tpus "$@" "--zone=$ZONE" --quiet; }
 state() { [ -n "$dry_run" ] || tpus queued-resources describe "$1" '--format=value(state.state)' 2>/dev/null || :; }
-delete() { tpus queued-resources delete "$1" --force --quiet; }
+delete() { tpus queued-resources delete "$1" --force; }
 
 # Runs a command on all hosts of a slice. Creates the slice, also again after a preemption.
 attempt() {
