@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import secrets
+import shlex
 import socket
 import sys
 import threading
@@ -110,7 +111,7 @@ def _check_slurm() -> None:
     # `salloc` can start a step of one task for its shell.
     step_tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS") or tasks) if in_step else 1
     if step_tasks < tasks:
-        command = " ".join(["python", *sys.orig_argv[1:]])
+        command = shlex.join(sys.orig_argv)
         raise InputError(
             f"this Slurm job has {tasks} tasks, but srun did not start this process; run\n"
             f"  srun {command}\nor, for one process, add --distributed=off"

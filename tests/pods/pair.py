@@ -17,6 +17,7 @@ CONFIG = (
     "--config.model.width=4",
     "--config.model.head_channels=8",
     "--config.model.auxiliary_channels=8",
+    "--config.model.dropout=0.1",
     "--config.data.batch_size=4",
     "--config.data.base_size=(16,16)",
     "--config.data.crop=(16,16)",
@@ -61,6 +62,7 @@ class Processes:
       faults: The faults of each process, see ``member``. Default: two processes without faults.
       own_flags: Flags of only one process each.
       environments: Environments of the processes. Default: those of ``jax_variables``.
+      cache: Directory of compiled programs. Default: one that the directories beside share.
     """
 
     def __init__(
@@ -72,13 +74,14 @@ class Processes:
         faults: Sequence[Mapping] = ({}, {}),
         own_flags: Sequence[Sequence[str]] = ((), ()),
         environments: Sequence[Mapping[str, str]] | None = None,
+        cache: str | None = None,
     ):
         if environments is None:
             environments = jax_variables(len(faults))
         number = len(list(directory.glob("start_*")))
         logs = directory / f"start_{number}"
         logs.mkdir(parents=True)
-        cache = str(directory.parent / "compilation_cache")
+        cache = cache or str(directory.parent / "compilation_cache")
         self._paths = [(logs / f"{i}.out", logs / f"{i}.err") for i in range(len(faults))]
         self.started = time.time()
         self.processes = []

@@ -17,6 +17,7 @@ from nonlocal_jax import convert
 from tests.pods.pair import HEARTBEAT, Processes, slurm_variables
 
 _STEPS = 12
+SLOW_STEPS = {"seconds_per_example": 0.1}
 
 
 def _variables(directory: pathlib.Path) -> dict:
@@ -61,8 +62,8 @@ def _in_a_save(pair: Processes, directory: pathlib.Path) -> None:
         time.sleep(0.001)
 
 
-def _in_an_evaluation(pair: Processes, directory: pathlib.Path) -> None:
-    pair.wait_for("compiling the network")
+def wait_for_images(pair: Processes, directory: pathlib.Path) -> None:
+    """Waits until both processes evaluate."""
     deadline = time.monotonic() + 120
     while sum((directory / f"images_{i}").exists() for i in range(2)) < 2:
         assert time.monotonic() < deadline, pair.log()
@@ -70,16 +71,16 @@ def _in_an_evaluation(pair: Processes, directory: pathlib.Path) -> None:
 
 
 _MOMENTS = {
-    "steps": (_in_steps, {"seconds_per_example": 0.1}),
+    "steps": (_in_steps, SLOW_STEPS),
     "a save": (_in_a_save, {"seconds_per_save": 2}),
-    "an evaluation": (_in_an_evaluation, {"seconds_per_image": 1}),
+    "an evaluation": (wait_for_images, {"seconds_per_image": 1}),
 }
 
 
 def killed(directory: pathlib.Path, *, process: int, moment: str) -> str:
     """SIGKILL of one process. The other ends, and the restarted pair goes on."""
     wait, faults = _MOMENTS[moment]
-    with Processes(directory, faults=_both(directory, faults)) as pair:
+    with Processes(directory, faults=both(directory, faults)) as pair:
         wait(pair, directory)
         pair.processes[process].kill()
         begin = time.time()
@@ -89,8 +90,16 @@ def killed(directory: pathlib.Path, *, process: int, moment: str) -> str:
     return f"the other ends after {end - begin:.1f} s with status {status}; {_finish(directory)}"
 
 
-def _both(directory: pathlib.Path, faults: dict) -> list[dict]:
+def both(directory: pathlib.Path, faults: dict) -> list[dict]:
+    """The faults of two processes that write when they evaluate images."""
     return [{**faults, "images": str(directory / f"images_{i}")} for i in range(2)]
+
+
+def late_images(directory: pathlib.Path, signalled: float) -> int:
+    """The number of images whose evaluation began although a signal had come."""
+    times = [(directory / f"images_{i}").read_text().split() for i in range(2)]
+    # JAX looks for the signal once a second.
+    return sum(float(begin) > signalled + 1.5 for begin in times[0] + times[1])
 
 
 def stopped(directory: pathlib.Path, *, process: int, moment: str, number: signal.Signals) -> str:
@@ -98,7 +107,7 @@ def stopped(directory: pathlib.Path, *, process: int, moment: str, number: signa
     wait, faults = _MOMENTS[moment]
     if moment == "an evaluation":
         faults = {"seconds_per_image": 3}
-    with Processes(directory, faults=_both(directory, faults)) as pair:
+    with Processes(directory, faults=both(directory, faults)) as pair:
         wait(pair, directory)
         pair.processes[process].send_signal(number)
         begin = time.time()
@@ -110,15 +119,11 @@ def stopped(directory: pathlib.Path, *, process: int, moment: str, number: signa
         message = rf"{name}: saved step (\d+); run the same command to resume\n"
         step = re.search(message, pair.out(0))
         assert step, pair.log()
-        assert not _lines(pair.out(1)), pair.log()
+        assert not lines(pair.out(1)), pair.log()
     seconds = max(end for _, end in ends) - begin
     images = ""
     if moment == "an evaluation":
-        # JAX looks for the signal once a second.
-        times = [
-            float(t) for i in range(2) for t in (directory / f"images_{i}").read_text().split()
-        ]
-        late = sum(t > begin + 1.5 for t in times)
+        late = late_images(directory, begin)
         assert late == 0, f"{late} images began after the signal:\n{pair.log()}"
         images = ", no further image began"
     finish = _finish(directory)
@@ -189,7 +194,7 @@ def second_start(directory: pathlib.Path) -> str:
     )
 
 
-def _lines(text: str) -> list[str]:
+def lines(text: str) -> list[str]:
     """Lines without what differs from run to run. Saves end in a thread, so the order varies."""
     ignored = ("[Gloo]", "warning: the devices wait")
     lines = [line for line in text.splitlines() if not line.startswith(ignored)]
@@ -198,7 +203,7 @@ def _lines(text: str) -> list[str]:
 
 
 def _check_quiet(pair: Processes) -> None:
-    assert not _lines(pair.out(1) + pair.err(1)), pair.log()
+    assert not lines(pair.out(1) + pair.err(1)), pair.log()
 
 
 def quiet(directory: pathlib.Path) -> str:
@@ -213,8 +218,8 @@ def quiet(directory: pathlib.Path) -> str:
     ) as one:
         one.succeed()
     _check_quiet(pair)
-    assert _lines(pair.out(0)) == _lines(one.out(0)), pair.log() + one.log()
-    assert _lines(pair.err(0)) == _lines(one.err(0)), pair.log() + one.log()
+    assert lines(pair.out(0)) == lines(one.out(0)), pair.log() + one.log()
+    assert lines(pair.err(0)) == lines(one.err(0)), pair.log() + one.log()
     return "found by Slurm's variables; process 1 prints nothing, process 0 what one process prints"
 
 

@@ -2,9 +2,11 @@
 
 import itertools
 import pickle
+import re
 import signal
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -13,7 +15,9 @@ import pytest
 from nonlocal_jax.configs.common import base_config
 from nonlocal_jax.data import train_batches
 from nonlocal_jax.sharding import Shardings, make_mesh
-from tests.helpers import child_environment, free_port, read_metrics, train, wait_for_step
+from tests.helpers import child_environment, free_port, read_metrics, train
+from tests.pods.pair import Processes
+from tests.pods.processes import SLOW_STEPS, both, late_images, lines, wait_for_images
 from tests.train import layout_in_processes
 
 
@@ -25,25 +29,39 @@ def _losses(workdir):
 
 
 @pytest.mark.parametrize("context", [1, 2])
-def test_sigterm_stops_both_and_one_process_goes_on(
-    config, source, tmp_path, start, unused_port, context
+def test_a_signal_stops_both_and_one_process_goes_on(
+    config, source, tmp_path, compilation_cache, context
 ):
-    """Each process has its own images, or both have the same and share them."""
+    """SIGTERM to process 1 in an evaluation, SIGHUP to process 0 in a step that both share."""
     config.steps = 60
-    config.mesh.context = context
     # Slow enough that rounding does not part the runs.
     config.optimizer.learning_rate = 0.01
-    config.train.update(checkpoint_every=60, evaluate_every=2)
-    processes = [start(f"localhost:{unused_port}", str(index)) for index in range(2)]
-    wait_for_step(processes[0], 3)
-    processes[1].send_signal(signal.SIGTERM)
-    ends = [process.communicate() for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], ends
-    saved = int(ends[0][0].split()[-1])
-    assert all(out.endswith(f"stopped by SIGTERM at step {saved}\n") for out, _ in ends)
-    assert 3 <= saved < 60
-    # Each process inferred images of its own, with its own devices.
-    assert "evaluated  miou" in ends[0][0]
+    config.train.update(checkpoint_every=60, evaluate_every=4)
+    in_evaluation = context == 1
+    flags = [
+        "--workdir=run",
+        "--config.steps=60",
+        "--config.train.checkpoint_every=60",
+        f"--config.train.evaluate_every={4 if in_evaluation else 60}",
+        f"--config.mesh.context={context}",
+    ]
+    faults = both(tmp_path, {"seconds_per_image": 2} if in_evaluation else SLOW_STEPS)
+    cache = compilation_cache["JAX_COMPILATION_CACHE_DIR"]
+    with Processes(tmp_path, flags=flags, faults=faults, cache=cache) as pair:
+        pair.wait_for("step 3/")
+        if in_evaluation:
+            wait_for_images(pair, tmp_path)
+        pair.processes[context % 2].send_signal(signal.SIGTERM if in_evaluation else signal.SIGHUP)
+        begin = time.time()
+        assert [status for status, _ in pair.ends()] == [0, 0], pair.log()
+    name = "SIGTERM" if in_evaluation else "SIGHUP"
+    saved = int(re.search(rf"{name}: saved step (\d+); run the same", pair.out(0))[1])
+    assert f"\nsaved step {saved}\n" in pair.out(0)
+    assert saved == 4 if in_evaluation else 3 <= saved < 60
+    if in_evaluation:
+        assert late_images(tmp_path, begin) == 0, pair.log()
+    # Process 1 prints nothing, and process 0 what one process prints.
+    assert not lines(pair.out(1)), pair.log()
 
     config.mesh.context = 1
     train(config, tmp_path / "run", source)
