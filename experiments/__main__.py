@@ -1,7 +1,8 @@
 """Lists the commands, or the experiments.
 
-python -m experiments          the commands
-python -m experiments names    the value of --config of each experiment
+python -m experiments                    the commands
+python -m experiments names [PATTERN]    the value of --config of each experiment, or of those whose
+                                         names match a pattern such as 'nonlocal_*_cityscapes'
 """
 
 import ast
@@ -10,7 +11,8 @@ import signal
 import sys
 
 from experiments import cli
-from experiments._names import all_configs
+from experiments._names import match_configs
+from nonlocal_jax.errors import InputError
 
 _DIRECTORY = pathlib.Path(__file__).parent
 
@@ -40,14 +42,17 @@ def _list_commands() -> None:
 def main(arguments: list[str]) -> None:
     if not arguments:
         _list_commands()
-    elif arguments == ["names"]:
-        print("\n".join(all_configs()))
+    elif arguments[0] == "names" and len(arguments) <= 2:
+        try:
+            print("\n".join(match_configs(*arguments[1:])))
+        except InputError as error:
+            cli.fail(error)
     elif arguments[0] in _commands():
         cli.fail(f"use `python -m experiments.{' '.join(arguments)}`")
     else:
         cli.fail(
             f"unknown argument {arguments[0]!r}; use `python -m experiments.COMMAND` for a command "
-            "that `python -m experiments` lists, or `python -m experiments names`"
+            "that `python -m experiments` lists, or `python -m experiments names [PATTERN]`"
         )
 
 

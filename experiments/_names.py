@@ -1,5 +1,6 @@
 """The names of the experiments, and the files in values of --config."""
 
+import fnmatch
 import pathlib
 
 from nonlocal_jax.configs import segmentation, video
@@ -16,6 +17,23 @@ _FILES = {
 def all_configs() -> list[str]:
     """Returns the value of --config of each experiment."""
     return [f"{file}:{name}" for file, names in _FILES.items() for name in names]
+
+
+def match_configs(pattern: str = "*") -> list[str]:
+    """Returns the value of --config of each experiment whose name matches a pattern of a shell.
+
+    Raises:
+      InputError: No experiment matches. The message names the most similar ones.
+    """
+    configs = {config.partition(":")[2]: config for config in all_configs()}
+    matches = [config for name, config in configs.items() if fnmatch.fnmatchcase(name, pattern)]
+    if not matches:
+        near = nearest_names(pattern.replace("*", ""), [*configs])
+        hint = f", did you mean {' or '.join(near)}?" if near else ""
+        raise InputError(
+            f"no experiment matches {pattern!r}; `python -m experiments names` lists all{hint}"
+        )
+    return matches
 
 
 def find_config(given: str) -> str:

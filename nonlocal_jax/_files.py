@@ -133,14 +133,14 @@ def make_directory(path: PathLike) -> epath.Path:
       InputError: The directory cannot be created or is not writable.
     """
     directory = as_path(path)
-    if directory.exists() and not directory.is_dir():
-        raise InputError(f"{path} is a file; use a directory")
     with _writing(directory, "to the directory "):
         if is_bucket(directory):
             probe = directory / f".writable-{uuid.uuid4().hex}"
             probe.write_bytes(b"")
             probe.unlink()
         else:
+            if directory.exists() and not directory.is_dir():
+                raise InputError(f"{path} is a file; use a directory")
             directory.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=directory):
                 pass

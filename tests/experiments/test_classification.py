@@ -64,6 +64,14 @@ def test_from_a_folder_of_videos_to_a_prediction(command, tmp_path):
     assert [row["name"] for row in metrics["classes"]] == ["jumping", "running"]
     assert 0 <= metrics["top1"] <= 1
 
+    status, out, err = command("table", tmp_path)
+    assert status == 0, err
+    evaluated, logged = [
+        [cell.strip() for cell in line.split("|")[2:-1]] for line in out.splitlines()[2:]
+    ]
+    assert evaluated == ["10x3", "top-1", f"{100 * metrics['top1']:.2f}", "-", "-", "1 (0)", "2"]
+    assert logged[:2] == ["1clip", "top-1"]
+
     status, _, err = command("evaluate", *options, data_dir, "--multi_scale")
     assert status == 2
     assert "--multi_scale (multi_scale) is only for images" in err

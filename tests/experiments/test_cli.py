@@ -118,6 +118,14 @@ def test_the_experiments_are_listed(command):
     assert len(configs) == len(segmentation.NAMES) + len(video.NAMES) + len(video.ALIASES)
     assert {"configs/segmentation.py:demo_nonlocal", "configs/video.py:demo_video_gc"} < {*configs}
 
+    status, stdout, stderr = command("__main__", "names", "demo_[dg]*")
+    assert (status, stderr) == (0, "")
+    assert stdout.split() == [f"configs/segmentation.py:{name}" for name in ("demo_dnl", "demo_gc")]
+    status, stdout, stderr = command("__main__", "names", "nonlocal_r5")
+    assert (status, stdout) == (2, "")
+    assert stderr.startswith("error: no experiment matches 'nonlocal_r5'; ")
+    assert "did you mean nonlocal_r50-d8_512x1024_40k_cityscapes or " in stderr
+
 
 def test_a_command_that_is_not_a_module_is_explained(command):
     status, stdout, stderr = command("__main__", "train", _CONFIG)

@@ -81,6 +81,9 @@ def test_evaluate_prints_a_table_and_writes_the_metrics(command, checkpoint, tmp
         assert f"| {name} " in out
     assert f"{100 * metrics['miou']:.2f}" in out
     assert [p.name for p in output.iterdir()] == ["metrics.json"]
+    _, out, _ = command("table", tmp_path)
+    value = f"{100 * metrics['miou']:.2f}"
+    assert f"| demo_fcn | whole, 1 scale | mIoU | {value} | - | - | 1 (?) | - |" in out
 
 
 @pytest.mark.parametrize(
