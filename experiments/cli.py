@@ -5,10 +5,11 @@ import os
 import re
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from logging import Formatter, LogRecord
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from flax.traverse_util import flatten_dict
@@ -43,6 +44,8 @@ _FLAG_ERRORS = (
     SyntaxError,
 )
 _INPUT_ERRORS = (InputError, OSError)
+# Name of the thread of nonlocal_jax.train that waits for data.
+_READER = "next_batch"
 
 _CONFIG_HELP = (
     "Experiment: configs/FILE.py:NAME. `python -m experiments names` lists all. "
@@ -99,10 +102,7 @@ def define_distributed() -> None:
 
 
 def stop(number: signal.Signals, text: str, status: int) -> NoReturn:
-    """Says that a signal stopped the command, and ends the process.
-
-    It does not wait for threads that read data, because a file server may be slow.
-    """
+    """Says that a signal stopped the command, and ends the process."""
     say(f"{number.name}: {text}")
     # The other processes stop at the same step. Process 0 may still be drawing.
     distributed.leave(status, patience=60)
@@ -115,11 +115,21 @@ def fail(message: object) -> NoReturn:
 
 
 def _exit(status: int) -> NoReturn:
-    """Ends a process after an error. Python would wait for the other processes for minutes."""
-    if distributed.is_one_of_several():
+    """Ends the process. Python would wait for the other processes, and for threads that read data.
+
+    A file server may be slow for minutes.
+    """
+    is_reading = any(thread.name.startswith(_READER) for thread in threading.enumerate())
+    if is_reading or distributed.is_one_of_several():
         # If all processes have the same error, each can print it.
-        distributed.leave(status, patience=3)
+        distributed.leave(status, patience=3 if status else 60)
     sys.exit(status)
+
+
+def _report_unraisable(unraisable: Any) -> None:
+    """Reports an error that Python ignores. After a failed save, Orbax's threads raise dozens."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def _config_mistake(argv: list[str]) -> str | None:
@@ -216,6 +226,8 @@ def run(
     handler = logging.get_absl_handler()
     handler.setFormatter(Formatter("%(levelname)s: %(message)s"))
     handler.addFilter(_is_not_of_orbax)
+    if sys.unraisablehook is sys.__unraisablehook__:  # not that of a debugger or of a test
+        sys.unraisablehook = _report_unraisable
 
     def guarded(arguments: list[str]) -> None:
         if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # see experiments/__init__.py
@@ -232,6 +244,7 @@ def run(
                 if not distributed.is_first():
                     logging.set_verbosity(logging.ERROR)
             main(arguments)
+            _exit(0)
         except _INPUT_ERRORS as error:
             fail(error)
         except KeyboardInterrupt:

@@ -11,7 +11,14 @@ from collections.abc import Callable, Iterator
 from absl import logging
 
 from nonlocal_jax import distributed
-from nonlocal_jax._files import PathLike, as_path, bucket_errors, is_bucket, try_lock
+from nonlocal_jax._files import (
+    PathLike,
+    as_path,
+    bucket_errors,
+    check_is_file,
+    is_bucket,
+    try_lock,
+)
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.train._lease import Lease, in_use
 
@@ -75,6 +82,8 @@ def _locked_file(workdir: PathLike) -> Iterator[None]:
 def _opened(workdir: PathLike, path: PathLike) -> Iterator[int]:
     with contextlib.ExitStack() as stack:
         while True:
+            if path.exists():
+                check_is_file(path)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             stack.callback(os.close, descriptor)
             is_locked = try_lock(descriptor)

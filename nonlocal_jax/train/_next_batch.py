@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 import jax
 import numpy as np
 
+THREAD = "next_batch"
 # Seconds between two looks at whether the devices are still computing.
 _INTERVAL = 1e-3
 # Seconds to wait at the end for a batch that is on its way.
@@ -17,22 +18,24 @@ class NextBatch:
     """Takes the next batch from an iterator in a thread, while the devices compute.
 
     This is a context manager. On exit it closes the iterator. If the next batch is long in coming,
-    it leaves the iterator to the end of the process instead.
+    it leaves the iterator to the end of the process instead. Python then waits for the thread,
+    unless the process ends with ``os._exit``.
     """
 
     def __init__(self, batches: Iterator[Mapping[str, np.ndarray]]):
         self._batches = batches
-        self._thread = concurrent.futures.ThreadPoolExecutor(1, "next_batch")
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, THREAD)
         self._batch: concurrent.futures.Future | None = None
 
     def __enter__(self) -> "NextBatch":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._thread.shutdown(wait=False)
         if self._batch is not None:
             concurrent.futures.wait([self._batch], timeout=_PATIENCE)
-        if self._batch is None or self._batch.done():
+        is_done = self._batch is None or self._batch.done()
+        self._thread.shutdown(wait=is_done)
+        if is_done:
             self._batches.close()
 
     def take(

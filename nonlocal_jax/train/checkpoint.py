@@ -69,8 +69,8 @@ class Checkpoints:
       init: The checkpoint that the run starts from, or None.
 
     Raises:
-      InputError: The dataset is invalid, or has another number of classes than the model, or all
-        states are damaged.
+      InputError: The dataset is invalid, or has another number of classes than the model, all
+        states are damaged, or ``workdir`` is a saved state.
     """
 
     def __init__(
@@ -81,6 +81,9 @@ class Checkpoints:
         dataset: Mapping[str, Any] | None = None,
         init: PathLike | None = None,
     ):
+        workdir = as_path(workdir)
+        if _checksums.exist(workdir):
+            raise InputError(f"{workdir} is a saved step of a run; use the directory of a run")
         if dataset is not None:
             dataset = _dataset.check("the training data", dataset, config.model)
         self.directory = absolute_path(workdir) / DIRECTORY
@@ -106,6 +109,8 @@ class Checkpoints:
 
         Returns the steps that remain, in increasing order.
         """
+        if not is_bucket(self.directory) and self.directory.is_file():
+            raise InputError(f"{self.directory} is a file; move it away")
         with bucket_errors(self.directory):
             for partial in ocp.utils.tmp_checkpoints(self.directory):
                 as_path(partial.get()).rmtree()

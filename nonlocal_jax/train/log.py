@@ -12,7 +12,14 @@ import jax
 from absl import logging
 from etils import epath
 
-from nonlocal_jax._files import PathLike, append_line, as_path, is_bucket, write_file
+from nonlocal_jax._files import (
+    PathLike,
+    append_line,
+    as_path,
+    check_is_file,
+    is_bucket,
+    write_file,
+)
 from nonlocal_jax._progress import duration, say
 from nonlocal_jax.distributed import from_first
 from nonlocal_jax.errors import InputError
@@ -32,6 +39,8 @@ class NonFiniteError(InputError):
 
 def _read(path: epath.Path, last_step: int) -> list[dict[str, Any]]:
     """Reads the records up to a step. Skips other lines, with one warning."""
+    if path.exists() and not is_bucket(path):
+        check_is_file(path)
     lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
     records, skipped = [], []
     for number, line in enumerate(lines[:-1], 1):

@@ -5,6 +5,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import types
 
 import pytest
 from absl.logging import get_absl_handler
@@ -193,3 +194,11 @@ def test_no_file_takes_the_place_of_a_closed_stderr(tmp_path):
     done = subprocess.run(command, shell=True, stdout=subprocess.PIPE, text=True, check=True)
     descriptor, stderr = done.stdout.split()
     assert (int(descriptor) > 2, stderr) == (True, "None")
+
+
+@pytest.mark.parametrize("text", ["Event loop is closed", "something else"])
+def test_what_threads_of_a_failed_save_raise_is_not_shown(monkeypatch, text):
+    shown = []
+    monkeypatch.setattr(sys, "__unraisablehook__", shown.append)
+    cli._report_unraisable(types.SimpleNamespace(exc_value=RuntimeError(text)))
+    assert len(shown) == (text == "something else")

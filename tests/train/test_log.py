@@ -1,6 +1,8 @@
 import json
 import math
 import os
+import subprocess
+import sys
 import time
 
 import jax.numpy as jnp
@@ -167,3 +169,33 @@ def test_a_closed_stdout_does_not_end_a_run(tmp_path, monkeypatch):
         # Python does this at its end.
         stdout.flush()
     run_log.say("the file is closed")
+
+
+_SLOW = """
+import sys, time
+from experiments import cli
+from nonlocal_jax.errors import InputError
+from nonlocal_jax.train import _next_batch
+
+def batches():
+    yield 0
+    time.sleep(600)
+
+def main(arguments):
+    _next_batch._PATIENCE = 0.1
+    with _next_batch.NextBatch(batches()) as next_batch:
+        next_batch.take(None)
+        if arguments[1:]:
+            raise InputError("it failed")
+    print("done")
+
+cli.run(main, positional=True)
+"""
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_data_that_are_slow_do_not_delay_the_end(fails):
+    command = [sys.executable, "-c", _SLOW, *(["fail"] if fails else [])]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    ends = (2, "", "error: it failed\n") if fails else (0, "done\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == ends

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 
 import jax
@@ -247,3 +248,23 @@ def test_a_batch_that_is_larger_than_the_dataset_is_refused(config, source, tmp_
     with pytest.raises(InputError, match=r"data.batch_size=13 is larger .* use at most 12"):
         train(config, tmp_path / "run", source)
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda run: os.mkfifo(run / "metrics.jsonl"),
+            r"metrics\.jsonl: it is a named pipe, not a",
+        ),
+        (lambda run: (run / "metrics.jsonl").mkdir(), r"metrics\.jsonl: it is a directory"),
+        (lambda run: (run / ".lock").mkdir(), r"\.lock: it is a directory, not a file"),
+        (lambda run: (run / "checkpoints").touch(), "checkpoints is a file; move it away"),
+        (lambda run: (run / "SHA256SUMS").touch(), "run is a saved step of a run; use"),
+    ],
+)
+def test_a_work_directory_with_something_else_is_refused(config, source, tmp_path, make, message):
+    (tmp_path / "run").mkdir()
+    make(tmp_path / "run")
+    with pytest.raises(InputError, match=message):
+        train(config, tmp_path / "run", source)
