@@ -3,8 +3,8 @@
     python -m tests.pods.member FAULTS train|evaluate FLAG...
 
 FAULTS are in JSON: ``seconds_per_example`` and ``seconds_per_image`` make training and evaluation
-slow, and ``seconds_per_save`` the end of a save. ``unreadable`` is the index of a damaged example,
-and ``marker`` a file that is made when it is read. The first read of the example ``stall`` takes
+slow, and ``seconds_per_save`` the end of a save. After ``unreadable`` reads, training examples are
+damaged, and the file ``marker`` tells when. The read after ``stall`` reads takes
 ``seconds_of_stall``. ``data`` is the seed of other data. ``images`` is a file to which every
 evaluated image appends the time when it began. The disk is full when the step ``full_disk_at`` is
 saved. With ``data_of_config``, the data are those of the config.
@@ -13,6 +13,7 @@ saved. With ``data_of_config``, the data are those of the config.
 import dataclasses
 import errno
 import json
+import math
 import os
 import pathlib
 import runpy
@@ -36,6 +37,7 @@ class Source(list):
     def __init__(self, number, faults):
         rng = np.random.default_rng(faults.get("data", 0))
         self._faults = dict(faults)
+        self._reads = 0
         for i in range(number):
             label = np.kron(rng.integers(0, 3, (2, 2), np.uint8), np.ones((8, 8), np.uint8))
             image = rng.integers(0, 256, (16, 16, 3), np.uint8)
@@ -45,11 +47,13 @@ class Source(list):
     def __getitem__(self, index):
         if len(self) == TRAINING:
             time.sleep(self._faults.get("seconds_per_example", 0))
-            if index == self._faults.get("unreadable"):
-                pathlib.Path(self._faults["marker"]).touch()
+            self._reads += 1
+            if self._reads > self._faults.get("unreadable", math.inf):
+                marker = pathlib.Path(self._faults["marker"])
+                if not marker.exists():
+                    marker.touch()
                 raise InputError(f"street_{index}.png is damaged; replace the file")
-            if index == self._faults.get("stall"):
-                del self._faults["stall"]
+            if self._reads == self._faults.get("stall"):
                 time.sleep(self._faults["seconds_of_stall"])
         return super().__getitem__(index)
 
