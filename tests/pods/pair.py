@@ -90,16 +90,16 @@ class Processes:
         for i, (out, err) in enumerate(self._paths):
             if len(faults) == 1:
                 common = [*common, "--distributed=off"]
-            environment = child_environment(
-                JAX_PLATFORMS="cpu",
+            environment = {
+                "JAX_PLATFORMS": "cpu",
                 # Compiles in half of the time.
-                JAX_DISABLE_MOST_OPTIMIZATIONS="1",
-                JAX_COMPILATION_CACHE_DIR=cache,
-                JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
-                JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1",
-                PYTHONPATH=os.pathsep.join([str(pathlib.Path.cwd()), *sys.path]),
+                "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+                "JAX_COMPILATION_CACHE_DIR": cache,
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+                "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+                "PYTHONPATH": os.pathsep.join([str(pathlib.Path.cwd()), *sys.path]),
                 **environments[i],
-            )
+            }
             with out.open("w") as stdout, err.open("w") as stderr:
                 arguments = [json.dumps(faults[i]), command, *common, *own_flags[i]]
                 self.processes.append(
@@ -108,7 +108,7 @@ class Processes:
                         cwd=directory,
                         stdout=stdout,
                         stderr=stderr,
-                        env=environment,
+                        env=child_environment(**environment),
                     )
                 )
 
