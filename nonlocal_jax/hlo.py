@@ -15,9 +15,9 @@ from collections.abc import Iterator
 _SHAPE = re.compile(r"([a-z]\w*)\[([\d,<=]*)\](?:\{([^}]*)\})?")
 _INSTRUCTION = re.compile(r"\s*(ROOT )?%?(\S+) = (.*)")
 # Instructions that move nothing, or whose bytes the matching "-start" has counted.
-_FREE = frozenset(
-    ["parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "opt-barrier"]
-    + ["partition-id", "replica-id", "iota", "domain", "add-dependency"]
+_FREE = re.compile(
+    "parameter|constant|get-tuple-element|tuple|bitcast|after-all|opt-barrier|partition-id|"
+    "replica-id|iota|domain|add-dependency"
 )
 _SLICES = ("slice", "dynamic-slice", "gather")
 
@@ -157,7 +157,7 @@ class Program:
                 case "call" | "async-start":
                     attribute = "to_apply" if instruction.opcode == "call" else "calls"
                     yield from self.instructions(instruction.called(attribute), times)
-                case opcode if opcode not in _FREE and not instruction.is_view:
+                case opcode if not _FREE.fullmatch(opcode) and not instruction.is_view:
                     yield computation, instruction, times
 
     def _trip_count(self, loop: Instruction) -> int:

@@ -64,7 +64,11 @@ def path_kind(path: str) -> str:
     if re.search(r"[/_](bn|norm|ln)\d*/", path):
         return "norms"
     if re.search(r"jvp\([A-Z]|/[A-Z]\w*/", path):  # the path of a Flax module
-        return "other layers"
+        if not path.endswith("/convert_element_type"):
+            return "other layers"
+        # Outside of norms, the types of kernels are converted, and of their gradients.
+        direction = "filter gradient" if "transpose(" in path else "forward"
+        return f"convolutions, {direction}"
     return "loss" if "jvp(" in path else "optimizer"
 
 

@@ -13,7 +13,7 @@ ROOT = pathlib.Path(nonlocal_jax.__file__).parent
 LAYERS = (
     ("_lazy", "errors"),
     ("configs",),
-    ("_files", "_progress", "_signals", "config", "sharding", "topology"),
+    ("_files", "_progress", "_signals", "config", "hlo", "sharding", "topology", "traffic"),
     ("ops",),
     ("layers",),
     ("blocks",),

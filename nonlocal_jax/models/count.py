@@ -34,28 +34,59 @@ def count_jaxpr(jaxpr: core.Jaxpr, platform: str | None = None) -> int:
 
     Args:
       jaxpr: The program, such as ``jax.jit(function).trace(*args).jaxpr.jaxpr``.
+      platform: See ``equations``.
+    """
+    return sum(n * _multiply_adds(equation) for equation, _, n in equations(jaxpr, platform))
+
+
+def equations(
+    jaxpr: core.Jaxpr,
+    platform: str | None = None,
+    *,
+    kernels: bool = True,
+    path: str = "",
+    times: int = 1,
+) -> Iterator[tuple[core.JaxprEqn, str, int]]:
+    """Yields the equations of a program and of those inside of it.
+
+    Args:
+      jaxpr: The program.
       platform: Platform that the program is compiled for, such as "tpu". It chooses the branch of
         ``jax.lax.platform_dependent``. None: the branch with most multiply-adds.
+      kernels: Whether to yield the equations inside of Pallas kernels, instead of the calls.
+      path: Prefix of the paths.
+      times: How often the program runs.
+
+    Yields:
+      An equation, its path, such as ``jvp(Net)/conv1/conv_general_dilated``, and how often it runs.
     """
-    return sum(_count_equation(equation, platform) for equation in jaxpr.eqns)
+    for equation in jaxpr.eqns:
+        name, params = equation.primitive.name, equation.params
+        inner_path = f"{path}{equation.source_info.name_stack}/"
+        if name == "cond":
+            branches = _branches(params, platform)
+            inner = [max(branches, key=lambda branch: count_jaxpr(branch, platform))]
+        else:
+            inner = list(core.jaxprs_in_params(params))
+        if not inner or (name == "pallas_call" and not kernels):
+            yield equation, inner_path + name, times
+            continue
+        options = {"kernels": kernels, "path": inner_path, "times": times * _repetitions(equation)}
+        for program in inner:
+            yield from equations(program, platform, **options)
 
 
-def _count_equation(equation: core.JaxprEqn, platform: str | None) -> int:
-    params = equation.params
-    match equation.primitive.name:
-        case "conv_general_dilated":
-            return _count_convolution(equation)
-        case "dot_general":
-            (contracted, _), _ = params["dimension_numbers"]
-            left = equation.invars[0].aval.shape
-            return equation.outvars[0].aval.size * math.prod(left[i] for i in contracted)
-        case "cond":
-            return max(count_jaxpr(branch, platform) for branch in _branches(params, platform))
-    body = sum(count_jaxpr(jaxpr, platform) for jaxpr in core.jaxprs_in_params(params))
-    return body * _repetitions(equation)
+def _multiply_adds(equation: core.JaxprEqn) -> int:
+    if equation.primitive.name == "conv_general_dilated":
+        return _convolution_multiply_adds(equation)
+    if equation.primitive.name == "dot_general":
+        (contracted, _), _ = equation.params["dimension_numbers"]
+        left = equation.invars[0].aval.shape
+        return equation.outvars[0].aval.size * math.prod(left[i] for i in contracted)
+    return 0
 
 
-def _count_convolution(equation: core.JaxprEqn) -> int:
+def _convolution_multiply_adds(equation: core.JaxprEqn) -> int:
     params = equation.params
     inputs, kernel = (v.aval.shape for v in equation.invars)
     output = equation.outvars[0].aval.shape
@@ -70,15 +101,14 @@ def _count_convolution(equation: core.JaxprEqn) -> int:
     return products
 
 
-def _branches(params: dict[str, Any], platform: str | None) -> Iterator[core.Jaxpr]:
-    """The branches that may run on ``platform``."""
-    of_platforms = params.get("branches_platforms")
-    for i, branch in enumerate(params["branches"]):
-        if platform is None or of_platforms is None:
-            yield branch.jaxpr
-        elif of_platforms[i] is None or platform in of_platforms[i]:
-            yield branch.jaxpr
-            return  # the first that fits is compiled
+def _branches(params: dict[str, Any], platform: str | None) -> list[core.Jaxpr]:
+    """The branches of a condition that may run on ``platform``."""
+    branches = [branch.jaxpr for branch in params["branches"]]
+    platforms = params.get("branches_platforms")
+    if platform is None or platforms is None:
+        return branches
+    # The first that fits is compiled. None is for all other platforms.
+    return [branches[next(i for i, p in enumerate(platforms) if p is None or platform in p)]]
 
 
 def _repetitions(equation: core.JaxprEqn) -> int:
@@ -90,5 +120,5 @@ def _repetitions(equation: core.JaxprEqn) -> int:
         case "pallas_call":
             return math.prod(params["grid_mapping"].grid)
         case "shard_map":
-            return math.prod(params["mesh"].shape[axis] for axis in params["manual_axes"])
+            return math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
     return 1
