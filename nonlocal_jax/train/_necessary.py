@@ -55,9 +55,9 @@ def necessary_traffic(
         elif name == "reduce_sum" and kind == "norms" and "transpose(" not in path:
             if operands[0].ndim > 1:
                 size = _NORM_READS * itemsize * operands[0].size // chips // _NORM_SUMS
-        elif name in ("add", "add_any") and kind == "other layers" and results[0].ndim > 3:
-            if operands[0].shape == operands[1].shape:
-                size = _bytes(results[0], chips)
+        elif name in ("add", "add_any") and kind == "other layers":
+            left, right = (a.shape for a in operands)
+            size = _bytes(results[0], chips) if left == right and len(left) > 3 else 0
         totals[kind] += times * size
     totals["optimizer"] += 2 * state_bytes + gradient_bytes
     if chips > 1:
