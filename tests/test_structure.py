@@ -11,9 +11,9 @@ ROOT = pathlib.Path(nonlocal_jax.__file__).parent
 
 # A module imports only from lines above its own, and from its own package.
 LAYERS = (
-    ("_lazy", "errors"),
+    ("_lazy", "errors", "hlo"),
     ("configs",),
-    ("_files", "_progress", "_signals", "config", "hlo", "sharding", "topology", "traffic"),
+    ("_files", "_progress", "_signals", "config", "sharding", "topology", "traffic"),
     ("ops",),
     ("layers",),
     ("blocks",),
