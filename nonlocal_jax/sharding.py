@@ -41,8 +41,14 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, *, context: int = 1) 
             f"use {', '.join(others)}{' or ' if others else ''}{last}"
         )
     shape = len(devices) // context, context
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
     try:
-        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        if slices > 1:  # only the axis "data" spans slices, whose network is slow
+            grid = mesh_utils.create_hybrid_device_mesh(
+                (shape[0] // slices, context), (slices, 1), devices, allow_split_physical_axes=True
+            )
+        else:
+            grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     except (AssertionError, NotImplementedError, ValueError):
         # No arrangement follows the physical links between the chips. Any order is correct.
         grid = np.asarray(devices).reshape(shape)

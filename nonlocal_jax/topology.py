@@ -12,13 +12,47 @@ import importlib.util
 import os
 import pathlib
 import platform
+import re
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import topologies
 
 from nonlocal_jax.errors import InputError, first_line
+
+
+class Chip(NamedTuple):
+    """The published numbers of one TPU chip.
+
+    Attributes:
+      flops: Peak bfloat16 operations per second. A multiply and an add are two.
+      memory: Bytes of memory (HBM).
+      bandwidth: Bytes per second between the chip and its memory.
+      interconnect: Bytes per second that a chip sends to its neighbors (ICI), over all links. The
+        sources have the sum of both directions, twice as much.
+      network: Bytes per second between slices (DCN).
+    """
+
+    flops: float
+    memory: float
+    bandwidth: float
+    interconnect: float
+    network: float
+
+
+_GIB = 2**30
+# By the generation in the name of a topology. Sources, read in November 2026:
+# https://cloud.google.com/tpu/docs/v4 (links: 6 of 50 GB/s, arXiv:2304.01433), v5e (bandwidth:
+# 819 GB/s; its two network cards of 100 Gbit/s serve 8 chips), v5p, v6e, tpu7x. The network of v4
+# is that of v5p.
+CHIPS = {
+    "v4": Chip(275e12, 32 * _GIB, 1228e9, 300e9, 6.25e9),
+    "v5e": Chip(197e12, 16 * _GIB, 819e9, 200e9, 3.125e9),
+    "v5p": Chip(459e12, 95 * _GIB, 2765e9, 600e9, 6.25e9),
+    "v6e": Chip(918e12, 32 * _GIB, 1638e9, 400e9, 12.5e9),
+    "tpu7x": Chip(2307e12, 192 * _GIB, 7380e9, 600e9, 12.5e9),
+}
 
 
 def use_tpu_compiler() -> None:
@@ -54,24 +88,43 @@ def use_tpu_compiler() -> None:
     )
     # JAX read JAX_PLATFORMS when it was imported.
     jax.config.update("jax_platforms", "cpu")
+    # Programs for a TPU that is not there can be written to the compilation cache, but not read.
+    jax.config.update("jax_enable_compilation_cache", False)
 
 
 def topology_devices(topology: str) -> list[jax.Device]:
     """Returns the devices of a TPU topology. Call ``use_tpu_compiler`` first.
 
     Args:
-      topology: Generation and grid of chips, such as "v5e:2x4".
+      topology: Generation and grid of chips, such as "v5e:2x4". "2*v5e:2x4" has two such slices.
 
     Raises:
       InputError: The topology does not exist.
     """
     try:
-        return list(topologies.get_topology_desc(topology, "tpu").devices)
+        slices, slice_topology = re.fullmatch(r"(?:([1-9]\d*)\*)?(.*)", topology).groups()
+        options = {"num_slices": int(slices)} if slices else {}
+        return list(topologies.get_topology_desc(slice_topology, "tpu", **options).devices)
     except jax.errors.JaxRuntimeError as error:
         raise InputError(
-            f"unknown TPU topology {topology!r} ({first_line(error)}); "
-            "use a generation and a grid of chips, such as v5e:2x4, v6e:16x16 or v5p:2x2x2"
+            f"unknown TPU topology {topology!r} ({first_line(error)}); use a generation and a grid "
+            "of chips, such as v5e:2x4, v6e:16x16 or v5p:2x2x2, or several slices: 2*v5e:16x16"
         ) from error
+
+
+def chip_of(topology: str) -> Chip:
+    """Returns the numbers of the chips of a TPU topology.
+
+    Raises:
+      InputError: They are not known.
+    """
+    generation = topology.partition("*")[2] or topology
+    generation = generation.partition(":")[0]
+    if generation not in CHIPS:
+        raise InputError(
+            f"the numbers of the chips of {topology} are not known; use one of {', '.join(CHIPS)}"
+        )
+    return CHIPS[generation]
 
 
 def compiled_report(compiled: jax.stages.Compiled, cores: int = 1) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from jax.sharding import Mesh, PartitionSpec
 from nonlocal_jax import sharding
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.sharding import Shardings, make_mesh
+from nonlocal_jax.topology import topology_devices
 
 KERNELS = ((r"kernel$", PartitionSpec(None, "data")), (r"", PartitionSpec()))
 
@@ -105,6 +106,13 @@ def test_the_rows_of_a_pod():
     assert rows[0].tolist() == [0, 1, 16, 17]
     assert len(rows) == 64
     assert sorted(np.concatenate(rows)) == [*range(256)]
+
+
+@pytest.mark.usefixtures("libtpu")
+def test_an_image_stays_in_a_slice():
+    mesh = make_mesh(topology_devices("2*v5e:2x4"), context=4)
+    slices = [{device.slice_index for device in image} for image in mesh.devices]
+    assert slices == [{0}, {0}, {1}, {1}]
 
 
 def test_the_first_rule_that_matches_shards_a_leaf():

@@ -11,10 +11,10 @@ ROOT = pathlib.Path(nonlocal_jax.__file__).parent
 
 # A module imports only from lines above its own, and from its own package.
 LAYERS = (
-    ("_lazy", "errors"),
+    ("_lazy", "errors", "hlo"),
     ("configs",),
     ("distributed",),
-    ("_files", "_progress", "_signals", "config", "sharding", "topology"),
+    ("_files", "_progress", "_signals", "config", "sharding", "topology", "traffic"),
     ("ops",),
     ("layers",),
     ("blocks",),

@@ -91,8 +91,7 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
         dtype = self.dtype or promoted_dtype(x, scale)
 
-        wide = float32_or_more(x, scale)
-        shape, x = x.shape, x.astype(wide)
+        wide, shape = float32_or_more(x, scale), x.shape
         grouped = not use_running_average and self._has_groups(x)
         if grouped:
             x, mask = jax.tree.map(
@@ -100,19 +99,21 @@ class BatchNorm(nn.Module):
             )
         axes = tuple(range(1 if grouped else 0, x.ndim - 1))
         expand = functools.partial(jnp.expand_dims, axis=axes)
+        ones = (1,) * (x.ndim - 1)
+        scale, bias = (a.astype(wide).reshape(ones + channels) for a in (scale, bias))
         if use_running_average:
             mean, var = (a.value.astype(wide) for a in (running_mean, running_var))
+            factor = expand(jax.lax.rsqrt(var + self.epsilon)) * scale
+            y = (x.astype(wide) - expand(mean)) * factor
         else:
             axis_name = None if self.is_initializing() else self.axis_name
-            total = functools.partial(over_devices, axis_name=axis_name)
             if mask is None:
                 n = math.prod(x.shape[axis] for axis in axes)
                 n *= 1 if axis_name is None else jax.lax.axis_size(axis_name)
             else:
-                n = total(jnp.sum(mask, axes, dtype=wide))
+                n = over_devices(jnp.sum(mask, axes, dtype=wide), axis_name)
             n = jnp.maximum(n, 1)  # where everything is padding, mean and variance are 0
-            mean = total(jnp.sum(x, axes, where=mask)) / n
-            var = total(jnp.sum(jnp.square(x - expand(mean)), axes, where=mask)) / n
+            y, mean, var = _normalize(x, scale, mask, n, axes, axis_name, self.epsilon)
             if not self.is_initializing():
                 unbiased = var * (n / jnp.maximum(n - 1, 1))
                 for running, new in ((running_mean, mean), (running_var, unbiased)):
@@ -120,9 +121,7 @@ class BatchNorm(nn.Module):
                     update = self.momentum * running.value + (1 - self.momentum) * new
                     running.value = update.astype(running.value.dtype)
                 self._store_moments(mean, var, grouped)
-        ones = (1,) * (x.ndim - 1)
-        scale, bias = (a.astype(wide).reshape(ones + channels) for a in (scale, bias))
-        y = (x - expand(mean)) * (expand(jax.lax.rsqrt(var + self.epsilon)) * scale) + bias
+        y = y + bias
         return y.reshape(shape).astype(dtype)
 
     def _has_groups(self, x: jax.Array) -> bool:
@@ -146,6 +145,46 @@ class BatchNorm(nn.Module):
             mean, var = jnp.mean(mean, axis=0), jnp.mean(var, axis=0) + jnp.var(mean, axis=0)
         for name, value in (("mean", mean), ("var", var)):
             self.sow("batch_moments", name, value, reduce_fn=lambda _, new: new, init_fn=tuple)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(4, 5, 6))
+def _normalize(x, scale, mask, n, axes, axis_name, epsilon):
+    """Returns (x - mean) / sqrt(var + epsilon) * scale, and the mean and variance over ``axes``.
+
+    The derivative has two differences from that of automatic differentiation. It uses that the
+    deviations from the mean sum to zero: the gradient then has only sums of dy and of
+    dy (x - mean), in one pass. And it computes the deviations again from x in its own type, which
+    XLA would otherwise store in float32. On v5e, this saves half of the traffic of a bottleneck.
+    """
+    expand = functools.partial(jnp.expand_dims, axis=axes)
+    mean, var = _moments(x.astype(scale.dtype), mask, n, axes, axis_name)
+    y = (x.astype(scale.dtype) - expand(mean)) * (expand(jax.lax.rsqrt(var + epsilon)) * scale)
+    return y, mean, var
+
+
+def _moments(x, mask, n, axes, axis_name):
+    total = functools.partial(over_devices, axis_name=axis_name)
+    mean = total(jnp.sum(x, axes, where=mask)) / n
+    deviations = x - jnp.expand_dims(mean, axes)
+    return mean, total(jnp.sum(jnp.square(deviations), axes, where=mask)) / n
+
+
+@_normalize.defjvp
+def _normalize_jvp(axes, axis_name, epsilon, primals, tangents):
+    x, scale, mask, n = primals
+    dx, dscale, *_ = tangents
+    dx = dx.astype(scale.dtype)
+    expand = functools.partial(jnp.expand_dims, axis=axes)
+    total = functools.partial(over_devices, axis_name=axis_name)
+    y, mean, var = _normalize(x, scale, mask, n, axes, axis_name, epsilon)
+    # Without the barrier, XLA finds that the forward pass computes the same.
+    deviations = jax.lax.optimization_barrier(x).astype(scale.dtype) - expand(mean)
+    dmean = total(jnp.sum(dx, axes, where=mask)) / n
+    dvar = 2 * total(jnp.sum(deviations * dx, axes, where=mask)) / n
+    factor = jax.lax.rsqrt(var + epsilon)
+    change = dx - expand(dmean) - deviations * expand(jnp.square(factor) * dvar / 2)
+    dy = change * (expand(factor) * scale) + deviations * expand(factor) * dscale
+    return (y, mean, var), (dy, dmean, dvar)
 
 
 def apply_norm(

@@ -11,7 +11,7 @@ from nonlocal_jax.train.step import make_train_step
 
 if TYPE_CHECKING:
     from nonlocal_jax.train.checkpoint import Checkpoints
-    from nonlocal_jax.train.compile import compile_train_step
+    from nonlocal_jax.train.compile import compile_evaluation, compile_train_step
     from nonlocal_jax.train.log import NonFiniteError
     from nonlocal_jax.train.loop import Result, train
 
@@ -21,6 +21,7 @@ __all__ = [
     "NonFiniteError",
     "Result",
     "TrainState",
+    "compile_evaluation",
     "compile_train_step",
     "create_experiment",
     "create_optimizer",
@@ -37,6 +38,7 @@ import_on_use(
         "Checkpoints": "checkpoint",
         "NonFiniteError": "log",
         "Result": "loop",
+        "compile_evaluation": "compile",
         "compile_train_step": "compile",
         "train": "loop",
     },

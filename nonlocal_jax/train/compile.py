@@ -1,4 +1,4 @@
-"""Ahead-of-time compilation of the train step for TPUs that this machine does not have."""
+"""Ahead-of-time compilation of a step for TPUs that this machine does not have."""
 
 import importlib.metadata
 import math
@@ -6,18 +6,267 @@ import os
 import pathlib
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from nonlocal_jax._files import write_file
-from nonlocal_jax.errors import InputError, first_line
-from nonlocal_jax.sharding import Shardings, check_batch_size, make_mesh
-from nonlocal_jax.topology import compiled_report, topology_devices
-from nonlocal_jax.train.experiment import create_experiment
+from nonlocal_jax.errors import first_line, is_out_of_memory
+from nonlocal_jax.hlo import Program
+from nonlocal_jax.models.count import count_jaxpr
+from nonlocal_jax.sharding import (
+    Shardings,
+    check_batch_size,
+    make_mesh,
+    split_positions,
+    use_mesh,
+)
+from nonlocal_jax.topology import Chip, chip_of, compiled_report, topology_devices
+from nonlocal_jax.traffic import collectives, traffic
+from nonlocal_jax.train._necessary import necessary_traffic
+from nonlocal_jax.train.experiment import Experiment, create_experiment
 from nonlocal_jax.train.state import abstract_state
 from nonlocal_jax.train.step import make_train_step
+
+
+def compile_train_step(
+    config: ConfigDict, topology: str, text: str | os.PathLike[str] | None = None
+) -> dict[str, Any]:
+    """Compiles the train step of an experiment for a TPU topology, and reports what it costs.
+
+    The step, the mesh and the shardings are those of ``train``. No TPU is needed, only the
+    libtpu library. Call ``nonlocal_jax.topology.use_tpu_compiler`` first.
+
+    Args:
+      config: Config of the experiment. ``config.data.batch_size`` is the global batch size.
+      topology: Generation and grid of chips, such as "v5e:2x4". See ``topology_devices``.
+      text: File that the compiled program is written to, or None.
+
+    Returns:
+      Plain values for JSON, see ``docs/devices.md``. If the step does not fit in the memory of the
+      chips, ``fits`` is False, and there are an error and advice instead of the costs.
+
+    Raises:
+      InputError: The topology does not exist, or the batch cannot be split evenly over its chips.
+    """
+    experiment = create_experiment(config)
+    devices, shardings = _devices(config, topology)
+    check_batch_size(experiment.batch_size, shardings)
+    state = abstract_state(experiment, shardings)
+    batch = _sharded(experiment.task.batch(config), shardings)
+    parts = {
+        "parameters": _bytes_per_device(state.params),
+        "optimizer": _bytes_per_device(state.opt_state),
+        "batch_statistics": _bytes_per_device(state.batch_stats),
+        "batch": _bytes_per_device(batch),
+    }
+    traced = make_train_step(experiment, shardings).trace(state, batch)
+    return _report(
+        experiment, "train", topology, devices, _size(state.params), traced, batch, parts, text
+    )
+
+
+def compile_evaluation(
+    config: ConfigDict, topology: str, text: str | os.PathLike[str] | None = None
+) -> dict[str, Any]:
+    """Compiles the inference of an experiment for a TPU topology, see ``compile_train_step``.
+
+    It is the network at the size that the published protocol evaluates, whole images or windows,
+    one for each group of ``mesh.context`` chips. The logits have the stride of the network, as in
+    ``nonlocal_jax.evaluation``, which resizes them part by part.
+    """
+    experiment = create_experiment(config)
+    devices, shardings = _devices(config, topology)
+    state = abstract_state(experiment, shardings)
+    inputs = experiment.example_inputs()
+    height, width = _evaluation_size(config) or inputs.shape[-3:-1]
+    shape = (shardings.batch_parts, *inputs.shape[1:-3], height, width, inputs.shape[-1])
+    batch = _sharded({"image": jax.ShapeDtypeStruct(shape, jnp.float32)}, shardings)
+    options = {"upsample": False} if config.task == "segmentation" else {}
+
+    def evaluate(variables: Mapping[str, Any], images: jax.Array) -> jax.Array:
+        with use_mesh(shardings.mesh):
+            variables = shardings.gather(variables)
+            return experiment.model.apply(variables, split_positions(images), **options)
+
+    parts = {
+        "parameters": _bytes_per_device(state.params),
+        "batch_statistics": _bytes_per_device(state.batch_stats),
+        "batch": _bytes_per_device(batch),
+    }
+    traced = jax.jit(evaluate).trace(state.variables, batch["image"])
+    return _report(
+        experiment, "evaluate", topology, devices, _size(state.params), traced, batch, parts, text
+    )
+
+
+def _devices(config: ConfigDict, topology: str) -> tuple[list[jax.Device], Shardings]:
+    devices = topology_devices(topology)
+    return devices, Shardings(make_mesh(devices, context=config.mesh.context))
+
+
+def _evaluation_size(config: ConfigDict) -> tuple[int, int] | None:
+    """Returns (height, width) of the network's input in the evaluation of a segmentation."""
+    if config.task != "segmentation":
+        return None
+    if config.evaluation.mode == "slide":
+        return tuple(config.evaluation.crop)
+    width, height = config.evaluation.base_size
+    return height, width
+
+
+def _sharded(batch: Mapping[str, Any], shardings: Shardings) -> dict[str, jax.ShapeDtypeStruct]:
+    return {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings.batch)
+        for name, leaf in batch.items()
+    }
+
+
+def _size(tree: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def _bytes_per_device(tree: Any) -> int:
+    return sum(
+        leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape))
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def _report(
+    experiment: Experiment,
+    step: str,
+    topology: str,
+    devices: list[jax.Device],
+    parameters: int,
+    traced: jax.stages.Traced,
+    batch: Mapping[str, jax.ShapeDtypeStruct],
+    parts: Mapping[str, int],
+    text: str | os.PathLike[str] | None,
+) -> dict[str, Any]:
+    config, chip = experiment.config, chip_of(topology)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    places = {(getattr(d, "slice_index", 0), *d.coords) for d in devices}
+    chips, cores = len(places), len(devices) // len(places)  # TPU v4 and 7x can have two cores
+    batch_size = jax.tree.leaves(batch)[0].shape[0]
+    report = {
+        "experiment": config.name,
+        "step": step,
+        "topology": topology,
+        "device_kind": devices[0].device_kind,
+        "slices": slices,
+        "hosts": len({device.process_index for device in devices}),
+        "chips": chips,
+        "batch_size": batch_size,
+        "batch": {
+            name: f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for name, leaf in batch.items()
+        },
+        "context": config.mesh.context,
+        "dtype": config.model.get("dtype"),
+        "parameters": parameters,
+        "remat": config.train.get("remat", False),
+        "versions": {"jax": jax.__version__, "libtpu": _libtpu_version()},
+    }
+    parts = {name: cores * size for name, size in parts.items()}
+    operations = 2 * count_jaxpr(traced.jaxpr.jaxpr, "tpu")
+    start = time.monotonic()
+    try:
+        compiled = traced.lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return report | {
+            "fits": False,
+            "error": first_line(error),
+            "advice": _advice(config, step, batch_size, report["context"], chips),
+            "bytes_per_chip": {**parts, "memory": chip.memory},
+            "flops_per_chip": operations / chips,
+        }
+    seconds = time.monotonic() - start
+    hlo = compiled.as_text()
+    if text is not None:
+        write_file(text, hlo)
+    program = Program(hlo)
+    measured = compiled_report(compiled, cores)
+    moved = {kind: cores * size for kind, size in traffic(program).items()}
+    sent = {
+        name: {"calls": each["calls"], "bytes": cores * each["bytes"]}
+        for name, each in collectives(program).items()
+    }
+    needed = necessary_traffic(
+        traced.jaxpr.jaxpr,
+        chips,
+        itemsize=2 if report["dtype"] == "bfloat16" else 4,
+        state_bytes=parts["parameters"] + parts.get("optimizer", 0),
+        gradient_bytes=parts["parameters"] if step == "train" else 0,
+    )
+    if step == "evaluate":
+        needed.pop("optimizer", None)
+    roofline = _roofline(chip, operations / chips, sum(moved.values()), sent)
+    return report | {
+        "fits": True,
+        "bytes_per_chip": {**parts, **measured["bytes_per_chip"], "memory": chip.memory},
+        "flops_per_chip": operations / chips,
+        "hbm_bytes_per_chip": sum(moved.values()),
+        "traffic_per_chip": {
+            kind: {"bytes": moved.get(kind, 0), "necessary": needed.get(kind)}
+            for kind in sorted({*moved, *needed}, key=lambda kind: -moved.get(kind, 0))
+        },
+        "collectives_per_chip": sent,
+        "bytes_accessed_per_chip": measured["bytes_accessed_per_chip"],
+        "roofline": roofline,
+        "throughput": _throughput(config, step, report, roofline["seconds"]),
+        "compile_seconds": round(seconds, 1),
+    }
+
+
+def _roofline(
+    chip: Chip, flops: float, moved: float, sent: Mapping[str, Mapping[str, float]]
+) -> dict[str, Any]:
+    """The time that a step takes at least, if each part of the chip works at its peak.
+
+    Computation, memory and communication overlap completely.
+    """
+    between_slices = sent.get("send", {}).get("bytes", 0)
+    within = sum(each["bytes"] for name, each in sent.items() if name != "send")
+    seconds = {
+        "compute": flops / chip.flops,
+        "memory": moved / chip.bandwidth,
+        "interconnect": within / chip.interconnect,
+        "network": between_slices / chip.network,
+    }
+    limit = max(seconds, key=seconds.get)
+    return {"seconds": seconds[limit], "limited_by": limit, "seconds_of": seconds}
+
+
+def _throughput(
+    config: ConfigDict, step: str, report: Mapping[str, Any], seconds: float
+) -> dict[str, float]:
+    """What the roofline time means for a run. Reading the data, for example, is not included."""
+    images = report["batch_size"] / seconds
+    rates = {"images_per_second": images, "images_per_second_and_host": images / report["hosts"]}
+    if step == "train":
+        hours = config.steps * seconds / 3600
+        rates |= {"hours": hours, "chip_hours": hours * report["chips"]}
+    return rates
+
+
+def _advice(config: ConfigDict, step: str, batch_size: int, context: int, chips: int) -> str:
+    """What needs less memory per chip."""
+    changes = []
+    if step == "train":
+        if batch_size * context > chips:
+            changes += ["fewer images per chip (--batch-size)"]
+            changes += ["--config.train.accumulate=2"] if "accumulate" in config.train else []
+        if not config.train.get("remat", False) or config.train.remat == "none":
+            changes += ["--config.train.remat"]
+    if config.model.get("dtype") != "bfloat16":
+        changes += ["--config.model.dtype=bfloat16"]
+    changes += [f"--config.mesh.context={2 * context}, so that more chips share an image"]
+    return f"use {' or '.join(changes)}"
 
 
 def _libtpu_version() -> str:
@@ -27,72 +276,3 @@ def _libtpu_version() -> str:
         name="libtpu", path=[*sys.path, str(library.parent.parent)]
     )
     return next((distribution.version for distribution in found), "unknown")
-
-
-def compile_train_step(
-    config: ConfigDict, topology: str, text: str | os.PathLike[str] | None = None
-) -> dict[str, Any]:
-    """Compiles the train step of an experiment for a TPU topology, and reports memory and cost.
-
-    The step, the mesh and the shardings are those of ``train``. No TPU is needed, only the
-    libtpu library. Call ``nonlocal_jax.topology.use_tpu_compiler`` first.
-
-    Args:
-      config: Config of the experiment. ``config.data.batch_size`` is the global batch size.
-      topology: Generation and grid of chips, such as "v5e:2x4".
-      text: File that the compiled program is written to, or None.
-
-    Returns:
-      Plain values for JSON: the experiment, the topology, and the result of ``compiled_report``.
-
-    Raises:
-      InputError: The topology does not exist, the batch cannot be split evenly over its chips, or
-        the step does not fit in their memory.
-    """
-    experiment = create_experiment(config)
-    devices = topology_devices(topology)
-    shardings = Shardings(make_mesh(devices, context=config.mesh.context))
-    check_batch_size(experiment.batch_size, shardings)
-    state = abstract_state(experiment, shardings)
-    batch = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings.batch),
-        experiment.task.batch(config),
-    )
-
-    start = time.monotonic()
-    lowered = make_train_step(experiment, shardings).lower(state, batch)
-    lowered_at = time.monotonic()
-    try:
-        compiled = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise InputError(
-            f"data.batch_size={experiment.batch_size} does not fit in the memory of {topology}: "
-            f"{first_line(error)}; use a smaller data.batch_size or more chips"
-        ) from error
-    compiled_at = time.monotonic()
-    if text is not None:
-        write_file(text, compiled.as_text())
-
-    chips = len({tuple(device.coords) for device in devices})
-    cores = len(devices) // chips  # a TPU v3 or 7x chip has two devices
-    return {
-        "experiment": config.name,
-        "topology": topology,
-        "device_kind": devices[0].device_kind,
-        "chips": chips,
-        "batch_size": experiment.batch_size,
-        "batch": {
-            name: f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for name, leaf in batch.items()
-        },
-        "dtype": config.model.get("dtype"),
-        "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params)),
-        **compiled_report(compiled, cores),
-        "lower_seconds": round(lowered_at - start, 1),
-        "compile_seconds": round(compiled_at - lowered_at, 1),
-        "versions": {
-            "jax": jax.__version__,
-            "libtpu": _libtpu_version(),
-        },
-    }

@@ -7,12 +7,15 @@ pytestmark = pytest.mark.usefixtures("libtpu")
 _CONFIG = "--config=configs/segmentation.py:demo_nonlocal"
 
 
-def test_the_demo_compiles_for_a_pod(tmp_path, command):
+def test_the_demo_compiles_for_a_pod(tmp_path, command, monkeypatch):
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(cache))
     output = tmp_path / "reports" / "demo.json"
     status, stdout, stderr = command(
         "compile",
         _CONFIG,
-        "--topology=v5e:2x4",
+        "--topology=2*v5e:2x2",
         "--batch_size=16",
         "--config.data.crop=32",
         "--config.data.crop=32",
@@ -23,18 +26,25 @@ def test_the_demo_compiles_for_a_pod(tmp_path, command):
         f"--output={output}",
     )
     assert status == 0, stderr
+    assert not [*cache.iterdir()]  # JAX could not read such entries
     assert "HloModule" in (tmp_path / "texts" / "demo.txt").read_text()
     report = json.loads(output.read_text())
     assert json.loads(stdout) == report
     assert report["experiment"] == "demo_nonlocal"
-    assert (report["chips"], report["batch_size"]) == (8, 16)
+    assert (report["chips"], report["slices"], report["batch_size"]) == (8, 2, 16)
+    # Only the sums over the batch leave a slice. The chips of an image are in the same one.
+    assert report["collectives_per_chip"]["send"]["bytes"] > 4 * report["parameters"]
     # The parameters, their momentum (half as much again because tiles are padded), and two images
     # of the batch with their labels.
     least = 3 * 4 * report["parameters"] + 2 * 32 * 32 * 4
     assert least < report["bytes_per_chip"]["arguments"] < 7 * least
     assert report["bytes_per_chip"]["peak"] > report["bytes_per_chip"]["arguments"]
+    assert report["fits"]
+    assert report["bytes_per_chip"]["peak"] < report["bytes_per_chip"]["memory"] == 16 * 2**30
     assert report["flops_per_chip"] > 0
-    assert report["bytes_accessed_per_chip"] > 0
+    moved = sum(kind["bytes"] for kind in report["traffic_per_chip"].values())
+    assert 0 < moved == report["hbm_bytes_per_chip"] < report["bytes_accessed_per_chip"]
+    assert report["throughput"]["images_per_second"] == 16 / report["roofline"]["seconds"]
 
 
 @pytest.mark.parametrize(

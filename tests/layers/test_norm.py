@@ -11,6 +11,7 @@ from jax.sharding import AxisType
 
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.layers import BatchNorm, Constructor, apply_norm
+from nonlocal_jax.models.count import equations
 from tests.helpers import NORMS
 
 
@@ -231,3 +232,61 @@ def test_moments_are_stored_only_on_request():
     assert set(norm.init(jax.random.key(0), x, False)) == {"params", "batch_stats"}
     _, updates = norm.apply(_statistics((3,)), x, False, mutable=["batch_stats"])
     assert set(updates) == {"batch_stats"}
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_derivatives_are_those_of_the_formula(masked, x64):
+    rng = np.random.default_rng(0)
+    x, dx, dy = (jnp.asarray(rng.standard_normal((2, 3, 4, 2)) + 1) for _ in range(3))
+    mask = jnp.broadcast_to(rng.random((2, 3, 4, 1)) > 0.3, x.shape) if masked else None
+    params = {"scale": jnp.array([0.5, 2.0]), "bias": jnp.array([1.0, -1.0])}
+
+    def layer(params, x):
+        stats = {"mean": jnp.zeros(2), "var": jnp.ones(2)}
+        variables = {"params": params, "batch_stats": stats}
+        options = {"use_running_average": False, "mutable": ["batch_stats"], "mask": mask}
+        y, updates = BatchNorm(dtype=jnp.float64).apply(variables, x, **options)
+        return jnp.sum(y**2 * dy) + sum(jnp.sum(a**2) for a in jax.tree.leaves(updates))
+
+    def formula(params, x):
+        n = x[..., 0].size if mask is None else jnp.sum(mask[..., 0], dtype=float)
+        mean = jnp.sum(x, (0, 1, 2), where=mask) / n
+        var = jnp.sum((x - mean) ** 2, (0, 1, 2), where=mask) / n
+        y = (x - mean) / jnp.sqrt(var + 1e-5) * params["scale"] + params["bias"]
+        running = 0.1 * mean, 0.9 + 0.1 * var * n / (n - 1)
+        return jnp.sum(y**2 * dy) + sum(jnp.sum(a**2) for a in running)
+
+    def derivatives(f):
+        gradient = jax.grad(f, (0, 1))
+
+        def product(params, x):
+            return jnp.sum(gradient(params, x)[1] * dx)
+
+        tangents = jax.tree.map(jnp.ones_like, params), dx
+        return (
+            jax.jvp(f, (params, x), tangents),
+            jax.jvp(gradient, (params, x), tangents),
+            jax.grad(product, (0, 1))(params, x),
+        )
+
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-10)
+    with jax.numpy_rank_promotion("allow"):
+        jax.tree.map(close, derivatives(layer), derivatives(formula))
+
+
+def test_the_gradient_has_one_pass_of_sums_over_an_input_in_its_own_type():
+    """All sums read x and dy, and none another sum, so that XLA computes them together."""
+    x = jax.ShapeDtypeStruct((2, 4, 4, 3), jnp.bfloat16)
+    bn = BatchNorm(dtype=jnp.bfloat16)
+    variables = jax.eval_shape(lambda x: bn.init(jax.random.key(0), x, False), x)
+
+    def gradient(variables, x):
+        apply = functools.partial(bn.apply, use_running_average=False, mutable=["batch_stats"])
+        y, pullback, _ = jax.vjp(apply, variables, x, has_aux=True)
+        return pullback(y)
+
+    program = [e for e, *_ in equations(jax.make_jaxpr(gradient)(variables, x).jaxpr)]
+    sums = [e for e in program if e.primitive.name == "reduce_sum"]
+    assert sum(e.invars[0].aval.shape == x.shape for e in sums) == 2 + 4
+    (barrier,) = (e for e in program if e.primitive.name == "optimization_barrier")
+    assert barrier.outvars[0].aval.dtype == jnp.bfloat16

@@ -19,9 +19,9 @@ import traceback
 
 import jax
 
-from tests.pods import checkpoints, processes
+from tests.pods import checkpoints, launch, processes
 
-SCENARIOS = {**processes.SCENARIOS, **checkpoints.SCENARIOS}
+SCENARIOS = {**processes.SCENARIOS, **checkpoints.SCENARIOS, **launch.SCENARIOS}
 
 _HEAD = """# Runs with several processes and devices
 

@@ -1,0 +1,67 @@
+"""Steps compiled for TPUs that this machine does not have, and what is reported of them."""
+
+import jax
+import pytest
+
+from nonlocal_jax.configs import segmentation
+from nonlocal_jax.errors import InputError
+from nonlocal_jax.topology import CHIPS, chip_of
+from nonlocal_jax.train import compile as compile_module
+from nonlocal_jax.train.compile import compile_evaluation, compile_train_step
+
+pytestmark = pytest.mark.usefixtures("libtpu")
+
+
+@pytest.fixture
+def config():
+    config = segmentation.get_config("demo_nonlocal")
+    config.data.update(batch_size=8, crop=(32, 32))
+    config.evaluation.base_size = (64, 32)
+    return config
+
+
+def test_a_step_that_does_not_fit_is_a_result(config, monkeypatch):
+    def compile(_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Used 20G of 15.75G hbm.\nAllocations")
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", compile)
+    report = compile_train_step(config, "v5e:2x2")
+    assert report["fits"] is False
+    assert report["error"] == "RESOURCE_EXHAUSTED: Used 20G of 15.75G hbm."
+    assert "fewer images per chip" in report["advice"]
+    assert "--config.train.remat" in report["advice"]
+    assert "--config.mesh.context=2" in report["advice"]
+    sizes = report["bytes_per_chip"]
+    assert sizes["optimizer"] == sizes["parameters"] + 4  # the momentum, and the number of steps
+    assert sizes["parameters"] == 4 * report["parameters"]
+
+
+def test_an_evaluation_with_two_chips_per_image(config):
+    config.mesh.context = 2
+    report = compile_evaluation(config, "v5e:2x2")
+    assert report["batch"] == {"image": "float32[2,32,64,3]"}
+    assert report["fits"]
+    assert report["collectives_per_chip"]  # the rows at the border, and the keys and values
+    assert report["roofline"]["seconds"] == max(report["roofline"]["seconds_of"].values())
+    assert report["throughput"].keys() == {"images_per_second", "images_per_second_and_host"}
+
+
+def test_the_roofline():
+    chip = CHIPS["v5e"]
+    sent = {"all-reduce": {"calls": 1, "bytes": 4e9}, "send": {"calls": 1, "bytes": 1e6}}
+    roofline = compile_module._roofline(chip, 197e9, 819e6, sent)
+    assert roofline == {
+        "seconds": pytest.approx(0.02),
+        "limited_by": "interconnect",
+        "seconds_of": pytest.approx(
+            {"compute": 1e-3, "memory": 1e-3, "interconnect": 0.02, "network": 3.2e-4}
+        ),
+    }
+
+
+def test_the_numbers_of_a_chip():
+    assert chip_of("2*v5e:16x16") is chip_of("v5e:2x4") is CHIPS["v5e"]
+    with pytest.raises(
+        InputError, match="numbers of the chips of v2:2x2 are not known; use one of v4"
+    ):
+        chip_of("v2:2x2")
