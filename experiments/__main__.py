@@ -24,7 +24,7 @@ def _list_commands() -> None:
     files |= {path.parent.name: path for path in _DIRECTORY.glob("*/__main__.py")}
     print("Commands:\n")
     for name, path in sorted(files.items()):
-        print(f"  python -m experiments.{name:12}{_summary(path)}")
+        print(f"  python -m experiments.{name:14}{_summary(path)}")
     print(
         "\n`python -m experiments.COMMAND --help` lists the flags of a command, and\n"
         "`python -m experiments names` the experiments for --config."
