@@ -32,7 +32,7 @@ def _commands() -> dict[str, pathlib.Path]:
 def _list_commands() -> None:
     print("Commands:\n")
     for name, path in _commands().items():
-        print(f"  python -m experiments.{name:12}{_summary(path)}")
+        print(f"  python -m experiments.{name:14}{_summary(path)}")
     print(
         "\n`python -m experiments.COMMAND --help` lists the flags of a command, and\n"
         "`python -m experiments names` the experiments for --config."
