@@ -86,7 +86,7 @@ def test_the_dependencies(wheel):
     assert base == {"flax", "jax", "ml_collections", "numpy"}
     assert set(metadata.get_all("Provides-Extra")) == {
         *("all", "convert", "data", "train", "video", "visualize"),
-        *("cuda13", "demo", "dev", "parity", "tpu"),
+        *("cuda13", "demo", "dev", "gcs", "parity", "tpu"),
     }
 
 

@@ -57,6 +57,7 @@ def environment(tmp_path):
         "python": PYTHON.replace("{python}", shlex.quote(sys.executable)),
         "srun": SRUN,
         "gcloud": GCLOUD,
+        "git": "#!/bin/sh\n",
         "scontrol": '#!/bin/sh\necho "$@" >>"$STATE/scontrol"\n',
     }
     for name, text in scripts.items():

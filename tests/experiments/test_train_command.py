@@ -68,7 +68,7 @@ def test_stop_go_on_and_refuse(tmp_path, start):
     other = start("--config.seed=1")
     out, err = other.communicate()
     assert other.returncode == 2
-    assert err.startswith("error: ")
+    assert err.startswith("no cluster detected: running on one process\nerror: ")
     assert "seed is 0 in the checkpoint, 1 in the config" in err
     assert "Traceback" not in err
 
