@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from logging import Formatter, LogRecord
 from typing import NoReturn
@@ -14,11 +15,20 @@ from flax.traverse_util import flatten_dict
 from ml_collections import config_flags
 
 from experiments._names import find_config
+from nonlocal_jax import distributed
 from nonlocal_jax._progress import say
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.topology import use_tpu_compiler
 
-__all__ = ["define_allow_non_finite", "define_config", "fail", "run", "stop", "use_tpu_compiler"]
+__all__ = [
+    "define_allow_non_finite",
+    "define_config",
+    "define_distributed",
+    "fail",
+    "run",
+    "stop",
+    "use_tpu_compiler",
+]
 
 # Errors that a mistake of the user can cause: while the flags are parsed and the config file is
 # run, and afterwards. All other errors are bugs and are shown with their traceback.
@@ -70,19 +80,46 @@ def _list_in_help(holder: flags.FlagHolder) -> None:
     flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[holder.name])
 
 
+def define_distributed() -> None:
+    """Defines the flags of a command that several processes can run together."""
+    flags.DEFINE_enum(
+        "distributed",
+        "auto",
+        distributed.MODES,
+        "Whether this is one of several processes: on, off, or auto for what JAX detects.",
+    )
+    flags.DEFINE_integer(
+        "heartbeat_timeout",
+        distributed.HEARTBEAT_TIMEOUT,
+        "Seconds without a sign of life of one process after which the others end.",
+        lower_bound=1,
+    )
+    for name in ("distributed", "heartbeat_timeout"):
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
+
+
 def stop(number: signal.Signals, text: str, status: int) -> NoReturn:
     """Says that a signal stopped the command, and ends the process.
 
     It does not wait for threads that read data, because a file server may be slow.
     """
     say(f"{number.name}: {text}")
-    os._exit(status)
+    # The other processes stop at the same step. Process 0 may still be drawing.
+    distributed.leave(status, patience=60)
 
 
-def fail(message: object) -> None:
+def fail(message: object) -> NoReturn:
     """Prints one message on stderr and exits with status 2."""
     print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+    _exit(2)
+
+
+def _exit(status: int) -> NoReturn:
+    """Ends a process after an error. Python would wait for the other processes for minutes."""
+    if distributed.is_one_of_several():
+        # If all processes have the same error, each can print it.
+        distributed.leave(status, patience=3)
+    sys.exit(status)
 
 
 def _config_mistake(argv: list[str]) -> str | None:
@@ -162,12 +199,15 @@ def _is_not_of_orbax(record: LogRecord) -> bool:
     return record.name != "asyncio" and "/orbax/checkpoint/" not in record.pathname
 
 
-def run(main: Callable[[list[str]], None], *, positional: bool = False) -> None:
+def run(
+    main: Callable[[list[str]], None], *, positional: bool = False, preemption: bool = False
+) -> None:
     """Runs ``main`` with the parsed arguments. Exits with status 0 only if it returns.
 
     Args:
       main: Function of the arguments that are not flags. The first one is the program's name.
       positional: Whether there may be other such arguments.
+      preemption: Whether ``main`` stops on SIGTERM by itself, see ``distributed.initialize``.
     """
     # Libraries print only warnings and errors.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
@@ -181,10 +221,23 @@ def run(main: Callable[[list[str]], None], *, positional: bool = False) -> None:
         try:
             if arguments[1:] and not positional:
                 raise InputError(f"unexpected argument {arguments[1]!r}; start flags with --")
+            if "distributed" in flags.FLAGS:
+                distributed.initialize(
+                    flags.FLAGS.distributed,
+                    heartbeat_timeout=flags.FLAGS.heartbeat_timeout,
+                    preemption=preemption,
+                )
+                if not distributed.is_first():
+                    logging.set_verbosity(logging.ERROR)
             main(arguments)
         except _INPUT_ERRORS as error:
             fail(error)
         except KeyboardInterrupt:
-            sys.exit(128 + signal.SIGINT)
+            _exit(128 + signal.SIGINT)
+        except Exception:
+            if not distributed.is_one_of_several():
+                raise
+            traceback.print_exc()
+            _exit(1)
 
     app.run(guarded, flags_parser=_parse)

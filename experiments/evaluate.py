@@ -39,6 +39,7 @@ _MULTI_SCALE = flags.DEFINE_bool(
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Directory of the prepared datasets.")
 _SPLIT = flags.DEFINE_string("split", "val", "Split of the dataset.")
 _ALLOW_NON_FINITE = cli.define_allow_non_finite()
+cli.define_distributed()
 
 
 def main(_: list[str]) -> None:

@@ -42,6 +42,13 @@ _NEW_BLOCKS = flags.DEFINE_boolean(
     "Whether to initialize the blocks instead of reading them from --init.",
 )
 _ALLOW_NON_FINITE = cli.define_allow_non_finite()
+_STALL_TIMEOUT = flags.DEFINE_float(
+    "stall_timeout",
+    600,
+    "Seconds after which a step that does not end prints the stacks of all threads, once.",
+    lower_bound=0,
+)
+cli.define_distributed()
 
 
 def main(_: list[str]) -> None:
@@ -59,6 +66,7 @@ def main(_: list[str]) -> None:
         reinit_head=_REINIT_HEAD.value,
         new_blocks=_NEW_BLOCKS.value,
         allow_non_finite=_ALLOW_NON_FINITE.value,
+        stall_timeout=_STALL_TIMEOUT.value,
     )
     step = int(result.state.step)
     if result.signal is not None:
@@ -72,4 +80,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, preemption=True)

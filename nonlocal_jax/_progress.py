@@ -9,6 +9,8 @@ from typing import TextIO, TypeVar
 
 from tqdm import tqdm
 
+from nonlocal_jax import distributed
+
 Item = TypeVar("Item")
 
 # Seconds between two lines of a log.
@@ -31,7 +33,12 @@ def _speed(per_second: float, unit: str) -> str:
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
-    """Prints a line on stdout or on another stream, unless its reader or its terminal is gone."""
+    """Prints a line on stdout or on another stream, unless its reader or its terminal is gone.
+
+    Of several processes only process 0 prints.
+    """
+    if not distributed.is_first():
+        return
     stream = stream or sys.stdout
     try:
         print(text, file=stream, flush=True)
@@ -49,8 +56,11 @@ def report_compilation(program: str) -> None:
 def progress(
     iterable: Iterable[Item], total: int, description: str, unit: str = "image"
 ) -> Iterator[Item]:
-    """Yields the items, and reports the count, the rate and the remaining time on stderr."""
-    if sys.stderr is None:  # it was closed before Python started
+    """Yields the items, and reports the count, the rate and the remaining time on stderr.
+
+    Of several processes only process 0 reports.
+    """
+    if sys.stderr is None or not distributed.is_first():  # it was closed before Python started
         return iter(iterable)
     if sys.stderr.isatty():
         return iter(tqdm(iterable, total=total, desc=description, unit=f" {unit}"))

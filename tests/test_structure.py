@@ -13,6 +13,7 @@ ROOT = pathlib.Path(nonlocal_jax.__file__).parent
 LAYERS = (
     ("_lazy", "errors"),
     ("configs",),
+    ("distributed",),
     ("_files", "_progress", "_signals", "config", "sharding", "topology"),
     ("ops",),
     ("layers",),

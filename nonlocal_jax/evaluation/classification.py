@@ -14,6 +14,7 @@ from nonlocal_jax.data import Example, Source, read_views
 from nonlocal_jax.data.clips import clip_label
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.evaluation._classes import dataset_classes
+from nonlocal_jax.evaluation._interrupt import check_interrupted, until_stopped
 from nonlocal_jax.evaluation.metrics import gather_shares, or_none, percent
 from nonlocal_jax.evaluation.videos import Variables, VideoPredictor, quick_config
 from nonlocal_jax.sharding import Shardings
@@ -130,14 +131,15 @@ def evaluator(
         if not together:
             examples = examples[jax.process_index() :: jax.process_count()]
         labels = []
-        if not compiled and jax.process_index() == 0:
+        if not compiled:
             report_compilation("the network")
         compiled = True
 
         def views() -> Iterator[np.ndarray]:
             read = examples.map(functools.partial(_read, config)).to_iter_dataset(_READ_OPTIONS)
             description = f"evaluating {predictor.protocol['name']}"
-            for of_video, label in progress(read, len(examples), description, unit="video"):
+            shown = progress(read, len(examples), description, unit="video")
+            for of_video, label in until_stopped(shown, together=together):
                 labels.append(label)
                 yield of_video
 
@@ -145,6 +147,7 @@ def evaluator(
         labels = np.array(labels, np.float64).reshape(len(scores), *label_shape)
         if not together:
             scores, labels = (gather_shares(share, len(source)) for share in (scores, labels))
+        check_interrupted()
         summary = summarize(scores, labels)
         if quick:
             summary = {

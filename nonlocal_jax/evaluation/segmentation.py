@@ -11,6 +11,7 @@ from nonlocal_jax._progress import progress, report_compilation
 from nonlocal_jax.data import Source, check_example
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.evaluation._classes import dataset_classes
+from nonlocal_jax.evaluation._interrupt import check_interrupted, until_stopped
 from nonlocal_jax.evaluation.inference import Predictor, Variables
 from nonlocal_jax.evaluation.metrics import (
     confusion_matrix,
@@ -76,17 +77,17 @@ def evaluator(
         if not together:
             examples = examples[jax.process_index() :: jax.process_count()]
         label_map = predictor.label_maps(variables)
-        if not compiled and jax.process_index() == 0:
+        if not compiled:
             report_compilation("the network, once for each size of the images")
         compiled = True
         total = np.zeros((num_classes, num_classes), np.int64)
-        for example in progress(
-            examples.to_iter_dataset(_READ_OPTIONS), len(examples), "evaluating"
-        ):
+        read = progress(examples.to_iter_dataset(_READ_OPTIONS), len(examples), "evaluating")
+        for example in until_stopped(read, together=together):
             check_example(example, num_classes)
             predictions = label_map(example["image"])
             total += np.asarray(_confusion_matrix(example["label"], predictions, num_classes))
         confusion = total if together else sum_over_processes(total)
+        check_interrupted()
         return {
             **summarize(confusion),
             "images": len(source),

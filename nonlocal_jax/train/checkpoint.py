@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from nonlocal_jax._files import PathLike, as_path
+from nonlocal_jax._progress import say
 from nonlocal_jax.config import differences
 from nonlocal_jax.convert import _checksums, _dataset
 from nonlocal_jax.convert._orbax import DIRECTORY, last_intact_step
@@ -34,9 +35,13 @@ class _WithChecksums(ocp.path.atomicity.AtomicRenameTemporaryPath):
     """
 
     async def finalize(self) -> None:
-        if self.get_final().parent.name == DIRECTORY:
+        is_step = self.get_final().parent.name == DIRECTORY
+        if is_step:
             _checksums.write(self.get())
         await super().finalize()
+        if is_step:
+            # Only now a run that is killed resumes from it.
+            say(f"saved step {self.get_final().name}")
 
 
 class Checkpoints:
@@ -114,7 +119,9 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error is not None and jax.process_count() > 1:
+            return  # the last save may wait for the other processes
         with self._saving():
             self._manager.close()
 

@@ -14,6 +14,7 @@ from etils import epath
 
 from nonlocal_jax._files import PathLike, append_line, as_path, write_file
 from nonlocal_jax._progress import duration, say
+from nonlocal_jax.distributed import from_first
 from nonlocal_jax.errors import InputError
 
 # The metrics of a step are read after this many further steps have been dispatched. The devices
@@ -77,7 +78,7 @@ class RunLog:
         self._path = self._workdir / "metrics.jsonl"
         self._headline = headline
         self._writes = jax.process_index() == 0
-        self.records = _read(self._path, step)
+        self.records = from_first(lambda: _read(self._path, step))
         if self._writes:
             write_file(self._path, "".join(json.dumps(r) + "\n" for r in self.records))
 
@@ -95,8 +96,7 @@ class RunLog:
 
     def say(self, text: str) -> None:
         """Prints a line on process 0."""
-        if self._writes:
-            say(text)
+        say(text)
 
     def was_evaluated(self, step: int) -> bool:
         """Returns whether there is a record of an evaluation at this step."""

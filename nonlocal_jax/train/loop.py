@@ -1,6 +1,8 @@
 """The training loop."""
 
+import contextlib
 import functools
+import json
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,8 +11,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from nonlocal_jax import convert
-from nonlocal_jax._files import PathLike, make_directory, write_file
+from nonlocal_jax import convert, distributed
+from nonlocal_jax._files import PathLike, as_path, make_directory, write_file
 from nonlocal_jax.data import Dataset, cached, fingerprint, train_batches
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.sharding import Shardings, check_batch_size, make_mesh, process_rows, to_global
@@ -19,6 +21,7 @@ from nonlocal_jax.train._lock import locked
 from nonlocal_jax.train._memory import memory_errors
 from nonlocal_jax.train._next_batch import NextBatch
 from nonlocal_jax.train._shutdown import ShutdownRequest
+from nonlocal_jax.train._stall import StallReport
 from nonlocal_jax.train.checkpoint import Checkpoints
 from nonlocal_jax.train.experiment import Experiment, create_experiment
 from nonlocal_jax.train.log import Monitor, RunLog
@@ -70,6 +73,7 @@ def train(
     allow_non_finite: bool = False,
     shardings: Shardings | None = None,
     dtype: jax.typing.DTypeLike = "float32",
+    stall_timeout: float | None = None,
 ) -> Result:
     """Trains an experiment, or resumes it if ``workdir`` has a checkpoint.
 
@@ -83,6 +87,10 @@ def train(
     ``workdir``. Step n is the state after n updates. With ``train.precise_batch_norm``, evaluations
     and the last checkpoint have the statistics of ``precise_batch_norm``. Training goes on with the
     running ones.
+
+    Several processes call it with the same arguments. They check that before the first step.
+    SIGTERM, SIGHUP or Ctrl-C in one of them stops all of them. An evaluation is interrupted only
+    if it comes from ``Task.evaluator``.
 
     Args:
       config: Config of the experiment.
@@ -106,12 +114,14 @@ def train(
         batch is split over groups of ``mesh.context`` devices. The devices of a group share each
         image.
       dtype: Type of the parameters and statistics. float64 is for exact comparisons.
+      stall_timeout: If a step takes more seconds than this, the stacks of all threads are printed,
+        once. The first step, which compiles, does not count.
 
     Raises:
       InputError: The config does not fit the devices, the checkpoint, the classes of the source or
         the run in ``workdir``, or ``reinit_head``, ``new_blocks`` or ``allow_non_finite`` is set
-        without ``init``. Also if another run uses ``workdir``, or if the memory or the disk is
-        full.
+        without ``init``. Also if another run uses ``workdir``, if the memory or the disk is full,
+        or if the processes have different configs, data, versions or work directories.
       NonFiniteError: The loss or the parameters are not finite. The message names the step. The
         checkpoints before it are kept.
     """
@@ -134,21 +144,30 @@ def train(
             f"data.batch_size={batch_size} is larger than the number of training examples; use at "
             f"most {len(source)}"
         )
-    workdir = make_directory(workdir)
+    workdir = as_path(workdir)
     # Configs of other projects may lack these two fields.
     workers, cache = config.data.get("workers", 0), config.data.get("cache")
-    if cache is not None:
-        source = cached(source, cache)
+    with contextlib.ExitStack() as stack:
+        shutdown = stack.enter_context(ShutdownRequest())  # until the last save has ended
 
-    dataset = getattr(source, "dataset", None)
-    # The attribute of this name in sources of other projects is something else.
-    classes = dataset.to_json() if isinstance(dataset, Dataset) else None
-    with (
-        ShutdownRequest() as shutdown,  # until the last save has ended
-        locked(workdir),
-        Checkpoints(workdir, config, fingerprint(source), classes, init) as checkpoints,
-        memory_errors(config),
-    ):
+        distributed.gather(lambda: stack.enter_context(locked(make_directory(workdir))))
+        distributed.check_shared(workdir)
+        if cache is not None:
+            source = cached(source, cache)
+        run = distributed.agree(
+            lambda: {
+                "config": json.loads(config.to_json()),
+                "data": fingerprint(source),
+                "init": None if init is None else str(init),
+                "reinit_head": reinit_head,
+                "new_blocks": new_blocks,
+            }
+        )
+        dataset = getattr(source, "dataset", None)
+        # The attribute of this name in sources of other projects is something else.
+        classes = dataset.to_json() if isinstance(dataset, Dataset) else None
+        checkpoints = stack.enter_context(Checkpoints(workdir, config, run["data"], classes, init))
+        stack.enter_context(memory_errors(config))
         state = checkpoints.restore(abstract_state(experiment, shardings, dtype))
         if state is None:
             variables = None
@@ -211,8 +230,8 @@ def train(
         if step < config.steps:
             log.say("compiling the train step; this takes minutes for a large network")
         metrics = {"loss": None}
-        with NextBatch(batches_from(step=step)) as next_batch:
-            while step < config.steps and not shutdown.requested(step):
+        with NextBatch(batches_from(step=step)) as next_batch, StallReport(stall_timeout) as stall:
+            while step < config.steps and not shutdown.requested():
                 taken = next_batch.take(metrics["loss"], lambda: shutdown.signal is not None)
                 if taken is None:
                     break
@@ -221,6 +240,7 @@ def train(
                 state, metrics = train_step(state, to_global(batch, shardings))
                 step += 1
                 monitor.add(step, metrics, waited)
+                stall.pause()
                 if step == config.steps:
                     monitor.flush()
                     state = precise(state)
@@ -228,6 +248,7 @@ def train(
                     monitor.flush()
                     checkpoints.save(state)
                 evaluate_if_due()
+                stall.start_step()
         monitor.flush()
         checkpoints.save(state)
         log.draw()
