@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from nonlocal_jax._files import write_file
 from nonlocal_jax.errors import InputError, first_line
-from nonlocal_jax.sharding import Shardings, check_batch_size, make_mesh
+from nonlocal_jax.sharding import check_batch_size, make_shardings
 from nonlocal_jax.topology import compiled_report, topology_devices
 from nonlocal_jax.train.experiment import create_experiment
 from nonlocal_jax.train.state import abstract_state
@@ -51,8 +51,8 @@ def compile_train_step(
     """
     experiment = create_experiment(config)
     devices = topology_devices(topology)
-    shardings = Shardings(make_mesh(devices, context=config.mesh.context))
-    check_batch_size(experiment.batch_size, shardings)
+    shardings = make_shardings(config.mesh, devices)
+    check_batch_size(experiment.batch_size, shardings, config.train.get("accumulate", 1))
     state = abstract_state(experiment, shardings)
     batch = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings.batch),

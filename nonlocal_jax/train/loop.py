@@ -15,7 +15,13 @@ from nonlocal_jax import convert, distributed
 from nonlocal_jax._files import PathLike, as_path, make_directory, write_file
 from nonlocal_jax.data import Dataset, cached, fingerprint, train_batches
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.sharding import Shardings, check_batch_size, make_mesh, process_rows, to_global
+from nonlocal_jax.sharding import (
+    Shardings,
+    check_batch_size,
+    make_shardings,
+    process_rows,
+    to_global,
+)
 from nonlocal_jax.tasks import Task
 from nonlocal_jax.train._lock import locked
 from nonlocal_jax.train._memory import memory_errors
@@ -110,9 +116,8 @@ def train(
       new_blocks: Whether to initialize the blocks instead of loading them from ``init``, such as
         for the checkpoint of a network without blocks.
       allow_non_finite: Whether to accept values of ``init`` that are NaN or infinite.
-      shardings: How the state and the batch are sharded. Default: the state is replicated, and the
-        batch is split over groups of ``mesh.context`` devices. The devices of a group share each
-        image.
+      shardings: How the state and the batch are sharded. Default: as ``config.mesh`` says, see
+        ``sharding.make_shardings``.
       dtype: Type of the parameters and statistics. float64 is for exact comparisons.
       stall_timeout: If a step takes more seconds than this, the stacks of all threads are printed,
         once. The first step, which compiles, does not count.
@@ -137,8 +142,8 @@ def train(
             )
     experiment = create_experiment(config)
     task, batch_size = experiment.task, experiment.batch_size
-    shardings = shardings or Shardings(make_mesh(context=config.mesh.context))
-    check_batch_size(batch_size, shardings)
+    shardings = shardings or make_shardings(config.mesh)
+    check_batch_size(batch_size, shardings, config.train.get("accumulate", 1))
     if batch_size > len(source):
         raise InputError(
             f"data.batch_size={batch_size} is larger than the number of training examples; use at "
