@@ -16,6 +16,7 @@ from nonlocal_jax._files import PathLike, append_line, as_path, write_file
 from nonlocal_jax._progress import duration, say
 from nonlocal_jax.distributed import from_first
 from nonlocal_jax.errors import InputError
+from nonlocal_jax.train._tensorboard import scalar_writer
 
 # The metrics of a step are read after this many further steps have been dispatched. The devices
 # always have work, and a loss that is not finite is still detected early.
@@ -65,7 +66,8 @@ class RunLog:
 
     A record has a "step" and the metrics of a train step ("train/loss", ...) or of an evaluation
     ("val/miou", ...). Only process 0 writes. Records after ``step`` are removed, because a run that
-    was killed after its last checkpoint computes those steps again.
+    was killed after its last checkpoint computes those steps again. With tensorboardX, the records
+    are also in ``WORKDIR/tensorboard``, if ``workdir`` is local.
 
     Args:
       workdir: Directory of the run.
@@ -81,6 +83,9 @@ class RunLog:
         self.records = from_first(lambda: _read(self._path, step))
         if self._writes:
             write_file(self._path, "".join(json.dumps(r) + "\n" for r in self.records))
+        # tensorboardX writes to local directories.
+        is_local = self._writes and "://" not in str(workdir)
+        self._scalars = scalar_writer(self._workdir / "tensorboard", step) if is_local else None
 
     def add(self, step: int, kind: str, metrics: Mapping[str, float]) -> None:
         """Appends a record. The names of its metrics get the prefix "train/" or "val/"."""
@@ -88,6 +93,8 @@ class RunLog:
         self.records.append(record)
         if self._writes:
             append_line(self._path, json.dumps(record))
+        if self._scalars is not None:
+            self._scalars(step, {name: record[name] for name in record if name != "step"})
 
     def add_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         self.add(step, "val", metrics)
