@@ -2,14 +2,15 @@
 
 import contextlib
 import os
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
 
 import jax
-from absl import logging
 
-from nonlocal_jax._files import PathLike, as_path, make_directory
+from nonlocal_jax._files import PathLike, make_directory
+from nonlocal_jax._progress import say
 from nonlocal_jax.errors import InputError
 
 _DEFAULT = "~/.cache/nonlocal_jax/compiled"
@@ -38,11 +39,11 @@ def use_cache(directory: PathLike | None = None) -> None:
         jax.config.update("jax_enable_compilation_cache", False)
         return
     try:
-        path = make_directory(as_path(directory or _DEFAULT).expanduser())
+        path = make_directory(directory or _DEFAULT)
     except InputError as error:
         if directory:
             raise
-        logging.warning("no compiled programs are kept: %s", error)
+        say(f"warning: compiled programs are not kept, because {error}", sys.stderr)
         return
     jax.config.update("jax_compilation_cache_dir", str(path))
     # By default JAX keeps only programs that took long. A second start should compile nothing.

@@ -225,21 +225,16 @@ def _gather_from_processes(tree: Any, shardings: Any) -> Any:
     """Replicates the leaves that other processes hold parts of, unless they are in place."""
 
     def is_elsewhere(x: Any, sharding: NamedSharding) -> bool:
-        return (
-            isinstance(x, jax.Array)
-            and not (x.is_fully_addressable or x.is_fully_replicated)
-            and not x.sharding.is_equivalent_to(sharding, x.ndim)
-        )
+        if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
+            return False
+        return not x.sharding.is_equivalent_to(sharding, x.ndim)
 
     leaves, structure = jax.tree.flatten(tree)
     elsewhere = list(map(is_elsewhere, leaves, jax.tree.leaves(shardings)))
-    if any(elsewhere):
-        parts = [x for x, is_part in zip(leaves, elsewhere, strict=True) if is_part]
-        everywhere = NamedSharding(parts[0].sharding.mesh, PartitionSpec())
-        wholes = iter(jax.jit(lambda leaves: leaves, out_shardings=everywhere)(parts))
-        leaves = [
-            next(wholes) if is_part else x for x, is_part in zip(leaves, elsewhere, strict=True)
-        ]
+    if parts := {i: leaves[i] for i, is_part in enumerate(elsewhere) if is_part}:
+        everywhere = NamedSharding(next(iter(parts.values())).sharding.mesh, PartitionSpec())
+        wholes = jax.jit(lambda parts: parts, out_shardings=everywhere)(parts)
+        leaves = [wholes.get(i, leaf) for i, leaf in enumerate(leaves)]
     return jax.tree.unflatten(structure, leaves)
 
 

@@ -137,7 +137,7 @@ def test_the_first_rule_that_matches_shards_a_leaf():
 
 
 def test_fsdp_shards_the_longest_axis_of_kernels():
-    """A rule comes first. Arrays with one axis, or without one that can be split, are replicated."""
+    """A rule comes first. Arrays with one axis, or none that can be split, are replicated."""
     config = {"context": 2, "fsdp": 2, "rules": [["special/kernel$", [None, "data"]]]}
     shardings = make_shardings(config)
     shapes = {"a": (3, 3, 8, 8), "b": (1, 1, 8, 4), "special": (2, 8), "odd": (3, 3), "c": (8,)}

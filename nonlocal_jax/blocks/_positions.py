@@ -250,8 +250,8 @@ def _batch_axis_and_context(x: jax.Array) -> tuple[str | tuple[str, ...] | None,
     """The mesh axes to split the batch of x over, and the number of devices to split an image over.
 
     With Explicit mesh axes, the sharding of the batch is kept, and the positions are not split.
-    With Auto axes, the names "data", "fsdp" and "context" decide. Inside ``jax.shard_map``, nothing is
-    split again.
+    With Auto axes, the names "data", "fsdp" and "context" decide. Inside ``jax.shard_map``, nothing
+    is split again.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if AxisType.Manual in mesh.axis_types:
