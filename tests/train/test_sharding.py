@@ -1,5 +1,6 @@
 """Training on several devices gives the numbers of training on one device."""
 
+import math
 import shutil
 
 import jax
@@ -136,3 +137,18 @@ def test_a_sharded_state_trains_resumes_and_evaluates(x64, config, source, tmp_p
         expected, state = (s.replace(rng=jax.random.key_data(s.rng)) for s in (run.state, state))
         jax.tree.map(np.testing.assert_array_equal, state, expected)
     assert resumed.metrics["val/miou"] == pytest.approx(replicated.metrics["val/miou"], abs=1e-10)
+
+
+def test_fsdp_halves_the_bytes_of_the_state_on_each_device():
+    """A published network, without its arrays."""
+    config = segmentation.get_config("nonlocal_r50-d8_512x1024_40k_cityscapes")
+    config.train.ema = 0.999
+    experiment = create_experiment(config)
+
+    def held(fsdp):
+        state = abstract_state(experiment, make_shardings({"context": 1, "fsdp": fsdp}))
+        shapes = (leaf.sharding.shard_shape(leaf.shape) for leaf in jax.tree.leaves(state))
+        return sum(map(math.prod, shapes))
+
+    assert held(2) < 0.502 * held(1)
+    assert held(8) < 0.13 * held(1)
