@@ -29,7 +29,8 @@ def make_mesh(
 ) -> Mesh:
     """Makes a mesh with the axes "data", "fsdp" and "context".
 
-    Of several TPU slices, only the axis "data" spans the slow network between them.
+    Of several TPU slices, only the axis "data" spans the slow network between them, if each slice
+    has whole groups of ``fsdp * context`` devices.
 
     Args:
       devices: Devices of one or more processes. Default: all devices of all processes.
@@ -37,26 +38,26 @@ def make_mesh(
       context: Number of devices that share an image.
 
     Raises:
-      InputError: The numbers do not divide the number of devices, or that of a slice.
+      InputError: ``fsdp * context`` does not divide the number of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
+    _check_divides("mesh.context", context, len(devices), "devices")
+    groups = "devices" if context == 1 else f"groups of mesh.context={context} devices"
+    _check_divides("mesh.fsdp", fsdp, len(devices) // context, groups)
+    data = len(devices) // (fsdp * context)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
-    size = len(devices) // slices
-    where = "devices" if slices == 1 else "devices of a slice"
-    _check_divides("mesh.context", context, size, where)
-    groups = where if context == 1 else f"groups of mesh.context={context} {where}"
-    _check_divides("mesh.fsdp", fsdp, size // context, groups)
-    shape = size // (fsdp * context), fsdp, context
     options = {"devices": devices, "allow_split_physical_axes": True}
     try:
-        if slices > 1:
-            grid = mesh_utils.create_hybrid_device_mesh(shape, (slices, 1, 1), **options)
+        if slices > 1 and data % slices == 0:
+            grid = mesh_utils.create_hybrid_device_mesh(
+                (data // slices, fsdp, context), (slices, 1, 1), **options
+            )
         else:
-            grid = mesh_utils.create_device_mesh(shape, **options)
+            grid = mesh_utils.create_device_mesh((data, fsdp, context), **options)
     except (AssertionError, NotImplementedError, ValueError):
         # No arrangement follows the physical links between the chips. Any order is correct.
         devices = sorted(devices, key=lambda device: getattr(device, "slice_index", 0))
-        grid = np.asarray(devices).reshape(-1, *shape[1:])
+        grid = np.asarray(devices).reshape(data, fsdp, context)
     return Mesh(grid, (DATA, FSDP, CONTEXT), axis_types=(AxisType.Auto,) * 3)
 
 

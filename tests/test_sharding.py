@@ -35,8 +35,7 @@ def test_only_the_data_axis_spans_slices():
     assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "context": 4}
     slices = np.vectorize(lambda device: device.slice_index)(mesh.devices)
     assert {tuple(np.unique(part)) for part in slices} == {(0,), (1,)}
-    with pytest.raises(InputError, match=r"context=16 does not divide 8 devices of a slice; use 1"):
-        make_mesh(devices, context=16)
+    assert dict(make_mesh(devices, context=16).shape) == {"data": 1, "fsdp": 1, "context": 16}
 
 
 @pytest.mark.parametrize("context", [0, 4, 12])
@@ -123,6 +122,10 @@ def test_the_rows_of_a_pod():
     assert rows[0].tolist() == [0, 1, 16, 17]
     assert len(rows) == 64
     assert sorted(np.concatenate(rows)) == [*range(256)]
+    devices = topologies.get_topology_desc("v5e:2x4", platform="tpu", num_slices=2).devices
+    mesh = make_mesh(devices, fsdp=2, context=2)
+    slices = [{device.slice_index for device in part.flat} for part in mesh.devices]
+    assert slices == [{0}, {0}, {1}, {1}]
 
 
 def test_the_first_rule_that_matches_shards_a_leaf():
