@@ -1,5 +1,6 @@
 """A train step that says when it is compiled, and that can be traced."""
 
+import pathlib
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -78,15 +79,14 @@ class ObservedStep:
             )
 
     def _write_trace(self) -> None:
-        if self._trace is None:
+        trace, self._trace = self._trace, None
+        if trace is None:
             return
         jax.profiler.stop_trace()
-        with self._trace as name:
-            source = epath.Path(name)
-            for path in source.rglob("*"):
+        with trace as name:
+            for path in pathlib.Path(name).rglob("*"):
                 if path.is_file():
-                    target = self._directory / path.relative_to(source)
+                    target = self._directory / path.relative_to(name)
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    path.copy(target, overwrite=True)
-        self._trace = None
+                    target.write_bytes(path.read_bytes())
         self._say(f"traced the steps until {self._step} in {self._directory}")
