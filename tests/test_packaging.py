@@ -26,6 +26,7 @@ DISTRIBUTIONS = {
     "ml_dtypes": "ml-dtypes",
     "orbax": "orbax-checkpoint",
     "sklearn": "scikit-learn",
+    "tensorboardX": "tensorboardx",
     "tensorflow_datasets": "tensorflow-datasets",
 }
 BASE = {"flax", "jax", "ml-collections", "numpy"}

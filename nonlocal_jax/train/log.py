@@ -16,7 +16,7 @@ from nonlocal_jax._files import PathLike, append_line, as_path, write_file
 from nonlocal_jax._progress import duration, say
 from nonlocal_jax.distributed import from_first
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.train._tensorboard import scalar_writer
+from nonlocal_jax.train._tensorboard import Scalars
 
 # The metrics of a step are read after this many further steps have been dispatched. The devices
 # always have work, and a loss that is not finite is still detected early.
@@ -85,7 +85,7 @@ class RunLog:
             write_file(self._path, "".join(json.dumps(r) + "\n" for r in self.records))
         # tensorboardX writes to local directories.
         is_local = self._writes and "://" not in str(workdir)
-        self._scalars = scalar_writer(self._workdir / "tensorboard", step) if is_local else None
+        self._scalars = Scalars(self._workdir / "tensorboard", step) if is_local else None
 
     def add(self, step: int, kind: str, metrics: Mapping[str, float]) -> None:
         """Appends a record. The names of its metrics get the prefix "train/" or "val/"."""
@@ -94,7 +94,7 @@ class RunLog:
         if self._writes:
             append_line(self._path, json.dumps(record))
         if self._scalars is not None:
-            self._scalars(step, {name: record[name] for name in record if name != "step"})
+            self._scalars.add(step, {name: record[name] for name in record if name != "step"})
 
     def add_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         self.add(step, "val", metrics)
@@ -115,6 +115,11 @@ class RunLog:
     def latest(self) -> dict[str, Any]:
         """Returns the last value of every metric."""
         return {key: value for record in self.records for key, value in record.items()}
+
+    def close(self) -> None:
+        """Closes the file of TensorBoard."""
+        if self._scalars is not None:
+            self._scalars.close()
 
     def draw(self) -> None:
         """Writes ``curves.png``."""

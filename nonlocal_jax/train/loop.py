@@ -197,6 +197,7 @@ def train(
         step = int(state.step)
         headline = task.headline if isinstance(task.headline, str) else task.headline(config)
         log = RunLog(workdir, step, headline)
+        stack.callback(log.close)
         if jax.process_index() == 0:
             write_file(workdir / "config.json", config.to_json(indent=2) + "\n")
         log.say(_headline(experiment, state, shardings.mesh.size))
