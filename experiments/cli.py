@@ -16,13 +16,14 @@ from flax.traverse_util import flatten_dict
 from ml_collections import config_flags
 
 from experiments._names import find_config
-from nonlocal_jax import distributed
+from nonlocal_jax import compilation, distributed
 from nonlocal_jax._progress import say
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.topology import use_tpu_compiler
 
 __all__ = [
     "define_allow_non_finite",
+    "define_compilation_cache",
     "define_config",
     "define_distributed",
     "fail",
@@ -81,6 +82,17 @@ def define_allow_non_finite() -> flags.FlagHolder:
 def _list_in_help(holder: flags.FlagHolder) -> None:
     """--help lists the flags of the command's own module."""
     flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[holder.name])
+
+
+def define_compilation_cache() -> None:
+    """Defines ``--compilation-cache``."""
+    flags.DEFINE_string(
+        "compilation_cache",
+        None,
+        "Directory or gs://... of compiled programs, which later runs reuse, or off. Default: "
+        "$JAX_COMPILATION_CACHE_DIR if it is set, else ~/.cache/nonlocal_jax/compiled.",
+    )
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["compilation_cache"])
 
 
 def define_distributed() -> None:
@@ -243,6 +255,8 @@ def run(
                 )
                 if not distributed.is_first():
                     logging.set_verbosity(logging.ERROR)
+            if "compilation_cache" in flags.FLAGS:
+                compilation.use_cache(flags.FLAGS.compilation_cache)
             main(arguments)
             _exit(0)
         except _INPUT_ERRORS as error:

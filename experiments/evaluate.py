@@ -8,8 +8,8 @@ file. The command prints a table in percent and writes DIR/metrics.json. In this
 are fractions of one, or null if a class does not occur. It also contains the protocol.
 
 Segmentation: with --multi_scale, the protocol is that of the "ms+flip" columns: six scales, each
-with and without a flip. The network is compiled once for each image size. If the images have many
-sizes, set JAX_COMPILATION_CACHE_DIR to a directory, so that later runs reuse the compiled programs.
+with and without a flip. The network is compiled once for each image size. Later runs reuse the
+compiled programs, see --compilation-cache.
 
 Videos: each has config.evaluation.clips times config.evaluation.crops views, such as 10x3. The
 metrics that training logs ("val/top1_1clip") are those of one view and not comparable with them.
@@ -42,6 +42,7 @@ _DATA_DIR = flags.DEFINE_string("data_dir", None, "Directory of the prepared dat
 _SPLIT = flags.DEFINE_string("split", "val", "Split of the dataset.")
 _ALLOW_NON_FINITE = cli.define_allow_non_finite()
 cli.define_distributed()
+cli.define_compilation_cache()
 
 
 def main(_: list[str]) -> None:

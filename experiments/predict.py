@@ -69,6 +69,7 @@ _MULTI_SCALE = flags.DEFINE_bool(
     "multi_scale", False, "For images: whether to average over scales and flips."
 )
 _ALLOW_NON_FINITE = cli.define_allow_non_finite()
+cli.define_compilation_cache()
 _MAX_MEGAPIXELS = flags.DEFINE_float(
     "max_megapixels",
     None,

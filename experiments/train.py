@@ -12,6 +12,7 @@ or SIGHUP it saves the state and exits with status 0. After Ctrl-C it saves the 
 status 130.
 """
 
+import re
 import signal
 
 from absl import flags
@@ -19,6 +20,7 @@ from absl import flags
 from experiments import cli
 from nonlocal_jax import train
 from nonlocal_jax._progress import say
+from nonlocal_jax.errors import InputError
 from nonlocal_jax.tasks import get_task
 
 _CONFIG = cli.define_config()
@@ -51,7 +53,22 @@ _STALL_TIMEOUT = flags.DEFINE_float(
     "Seconds after which a step that does not end prints the stacks of all threads, once.",
     lower_bound=0,
 )
+_PROFILE = flags.DEFINE_string(
+    "profile",
+    None,
+    "Steps FIRST:LAST that process 0 traces into WORKDIR/profile, for TensorBoard or XProf.",
+)
 cli.define_distributed()
+cli.define_compilation_cache()
+
+
+def _steps(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+):(\d+)", text)
+    if match is None:
+        raise InputError(f"--profile is {text!r}; use FIRST:LAST, such as 10:15")
+    return int(match[1]), int(match[2])
 
 
 def main(_: list[str]) -> None:
@@ -70,6 +87,7 @@ def main(_: list[str]) -> None:
         new_blocks=_NEW_BLOCKS.value,
         allow_non_finite=_ALLOW_NON_FINITE.value,
         stall_timeout=_STALL_TIMEOUT.value,
+        profile=_steps(_PROFILE.value),
     )
     step = int(result.state.step)
     if result.signal is not None:

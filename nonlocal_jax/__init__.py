@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from nonlocal_jax import (
         backbones,
         blocks,
+        compilation,
         config,
         configs,
         convert,
@@ -32,6 +33,7 @@ __version__ = "0.1.0"
 __all__ = [
     "backbones",
     "blocks",
+    "compilation",
     "config",
     "configs",
     "convert",

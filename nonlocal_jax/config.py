@@ -197,17 +197,24 @@ LEAVES: Mapping[str, Leaf] = {
     "schedule.warmup_steps": integer(0, _MAX_STEP),
     "schedule.warmup_factor": number(0, 1),
     "mesh.context": integer(1),
+    "mesh.fsdp": integer(1),
+    "mesh.rules": sequence(pair(regex(), sequence(optional(choice("data", "fsdp", "context"))))),
     "train.log_every": integer(1),
     "train.checkpoint_every": integer(1),
     "train.evaluate_every": integer(1),
-    "train.remat": boolean(),
+    "train.remat": choice("none", "blocks", "full"),
+    "train.accumulate": integer(1),
+    "train.ema": optional(number(0, below=1)),
     "recipe": optional(text()),
     "published": mapping(),
 }
 """The config fields of every task. ``create_model`` checks the fields of ``model``."""
 
 # Configs of other projects and of older runs may lack these fields.
-_OPTIONAL = ("data.workers", "data.cache", "train.remat", "recipe")
+_OPTIONAL = (
+    *("data.workers", "data.cache", "mesh.fsdp", "mesh.rules"),
+    *("train.remat", "train.accumulate", "train.ema", "recipe"),
+)
 
 
 def check(config: Mapping[str, Any], leaves: Mapping[str, Leaf]) -> None:
@@ -219,8 +226,7 @@ def check(config: Mapping[str, Any], leaves: Mapping[str, Leaf]) -> None:
 
     Raises:
       InputError: A field is unknown or missing, or has a value that is not allowed. The message
-        lists all problems. ``data.workers``, ``data.cache``, ``train.remat`` and ``recipe`` may be
-        missing.
+        lists all problems. The fields of ``_OPTIONAL`` may be missing.
     """
     leaves = {**LEAVES, **leaves}
     values = dict(_flatten(config, leaves))

@@ -1,11 +1,12 @@
 """Device meshes, and how the state, the batch and the positions of an image are sharded over them.
 
-The mesh has an axis "data" for the batch and an axis "context" for the positions of an image.
-Functions that place arrays on devices take a ``Shardings``, which replicates the state by default.
+The mesh has three axes. The batch is split over "data" and "fsdp", the state over "fsdp", and the
+positions of an image over "context". Functions that place arrays on devices take a ``Shardings``.
 """
 
 import contextlib
 import dataclasses
+import difflib
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -14,53 +15,69 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from nonlocal_jax.errors import InputError
 
 DATA = "data"
+FSDP = "fsdp"
 CONTEXT = "context"
-_BATCH = PartitionSpec(DATA)
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None, *, context: int = 1) -> Mesh:
-    """Makes a mesh with the axes "data" and "context".
+def make_mesh(
+    devices: Sequence[jax.Device] | None = None, *, fsdp: int = 1, context: int = 1
+) -> Mesh:
+    """Makes a mesh with the axes "data", "fsdp" and "context".
+
+    Of several TPU slices, only the axis "data" spans the slow network between them, if each slice
+    has whole groups of ``fsdp * context`` devices.
 
     Args:
       devices: Devices of one or more processes. Default: all devices of all processes.
+      fsdp: Number of devices that share the state.
       context: Number of devices that share an image.
 
     Raises:
-      InputError: ``context`` does not divide the number of devices.
+      InputError: ``fsdp * context`` does not divide the number of devices.
     """
-    devices = jax.devices() if devices is None else devices
-    if context < 1 or len(devices) % context:
-        *others, last = (str(n) for n in range(1, len(devices) + 1) if len(devices) % n == 0)
-        raise InputError(
-            f"mesh.context={context} does not divide {len(devices)} devices; "
-            f"use {', '.join(others)}{' or ' if others else ''}{last}"
-        )
-    shape = len(devices) // context, context
+    devices = jax.devices() if devices is None else list(devices)
+    _check_divides("mesh.context", context, len(devices), "devices")
+    groups = "devices" if context == 1 else f"groups of mesh.context={context} devices"
+    _check_divides("mesh.fsdp", fsdp, len(devices) // context, groups)
+    data = len(devices) // (fsdp * context)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
+    options = {"devices": devices, "allow_split_physical_axes": True}
     try:
-        if slices > 1:  # only the axis "data" spans slices, whose network is slow
+        if slices > 1 and data % slices == 0:
             grid = mesh_utils.create_hybrid_device_mesh(
-                (shape[0] // slices, context), (slices, 1), devices, allow_split_physical_axes=True
+                (data // slices, fsdp, context), (slices, 1, 1), **options
             )
         else:
-            grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+            grid = mesh_utils.create_device_mesh((data, fsdp, context), **options)
     except (AssertionError, NotImplementedError, ValueError):
         # No arrangement follows the physical links between the chips. Any order is correct.
-        grid = np.asarray(devices).reshape(shape)
-    return Mesh(grid, (DATA, CONTEXT), axis_types=(AxisType.Auto,) * 2)
+        devices = sorted(devices, key=lambda device: getattr(device, "slice_index", 0))
+        grid = np.asarray(devices).reshape(data, fsdp, context)
+    return Mesh(grid, (DATA, FSDP, CONTEXT), axis_types=(AxisType.Auto,) * 3)
+
+
+def _check_divides(name: str, number: int, size: int, what: str) -> None:
+    if number < 1 or size % number:
+        *others, last = (str(n) for n in range(1, size + 1) if size % n == 0)
+        raise InputError(
+            f"{name}={number} does not divide {size} {what}; "
+            f"use {', '.join(others)}{' or ' if others else ''}{last}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class Shardings:
     """How the batch and the state are sharded over a mesh.
 
-    By default every leaf of the state is replicated. ``rules`` shard some of them. For example,
-    this shards the output channels of every kernel, and of its momentum, over the axis "data"::
+    If the mesh axis "fsdp" has more than one device, every leaf with two or more axes (a kernel, or
+    its momentum) is sharded over it: along its longest axis that can be split evenly, the last of
+    several. All other leaves are replicated. ``rules`` come before that. For example, this shards
+    the output channels of every kernel, and of its momentum, over the axis "data"::
 
         Shardings(mesh, rules=((r"conv\\d/kernel$", PartitionSpec(None, None, None, "data")),))
 
@@ -68,13 +85,18 @@ class Shardings:
       mesh: The device mesh, with any number of axes.
       rules: Pairs of a regular expression and a ``PartitionSpec``. The expression is searched for
         in the path of a leaf, such as "params/backbone/layer1_0/conv1/kernel"; the first match
-        counts. Leaves without a match are replicated.
-      batch_spec: How the batch axis, the first axis of every leaf of a batch, is sharded.
+        counts.
+      batch_spec: How the batch axis, the first axis of every leaf of a batch, is sharded. Default:
+        over the mesh axes "data" and "fsdp".
     """
 
     mesh: Mesh
     rules: tuple[tuple[str, PartitionSpec], ...] = ()
-    batch_spec: PartitionSpec = _BATCH
+    batch_spec: PartitionSpec | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_spec is None:
+            object.__setattr__(self, "batch_spec", PartitionSpec(batch_axes(self.mesh)))
 
     @property
     def batch(self) -> NamedSharding:
@@ -102,9 +124,11 @@ class Shardings:
     def place(self, tree: Any) -> Any:
         """Puts a tree of arrays on the devices, each leaf with its sharding.
 
-        Leaves that have their sharding already are returned as they are.
+        Leaves that have their sharding already are returned as they are. If leaves are sharded over
+        several processes, all of them must call this method.
         """
-        return jax.tree.map(_place, tree, self.of(tree))
+        shardings = self.of(tree)
+        return jax.tree.map(_place, _gather_from_processes(tree, shardings), shardings)
 
     def gather(self, tree: Any) -> Any:
         """Inside a compiled function, replicates sharded variables for their use.
@@ -114,18 +138,42 @@ class Shardings:
         split, and its result is wrong for a convolution whose kernel is sharded if the positions
         are split as well (seen on CPUs with jax 0.10.2).
         """
-        if not self.rules:
+        if not self.rules and self._fsdp == 1:
             return tree
         places = jax.tree.map(lambda _: self.replicated, tree)
         return jax.lax.with_sharding_constraint(tree, places)
 
     def _of_leaf(self, path: tuple, leaf: Any) -> NamedSharding:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        name = _path(path)
         for pattern, spec in self.rules:
             if re.search(pattern, name):
                 self._check(name, np.shape(leaf), pattern, spec)
                 return NamedSharding(self.mesh, spec)
-        return self.replicated
+        shape = np.shape(leaf)
+        fitting = [(n, axis) for axis, n in enumerate(shape) if n % self._fsdp == 0]
+        if self._fsdp == 1 or len(shape) < 2 or not fitting:
+            return self.replicated
+        _, axis = max(fitting)
+        return NamedSharding(self.mesh, PartitionSpec(*[None] * axis, FSDP))
+
+    def check_rules(self, state: Any) -> None:
+        """Requires that every rule matches a leaf of the state.
+
+        Raises:
+          InputError: A rule matches no leaf.
+        """
+        paths = [_path(path) for path, _ in jax.tree.leaves_with_path(state)]
+        for pattern, _ in self.rules:
+            if not any(re.search(pattern, path) for path in paths):
+                near = difflib.get_close_matches(pattern, paths, n=1, cutoff=0.0)
+                raise InputError(
+                    f"the sharding rule {pattern!r} matches no array of the state; use a regular "
+                    f"expression for paths such as {near[0]!r}"
+                )
+
+    @property
+    def _fsdp(self) -> int:
+        return self.mesh.shape.get(FSDP, 1)
 
     def _check(self, name: str, shape: tuple[int, ...], pattern: str, spec: PartitionSpec) -> None:
         parts = [_number_of_parts(self.mesh, axes) for axes in spec]
@@ -138,6 +186,10 @@ class Shardings:
             )
 
 
+def _path(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
 def _number_of_parts(mesh: Mesh, axes: str | tuple[str, ...] | None) -> int:
     """Returns the number of parts into which ``axes`` splits an array axis.
 
@@ -145,6 +197,46 @@ def _number_of_parts(mesh: Mesh, axes: str | tuple[str, ...] | None) -> int:
     """
     names = (axes,) if isinstance(axes, str) else axes or ()
     return math.prod(mesh.shape[name] for name in names)
+
+
+def batch_axes(mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
+    """Returns the axes of a mesh that a batch is split over by default."""
+    return tuple(name for name in (DATA, FSDP) if name in mesh.axis_names)
+
+
+def make_shardings(
+    mesh: Mapping[str, Any], devices: Sequence[jax.Device] | None = None
+) -> Shardings:
+    """Makes the shardings that ``mesh``, a section of a config, describes.
+
+    Args:
+      mesh: The sizes ``context`` and ``fsdp``, and ``rules``: pairs of a regular expression and a
+        tuple, which has a mesh axis or None for each axis of an array. The last two may be missing.
+      devices: See ``make_mesh``.
+
+    Raises:
+      InputError: The sizes do not fit the devices.
+    """
+    rules = ((pattern, PartitionSpec(*spec)) for pattern, spec in mesh.get("rules", ()))
+    sizes = {"fsdp": mesh.get("fsdp", 1), "context": mesh["context"]}
+    return Shardings(make_mesh(devices, **sizes), tuple(rules))
+
+
+def _gather_from_processes(tree: Any, shardings: Any) -> Any:
+    """Replicates the leaves that other processes hold parts of, unless they are in place."""
+
+    def is_elsewhere(x: Any, sharding: NamedSharding) -> bool:
+        if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
+            return False
+        return not x.sharding.is_equivalent_to(sharding, x.ndim)
+
+    leaves, structure = jax.tree.flatten(tree)
+    elsewhere = list(map(is_elsewhere, leaves, jax.tree.leaves(shardings)))
+    if parts := {i: leaves[i] for i, is_part in enumerate(elsewhere) if is_part}:
+        everywhere = NamedSharding(next(iter(parts.values())).sharding.mesh, PartitionSpec())
+        wholes = jax.jit(lambda parts: parts, out_shardings=everywhere)(parts)
+        leaves = [wholes.get(i, leaf) for i, leaf in enumerate(leaves)]
+    return jax.tree.unflatten(structure, leaves)
 
 
 def _place(x: Any, sharding: NamedSharding) -> jax.Array:
@@ -158,21 +250,27 @@ def _place(x: Any, sharding: NamedSharding) -> jax.Array:
     return jax.device_put(x, sharding)
 
 
-def check_batch_size(batch_size: int, shardings: Shardings) -> None:
+def check_batch_size(batch_size: int, shardings: Shardings, accumulate: int = 1) -> None:
     """Requires that a global batch can be split evenly over the devices.
+
+    Args:
+      batch_size: Size of the global batch.
+      shardings: The sharding of the batch.
+      accumulate: Number of micro-batches, each of which is split.
 
     Raises:
       InputError: The batch size is not a multiple of the number of parts. The message gives the
         nearest sizes that are.
     """
-    parts = shardings.batch_parts
+    parts = shardings.batch_parts * accumulate
     below = batch_size // parts * parts
     if below == batch_size and batch_size > 0:
         return
+    micro = f" and train.accumulate={accumulate}" if accumulate > 1 else ""
     near = " or ".join(str(n) for n in (below, below + parts) if n > 0)
     raise InputError(
         f"data.batch_size={batch_size} is not a multiple of {parts}, the number of parts that "
-        f"{shardings.mesh.size} devices split a batch into; use {near}"
+        f"{shardings.mesh.size} devices{micro} split a batch into; use {near}"
     )
 
 
@@ -247,4 +345,4 @@ def split_positions(x: jax.Array) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if not {DATA, CONTEXT} <= set(mesh.axis_names):
         return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(DATA, CONTEXT))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(batch_axes(mesh), CONTEXT))

@@ -4,6 +4,8 @@ import os
 from unittest import mock
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# No compiled programs in the user's own cache. Some tests have a cache of their own.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")
 # Most of the time of the tests is compilation. Without optimization it takes half of it.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from nonlocal_jax import data
 from nonlocal_jax.configs import segmentation, video
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.sharding import Shardings, check_batch_size, make_mesh
+from nonlocal_jax.sharding import check_batch_size, make_shardings
 from nonlocal_jax.train.experiment import create_experiment
 from nonlocal_jax.train.state import abstract_state
 from nonlocal_jax.train.step import make_train_step
@@ -50,8 +50,8 @@ ALL = {
 def prepare(config):
     """Builds all parts of a run but the compiled programs, and prepares an example."""
     experiment = create_experiment(config)
-    shardings = Shardings(make_mesh(jax.devices()[:1], context=config.mesh.context))
-    check_batch_size(experiment.batch_size, shardings)
+    shardings = make_shardings(config.mesh, jax.devices()[:1])
+    check_batch_size(experiment.batch_size, shardings, config.train.accumulate)
     example = dict(EXAMPLE)
     if config.task == "classification":
         example["label"] = 0 if config.loss.kind == "softmax" else [0]

@@ -26,6 +26,7 @@ DISTRIBUTIONS = {
     "ml_dtypes": "ml-dtypes",
     "orbax": "orbax-checkpoint",
     "sklearn": "scikit-learn",
+    "tensorboardX": "tensorboardx",
     "tensorflow_datasets": "tensorflow-datasets",
 }
 BASE = {"flax", "jax", "ml-collections", "numpy"}
@@ -86,13 +87,14 @@ def test_the_dependencies(wheel):
     assert base == {"flax", "jax", "ml_collections", "numpy"}
     assert set(metadata.get_all("Provides-Extra")) == {
         *("all", "convert", "data", "train", "video", "visualize"),
-        *("cuda13", "demo", "dev", "gcs", "parity", "tpu"),
+        *("cuda13", "demo", "dev", "gcs", "parity", "tensorboard", "tpu"),
     }
 
 
 @pytest.mark.parametrize("part", ["convert", "data", "train", "visualize"])
 def test_an_extra_lists_what_its_part_imports(part):
-    extras = [part, "demo", "video"] if part == "data" else [part]
+    optional = {"data": ["demo", "video"], "train": ["tensorboard"]}
+    extras = [part, *optional.get(part, [])]
     used = {name for path in (LIBRARY / part).rglob("*.py") for name in _imported(path)}
     assert used <= BASE | set(declared(*extras))
 

@@ -10,7 +10,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from nonlocal_jax import sharding
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.sharding import Shardings, make_mesh
+from nonlocal_jax.sharding import Shardings, make_mesh, make_shardings
 from nonlocal_jax.topology import topology_devices
 
 KERNELS = ((r"kernel$", PartitionSpec(None, "data")), (r"", PartitionSpec()))
@@ -21,8 +21,22 @@ def tree(*shape):
 
 
 def test_a_mesh_of_all_devices():
-    assert dict(make_mesh().shape) == {"data": 8, "context": 1}
-    assert dict(make_mesh(context=4).shape) == {"data": 2, "context": 4}
+    assert dict(make_mesh().shape) == {"data": 8, "fsdp": 1, "context": 1}
+    assert dict(make_mesh(context=4).shape) == {"data": 2, "fsdp": 1, "context": 4}
+    assert dict(make_mesh(fsdp=2, context=2).shape) == {"data": 2, "fsdp": 2, "context": 2}
+
+
+def test_only_the_data_axis_spans_slices():
+    """Chips of two slices in any order. Their mesh keeps each slice together."""
+    devices = [
+        mock.Mock(slice_index=i % 2, process_index=0, platform="cpu", device_kind="cpu", id=i)
+        for i in range(16)
+    ]
+    mesh = make_mesh(devices, fsdp=2, context=4)
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "context": 4}
+    slices = np.vectorize(lambda device: device.slice_index)(mesh.devices)
+    assert {tuple(np.unique(part)) for part in slices} == {(0,), (1,)}
+    assert dict(make_mesh(devices, context=16).shape) == {"data": 1, "fsdp": 1, "context": 16}
 
 
 @pytest.mark.parametrize("context", [0, 4, 12])
@@ -30,6 +44,9 @@ def test_a_context_that_does_not_divide_the_devices_is_refused(context):
     message = rf"mesh\.context={context} does not divide 6 devices; use 1, 2, 3 or 6$"
     with pytest.raises(InputError, match=message):
         make_mesh([None] * 6, context=context)
+    message = r"mesh\.fsdp=2 does not divide 3 groups of mesh\.context=2 devices; use 1 or 3$"
+    with pytest.raises(InputError, match=message):
+        make_mesh([None] * 6, fsdp=2, context=2)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +123,10 @@ def test_the_rows_of_a_pod():
     assert rows[0].tolist() == [0, 1, 16, 17]
     assert len(rows) == 64
     assert sorted(np.concatenate(rows)) == [*range(256)]
+    devices = topologies.get_topology_desc("v5e:2x4", platform="tpu", num_slices=2).devices
+    mesh = make_mesh(devices, fsdp=2, context=2)
+    slices = [{device.slice_index for device in part.flat} for part in mesh.devices]
+    assert slices == [{0}, {0}, {1}, {1}]
 
 
 @pytest.mark.usefixtures("libtpu")
@@ -124,6 +145,21 @@ def test_the_first_rule_that_matches_shards_a_leaf():
     assert shardings.place(placed)["conv"]["kernel"] is placed["conv"]["kernel"]
     everywhere = jax.tree.leaves(Shardings(shardings.mesh).of(tree(3, 8)))
     assert all(s.is_fully_replicated for s in everywhere)
+
+
+def test_fsdp_shards_the_longest_axis_of_kernels():
+    """A rule comes first. Arrays with one axis, or none that can be split, are replicated."""
+    config = {"context": 2, "fsdp": 2, "rules": [["special/kernel$", [None, "data"]]]}
+    shardings = make_shardings(config)
+    shapes = {"a": (3, 3, 8, 8), "b": (1, 1, 8, 4), "special": (2, 8), "odd": (3, 3), "c": (8,)}
+    found = shardings.of({name: {"kernel": np.ones(shape)} for name, shape in shapes.items()})
+    specs = {name: tuple(leaf["kernel"].spec) for name, leaf in found.items()}
+    fsdp = (None, None, None, "fsdp")
+    assert specs == {"a": fsdp, "b": fsdp[1:], "special": (None, "data"), "odd": (), "c": ()}
+    assert shardings.batch_parts == 4
+    message = "'special/kernel\\$' matches no array of the state; use .* paths such as 'a/kernel'"
+    with pytest.raises(InputError, match=message):
+        shardings.check_rules({"a": {"kernel": np.ones(3)}})
 
 
 @pytest.mark.parametrize("shape", [(3, 7), (8,)])

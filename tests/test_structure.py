@@ -15,6 +15,7 @@ LAYERS = (
     ("configs",),
     ("distributed",),
     ("_files", "_progress", "_signals", "config", "sharding", "topology", "traffic"),
+    ("compilation",),
     ("ops",),
     ("layers",),
     ("blocks",),

@@ -16,6 +16,7 @@ from nonlocal_jax.ops.shift import Shift
 
 BlockPosition = Literal["after_residual", "after_conv3"]
 Stem = Literal["v1", "v1c"]
+Remat = Literal["none", "blocks", "full"]
 
 
 def _conv(
@@ -144,8 +145,9 @@ class ResNet(nn.Module):
       block_position: Position of the inserted block. "after_residual" is after the residual block
         (NL paper), "after_conv3" is inside its residual branch (GCNet).
       temporal: What the network does along the frames of a clip.
-      remat: Whether the backward pass computes the activations inside the residual blocks again
-        instead of storing them. This needs less memory and more time.
+      remat: The activations that the backward pass computes again instead of storing them:
+        "none", those inside the residual blocks ("blocks"), or those inside the stem and the
+        inserted blocks too ("full"). This needs less memory and more time.
       norm: Constructor of the norms, see ``layers.apply_norm``. Inserted blocks have their own.
       dtype: Type of the computation. None promotes the input with the float32 parameters.
       precision: Precision of the products, see ``ops.conv``.
@@ -161,7 +163,7 @@ class ResNet(nn.Module):
     block_at: Sequence[str] = ()
     block_position: BlockPosition = "after_conv3"
     temporal: Temporal = Temporal()
-    remat: bool = False
+    remat: Remat = "none"
     norm: NormFn = BatchNorm
     dtype: jax.typing.DTypeLike | None = None
     precision: jax.lax.PrecisionLike = None
@@ -178,11 +180,15 @@ class ResNet(nn.Module):
         """
         self._check(images)
         temporal = self.temporal
-        x = self._apply_stem(images, train)
+        again = nn.remat if self.remat == "full" else lambda function: function
+        x = again(lambda net, x: net._apply_stem(x, train))(self, images)
         window, strides = (temporal.pool1_frames, 3, 3), (temporal.pool1_stride, 2, 2)
         x = _max_pool(x, window, strides, temporal.pool1_padding)
 
-        residual = nn.remat(Bottleneck, static_argnums=2) if self.remat else Bottleneck
+        residual = Bottleneck
+        if self.remat != "none":
+            residual = nn.remat(Bottleneck, static_argnums=2)
+        insert = again(lambda block, x: block(x, train=train))
         outputs = []
         stages = zip(self.stage_sizes, self.strides, self.dilations, strict=True)
         for stage, (size, stride, dilation) in enumerate(stages, start=1):
@@ -207,7 +213,7 @@ class ResNet(nn.Module):
                     name=name,
                 )(x, train)
                 if block is not None and not inside:
-                    x = block(name=f"{name}_block")(x, train=train)
+                    x = insert(block(name=f"{name}_block"), x)
             outputs.append(x)
             if stage == 1 and temporal.pool2_frames > 1:
                 window = strides = (temporal.pool2_frames, 1, 1)
@@ -233,7 +239,8 @@ class ResNet(nn.Module):
             raise InputError(
                 f"images has shape {images.shape}; use images [B, H, W, 3] or clips [B, T, H, W, 3]"
             )
-        for name, kind in (("stem", Stem), ("block_position", BlockPosition)):
+        kinds = {"stem": Stem, "block_position": BlockPosition, "remat": Remat}
+        for name, kind in kinds.items():
             if getattr(self, name) not in get_args(kind):
                 choices = " or ".join(map(repr, get_args(kind)))
                 raise InputError(f"{name} is {getattr(self, name)!r}; use {choices}")

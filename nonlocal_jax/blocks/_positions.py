@@ -18,7 +18,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.ops._numerics import check_floating, check_mask, zero_padding
-from nonlocal_jax.sharding import CONTEXT, DATA
+from nonlocal_jax.sharding import CONTEXT, batch_axes
 
 Axes = Literal["spacetime", "space", "time"]
 AXES = get_args(Axes)
@@ -204,8 +204,8 @@ def _over_mesh(
     """Computes ``operation(queries, *keys, **masks, axis_name=...)`` over the current mesh.
 
     XLA cannot partition a Pallas or cuDNN call, and it would gather the keys that a ring passes on.
-    So the operation runs inside ``jax.shard_map``. The batch is split over "data" if its size is a
-    multiple of the size of "data". An axis of independent items, such as the frames of
+    So the operation runs inside ``jax.shard_map``. The batch is split over "data" and "fsdp" if its
+    size is a multiple of theirs. An axis of independent items, such as the frames of
     ``axes="space"``, is split over "context" if its size is a multiple of the size of "context".
     Else the positions are padded to such a multiple and split.
     """
@@ -250,16 +250,17 @@ def _batch_axis_and_context(x: jax.Array) -> tuple[str | tuple[str, ...] | None,
     """The mesh axes to split the batch of x over, and the number of devices to split an image over.
 
     With Explicit mesh axes, the sharding of the batch is kept, and the positions are not split.
-    With Auto axes, the names "data" and "context" decide. Inside ``jax.shard_map``, nothing is
-    split again.
+    With Auto axes, the names "data", "fsdp" and "context" decide. Inside ``jax.shard_map``, nothing
+    is split again.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if AxisType.Manual in mesh.axis_types:
         return None, 1
     if _explicit():
         return jax.typeof(x).sharding.spec[0], 1
-    divides = x.shape[0] % mesh.shape.get(DATA, 1) == 0
-    return DATA if DATA in mesh.shape and divides else None, mesh.shape.get(CONTEXT, 1)
+    axes = batch_axes(mesh)
+    divides = x.shape[0] % math.prod(mesh.shape[axis] for axis in axes) == 0
+    return axes if axes and divides else None, mesh.shape.get(CONTEXT, 1)
 
 
 def _pad(x: jax.Array, axis: int, multiple: int) -> jax.Array:

@@ -104,8 +104,6 @@ def classification_config(
         # What is averaged over views and windows: "probabilities" or "logits".
         "average": "probabilities",
     }
-    # Whether the activations of residual blocks are computed again in the backward pass.
-    config.train.remat = False
     # Number of training batches whose statistics replace the running ones of batch norm before an
     # evaluation and in the last checkpoint. 0 keeps the running statistics.
     config.train.precise_batch_norm = 0

@@ -60,9 +60,25 @@ def base_config(
                 "warmup_steps": 0,
                 "warmup_factor": 0.1,
             },
-            # Number of devices that share each image or clip.
-            "mesh": {"context": 1},
+            "mesh": {
+                # Number of devices that share each image or clip.
+                "context": 1,
+                # Number of devices that share the parameters and the state of the optimizer.
+                "fsdp": 1,
+                # How arrays of the state are split, before the default of fsdp: pairs of a regular
+                # expression for their paths and a tuple, with a mesh axis or None for each axis of
+                # the array, such as ("conv_cat/conv/kernel", (None, None, None, "fsdp")).
+                "rules": (),
+            },
             "train": {
+                # Activations that the backward pass computes again: "none", those of the residual
+                # "blocks", or those of all parts of the network ("full").
+                "remat": "none",
+                # Number of micro-batches that each batch is computed in.
+                "accumulate": 1,
+                # Decay of an exponential moving average of the variables, which is what is
+                # evaluated, or None.
+                "ema": config_dict.placeholder(float),
                 "log_every": 50,
                 "checkpoint_every": max(steps // 10, 1),
                 "evaluate_every": max(steps // 10, 1),

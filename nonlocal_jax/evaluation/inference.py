@@ -2,8 +2,8 @@
 
 ``apply_fn`` always maps normalized RGB images ``[B, H, W, 3]`` to logits ``[B, H', W', classes]``.
 Logits of a different size are resized to the size of the images. Pass a compiled function, such as
-one from ``inference_fn``. ``jax.jit`` compiles one program for each image size. If the environment
-variable ``JAX_COMPILATION_CACHE_DIR`` is set, later runs reuse these programs.
+one from ``inference_fn``. ``jax.jit`` compiles one program for each image size. Later runs reuse
+these programs after ``nonlocal_jax.compilation.use_cache()``.
 """
 
 import functools

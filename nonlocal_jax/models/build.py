@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 
 from nonlocal_jax.backbones import ResNet
+from nonlocal_jax.backbones.resnet import Remat
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.models._options import check_options
 from nonlocal_jax.models._parts import BLOCKS, choose
-from nonlocal_jax.models.segmentation import segmentation
+from nonlocal_jax.models.segmentation import SegmentationNet, segmentation
 from nonlocal_jax.models.video import video
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {"segmentation": segmentation, "video": video}
@@ -81,15 +82,16 @@ def _check_block(block: str, given: Collection[str], known: Collection[str]) -> 
         )
 
 
-def create_model(config: Mapping[str, Any], *, remat: bool = False) -> nn.Module:
+def create_model(config: Mapping[str, Any], *, remat: Remat = "none") -> nn.Module:
     """Builds the network that a flat mapping of plain values describes.
 
     Args:
       config: Options of the network, see ``models.segmentation.segmentation`` and
         ``models.video.video``, and ``network``, a key of ``NETWORKS`` (default "segmentation").
         Lists are accepted for tuples, so a mapping that is read from JSON works.
-      remat: Whether the backbone computes activations again in the backward pass, see
-        ``backbones.ResNet.remat``. The variables and the outputs are the same.
+      remat: The activations that the backward pass computes again instead of storing them: "none",
+        those of the residual blocks ("blocks"), or of all parts of the network ("full"). The
+        variables and the outputs are the same.
 
     Returns:
       A Flax Linen module.
@@ -106,11 +108,12 @@ def create_model(config: Mapping[str, Any], *, remat: bool = False) -> nn.Module
         model += f" with block {block!r}"
     check_options(options, known, model)
     model = NETWORKS[network](**options)
-    if not remat:
+    if remat == "none":
         return model
     if not isinstance(getattr(model, "backbone", None), ResNet):
-        raise InputError(f"remat is True, but network {network!r} has no ResNet; use remat=False")
-    return model.clone(backbone=model.backbone.clone(remat=True))
+        raise InputError(f"remat is {remat!r}, but network {network!r} has no ResNet; use 'none'")
+    heads = {"remat": remat == "full"} if isinstance(model, SegmentationNet) else {}
+    return model.clone(backbone=model.backbone.clone(remat=remat), **heads)
 
 
 def example_input(config: Mapping[str, Any]) -> jax.ShapeDtypeStruct | None:

@@ -28,12 +28,14 @@ class SegmentationNet(nn.Module):
       decode_head: Module that maps a feature map to logits.
       auxiliary_head: Module that maps a feature map to the logits of the auxiliary loss.
       align_corners: Convention of the resize to the size of the input, see ``ops.resize``.
+      remat: Whether the backward pass computes the activations inside the heads again.
     """
 
     backbone: nn.Module
     decode_head: nn.Module
     auxiliary_head: nn.Module
     align_corners: bool = False
+    remat: bool = False
 
     def __call__(
         self, images: jax.Array, train: bool = False, *, upsample: bool = True
@@ -60,9 +62,15 @@ class SegmentationNet(nn.Module):
                 "use normalized RGB images [B, H, W, 3] or clips [B, T, H, W, 3]"
             )
         *_, before, last = self.backbone(images, train)
-        logits = self.decode_head(last, train)
+
+        def apply(head: nn.Module, x: jax.Array) -> jax.Array:
+            return head(x, train)
+
+        if self.remat:
+            apply = nn.remat(apply)
+        logits = apply(self.decode_head, last)
         if train or self.is_initializing():
-            auxiliary = self.auxiliary_head(before, train)
+            auxiliary = apply(self.auxiliary_head, before)
             if train:
                 return logits, auxiliary
         if not upsample:

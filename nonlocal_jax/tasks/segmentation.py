@@ -60,8 +60,16 @@ def _cross_entropy(
         logits, labels, ignore_index=IGNORE_INDEX, align_corners=align_corners
     )
     counted = jnp.sum(labels != IGNORE_INDEX)
-    number = counted.astype(total.dtype) if avg_non_ignore else labels.size
-    return total / (number + _EPSILON), correct / jnp.maximum(counted, 1)
+    number = _number_of_pixels(labels, avg_non_ignore, total.dtype)
+    return total / number, correct / jnp.maximum(counted, 1)
+
+
+def _number_of_pixels(
+    labels: jax.Array, avg_non_ignore: bool, dtype: jax.typing.DTypeLike
+) -> jax.Array | float:
+    """Returns the number that the sum over the pixels is divided by."""
+    counted = jnp.sum(labels != IGNORE_INDEX)
+    return (counted.astype(dtype) if avg_non_ignore else labels.size) + _EPSILON
 
 
 def _loss_and_accuracy(
@@ -112,6 +120,10 @@ def _loss(
     return _loss_and_accuracy(outputs, split_positions(batch["label"]), config.loss.to_dict())
 
 
+def _loss_weight(batch: Batch, config: ConfigDict) -> jax.Array | float:
+    return _number_of_pixels(batch["label"], config.loss.avg_non_ignore, float)
+
+
 def _prepare(
     example: Example, config: ConfigDict, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
@@ -153,6 +165,7 @@ TASK = Task(
     batch=_batch,
     inputs=_inputs,
     loss=_loss,
+    loss_weight=_loss_weight,
     prepare=_prepare,
     open_source=_open_source,
     evaluator=_evaluator,

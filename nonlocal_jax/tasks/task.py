@@ -41,6 +41,9 @@ class Task:
       loss: Computes the loss from the outputs of the model called with ``train=True``:
         ``(outputs, batch, config) -> (loss, parts)``. ``parts`` is a dict of scalars to log. It
         runs inside the compiled train step.
+      loss_weight: Returns what the loss of a part of a batch counts in the loss of the batch, such
+        as its number of labels: ``(batch, config) -> scalar``. ``train.accumulate`` needs it.
+        Default: None, for a loss that is the mean over the examples.
       prepare: Checks and augments one example of a source:
         ``(example, config, rng) -> {name: NumPy array}``. The results are stacked into a batch.
       open_source: Opens the split "train" or "val" of the dataset:
@@ -68,3 +71,4 @@ class Task:
     report: Callable[[Mapping[str, Any], ConfigDict], tuple[str, dict[str, Any]]]
     predictor: Callable[..., Any] | None = None
     check: Callable[[ConfigDict], None] | None = None
+    loss_weight: Callable[[Batch, ConfigDict], jax.Array | float] | None = None

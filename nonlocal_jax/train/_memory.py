@@ -14,7 +14,9 @@ _CHANGES = (
     ("a smaller data.crop", "data.crop"),
     ("fewer data.frames", "data.frames"),
     ("a larger mesh.context, to split each example over devices", "mesh.context"),
-    ("train.remat=True", "train.remat"),
+    ("train.remat=full", "train.remat"),
+    ("a larger train.accumulate", "train.accumulate"),
+    ("a larger mesh.fsdp, to split the state over devices", "mesh.fsdp"),
     ("model.dtype=bfloat16", "model.dtype"),
 )
 

@@ -165,10 +165,9 @@ class Checkpoints:
         step = int(state.step)
         if step in (0, self.latest_step):
             return
-        progress = {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
         args = ocp.args.Composite(
             variables=ocp.args.StandardSave(state.variables),
-            progress=ocp.args.StandardSave(progress),
+            progress=ocp.args.StandardSave(state.progress),
             metadata=ocp.args.JsonSave({"step": step, **self._run}),
         )
         with self._saving():
@@ -219,13 +218,12 @@ class Checkpoints:
             return None
         made_by = self._read(step, ocp.args.Composite(metadata=ocp.args.JsonRestore()))
         self._check_run(made_by.metadata)
-        progress = {"step": target.step, "opt_state": target.opt_state, "rng": target.rng}
         args = ocp.args.Composite(
             variables=ocp.args.StandardRestore(target.variables),
-            progress=ocp.args.StandardRestore(progress),
+            progress=ocp.args.StandardRestore(target.progress),
         )
         items = self._read(step, args)
-        return TrainState(**items.variables, **items.progress)
+        return TrainState.join(items.variables, items.progress)
 
     def _read(self, step: int, args: ocp.args.Composite) -> Any:
         path = self.directory / str(step)
@@ -244,7 +242,11 @@ class Checkpoints:
             ) from error
 
     def _check_run(self, metadata: Mapping[str, Any]) -> None:
-        different = differences(metadata["config"], self._run["config"], _FREE)
+        configs = metadata["config"], self._run["config"]
+        different = differences(*configs, _FREE)
+        theirs, ours = (config["train"].get("ema") for config in configs)
+        if theirs != ours:
+            different.append(f"train.ema is {theirs} in the checkpoint, {ours} in the config")
         if metadata["dataset_fingerprint"] != self._run["dataset_fingerprint"]:
             different.append("the training data are not those of the checkpoint")
         # Runs of earlier versions do not have it.

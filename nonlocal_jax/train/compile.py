@@ -20,7 +20,7 @@ from nonlocal_jax.models.count import count_jaxpr
 from nonlocal_jax.sharding import (
     Shardings,
     check_batch_size,
-    make_mesh,
+    make_shardings,
     split_positions,
     use_mesh,
 )
@@ -54,7 +54,7 @@ def compile_train_step(
     """
     experiment = create_experiment(config)
     devices, shardings = _devices(config, topology)
-    check_batch_size(experiment.batch_size, shardings)
+    check_batch_size(experiment.batch_size, shardings, config.train.get("accumulate", 1))
     state = abstract_state(experiment, shardings)
     batch = _sharded(experiment.task.batch(config), shardings)
     parts = {
@@ -105,7 +105,7 @@ def compile_evaluation(
 
 def _devices(config: ConfigDict, topology: str) -> tuple[list[jax.Device], Shardings]:
     devices = topology_devices(topology)
-    return devices, Shardings(make_mesh(devices, context=config.mesh.context))
+    return devices, make_shardings(config.mesh, devices)
 
 
 def _evaluation_size(config: ConfigDict) -> tuple[int, int] | None:

@@ -50,5 +50,5 @@ def create_experiment(config: ConfigDict) -> Experiment:
       InputError: A field of the config is unknown, missing or invalid.
     """
     task = get_task(config)
-    model = create_model(config.model, remat=config.train.get("remat", False))
+    model = create_model(config.model, remat=config.train.get("remat", "none"))
     return Experiment(config, task, model, *create_optimizer(config))

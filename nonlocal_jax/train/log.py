@@ -23,6 +23,7 @@ from nonlocal_jax._files import (
 from nonlocal_jax._progress import duration, say
 from nonlocal_jax.distributed import from_first
 from nonlocal_jax.errors import InputError
+from nonlocal_jax.train._tensorboard import Scalars
 
 # The metrics of a step are read after this many further steps have been dispatched. The devices
 # always have work, and a loss that is not finite is still detected early.
@@ -77,7 +78,8 @@ class RunLog:
     A record has a "step" and the metrics of a train step ("train/loss", ...) or of an evaluation
     ("val/miou", ...). Only process 0 writes. Records after ``step`` are removed, because a run that
     was killed after its last checkpoint computes those steps again. In a bucket, the last records
-    may be missing for some seconds, see ``flush``.
+    may be missing for some seconds, see ``flush``. With tensorboardX, the records are also in
+    ``WORKDIR/tensorboard``, if ``workdir`` is local.
 
     Args:
       workdir: Directory of the run.
@@ -92,6 +94,9 @@ class RunLog:
         self._writes = jax.process_index() == 0
         self.records = from_first(lambda: _read(self._path, step))
         self._rewrite()
+        # tensorboardX writes to local directories.
+        is_local = self._writes and not is_bucket(self._workdir)
+        self._scalars = Scalars(self._workdir / "tensorboard", step) if is_local else None
 
     def add(self, step: int, kind: str, metrics: Mapping[str, float]) -> None:
         """Appends a record. The names of its metrics get the prefix "train/" or "val/"."""
@@ -104,6 +109,8 @@ class RunLog:
         if self._writes:
             append_line(self._path, json.dumps(record))
         self._in_file = len(self.records)
+        if self._scalars is not None:
+            self._scalars.add(step, {name: record[name] for name in record if name != "step"})
 
     def flush(self) -> None:
         """Writes the records that are not in the file yet. Call this before a state is saved."""
@@ -141,6 +148,11 @@ class RunLog:
     def latest(self) -> dict[str, Any]:
         """Returns the last value of every metric."""
         return {key: value for record in self.records for key, value in record.items()}
+
+    def close(self) -> None:
+        """Closes the file of TensorBoard."""
+        if self._scalars is not None:
+            self._scalars.close()
 
     def draw(self) -> None:
         """Writes ``curves.png``."""

@@ -15,11 +15,18 @@ from nonlocal_jax import convert, distributed
 from nonlocal_jax._files import PathLike, as_path, make_directory, write_file
 from nonlocal_jax.data import Dataset, cached, fingerprint, train_batches
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.sharding import Shardings, check_batch_size, make_mesh, process_rows, to_global
+from nonlocal_jax.sharding import (
+    Shardings,
+    check_batch_size,
+    make_shardings,
+    process_rows,
+    to_global,
+)
 from nonlocal_jax.tasks import Task
 from nonlocal_jax.train._lock import locked
 from nonlocal_jax.train._memory import memory_errors
 from nonlocal_jax.train._next_batch import NextBatch
+from nonlocal_jax.train._observed_step import ObservedStep
 from nonlocal_jax.train._shutdown import ShutdownRequest
 from nonlocal_jax.train._stall import StallReport
 from nonlocal_jax.train.checkpoint import Checkpoints
@@ -74,6 +81,7 @@ def train(
     shardings: Shardings | None = None,
     dtype: jax.typing.DTypeLike = "float32",
     stall_timeout: float | None = None,
+    profile: tuple[int, int] | None = None,
 ) -> Result:
     """Trains an experiment, or resumes it if ``workdir`` has a checkpoint.
 
@@ -111,12 +119,12 @@ def train(
       new_blocks: Whether to initialize the blocks instead of loading them from ``init``, such as
         for the checkpoint of a network without blocks.
       allow_non_finite: Whether to accept values of ``init`` that are NaN or infinite.
-      shardings: How the state and the batch are sharded. Default: the state is replicated, and the
-        batch is split over groups of ``mesh.context`` devices. The devices of a group share each
-        image.
+      shardings: How the state and the batch are sharded. Default: as ``config.mesh`` says, see
+        ``sharding.make_shardings``.
       dtype: Type of the parameters and statistics. float64 is for exact comparisons.
       stall_timeout: If a step takes more seconds than this, the stacks of all threads are printed,
         once. The first step, which compiles, does not count.
+      profile: The first and the last of the steps that process 0 traces, into ``workdir/profile``.
 
     Raises:
       InputError: The config does not fit the devices, the checkpoint, the classes of the source or
@@ -138,8 +146,13 @@ def train(
             )
     experiment = create_experiment(config)
     task, batch_size = experiment.task, experiment.batch_size
-    shardings = shardings or Shardings(make_mesh(context=config.mesh.context))
-    check_batch_size(batch_size, shardings)
+    shardings = shardings or make_shardings(config.mesh)
+    check_batch_size(batch_size, shardings, config.train.get("accumulate", 1))
+    if profile is not None and not 1 <= profile[0] <= profile[1] <= config.steps:
+        raise InputError(
+            f"--profile={profile[0]}:{profile[1]} (profile) does not name steps of the run; use "
+            f"FIRST:LAST from 1 to {config.steps}"
+        )
     if batch_size > len(source):
         raise InputError(
             f"data.batch_size={batch_size} is larger than the number of training examples; use at "
@@ -184,6 +197,7 @@ def train(
         step = int(state.step)
         headline = task.headline if isinstance(task.headline, str) else task.headline(config)
         log = RunLog(workdir, step, headline)
+        stack.callback(log.close)
         if jax.process_index() == 0:
             write_file(workdir / "config.json", config.to_json(indent=2) + "\n")
         log.say(_headline(experiment, state, shardings.mesh.size))
@@ -197,7 +211,6 @@ def train(
         monitor = Monitor(
             log, steps=config.steps, log_every=config.train.log_every, batch_size=batch_size
         )
-        train_step = make_train_step(experiment, shardings)
         batches_from = functools.partial(
             train_batches,
             source,
@@ -230,7 +243,13 @@ def train(
         if step < config.steps:
             log.say("compiling the train step; this takes minutes for a large network")
         metrics = {"loss": None}
-        with NextBatch(batches_from(step=step)) as next_batch, StallReport(stall_timeout) as stall:
+        with (
+            NextBatch(batches_from(step=step)) as next_batch,
+            StallReport(stall_timeout) as stall,
+            ObservedStep(
+                make_train_step(experiment, shardings), step, log.say, profile, workdir / "profile"
+            ) as train_step,
+        ):
             while step < config.steps and not shutdown.requested():
                 taken = next_batch.take(metrics["loss"], lambda: shutdown.signal is not None)
                 if taken is None:

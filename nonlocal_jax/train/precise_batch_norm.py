@@ -30,8 +30,9 @@ def precise_batch_norm(
         var = E[x^2] - E[x]^2,  E[x^2] = 1/N sum_k (v_k + m_k^2)
 
     The batches are the next N of the run from the state's step on, so the result depends only on
-    the parameters, the seed and the step. Nothing else of the state changes. Frozen batch norms
-    keep their statistics. If N is 0 or missing, the function returns the state as it is.
+    the parameters, the seed and the step. Nothing else of the state changes. If it has a moving
+    average, the parameters are the average's, and its statistics change. Frozen batch norms keep
+    their statistics. If N is 0 or missing, the function returns the state as it is.
 
     Args:
       experiment: See ``create_experiment``.
@@ -76,7 +77,7 @@ def precise_batch_norm(
     def precise(state: TrainState) -> TrainState:
         if not number:
             return state
-        stats = state.batch_stats
+        stats = state.variables["batch_stats"]
         with contextlib.closing(batches(step=int(state.step))) as stream:
             first = itertools.islice(stream, number)
             for count, batch in enumerate(
@@ -85,6 +86,6 @@ def precise_batch_norm(
                 batch = to_global(batch, shardings)
                 jax.block_until_ready(stats)  # only one batch waits on the devices
                 stats = add(stats, count, state, batch)
-        return state.replace(batch_stats=jax.block_until_ready(stats))
+        return state.with_batch_stats(jax.block_until_ready(stats))
 
     return precise

@@ -21,6 +21,8 @@ class TrainState(flax.struct.PyTreeNode):
       batch_stats: Running statistics of its batch norms.
       opt_state: State of the optimizer.
       rng: Random key of the run. It never changes. Each step folds in its number.
+      ema: Exponential moving average of the parameters and statistics, like ``variables``. None
+        without ``config.train.ema``.
     """
 
     step: jax.Array
@@ -28,11 +30,37 @@ class TrainState(flax.struct.PyTreeNode):
     batch_stats: Any
     opt_state: Any
     rng: jax.Array
+    ema: Any = None
 
     @property
     def variables(self) -> dict[str, Any]:
-        """The variables that ``model.apply`` takes."""
+        """The variables that are evaluated: the moving average if there is one."""
+        return self._trained if self.ema is None else self.ema
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        """What a checkpoint has beside ``variables``."""
+        progress = {"step": self.step, "opt_state": self.opt_state, "rng": self.rng}
+        return progress if self.ema is None else {**progress, "trained": self._trained}
+
+    @property
+    def _trained(self) -> dict[str, Any]:
         return {"params": self.params, "batch_stats": self.batch_stats}
+
+    @classmethod
+    def join(cls, variables: dict[str, Any], progress: dict[str, Any]) -> "TrainState":
+        """Returns the state that has these ``variables`` and this ``progress``."""
+        progress = dict(progress)
+        trained = progress.pop("trained", None)
+        if trained is None:
+            return cls(**variables, **progress)
+        return cls(**trained, **progress, ema=variables)
+
+    def with_batch_stats(self, batch_stats: Any) -> "TrainState":
+        """Replaces the statistics of ``variables``."""
+        if self.ema is None:
+            return self.replace(batch_stats=batch_stats)
+        return self.replace(ema={**self.ema, "batch_stats": batch_stats})
 
 
 def _init_state(
@@ -48,20 +76,27 @@ def _init_state(
         lambda leaf: jnp.asarray(leaf, dtype),
         (variables["params"], variables.get("batch_stats", {})),
     )
+    has_ema = experiment.config.train.get("ema") is not None
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=batch_stats,
         opt_state=experiment.tx.init(params),
         rng=rng,
+        ema={"params": params, "batch_stats": batch_stats} if has_ema else None,
     )
 
 
 def abstract_state(
     experiment: Experiment, shardings: Shardings, dtype: jnp.dtype = jnp.float32
 ) -> TrainState:
-    """Returns the shapes, types and shardings of the state, without allocating memory."""
+    """Returns the shapes, types and shardings of the state, without allocating memory.
+
+    Raises:
+      InputError: A sharding rule matches no leaf of the state, or does not fit it.
+    """
     shapes = jax.eval_shape(functools.partial(_init_state, experiment, dtype))
+    shardings.check_rules(shapes)
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,

@@ -111,7 +111,8 @@ def test_rematerialization_changes_no_number(x64):
     clip = 2, 4, 9, 9, 3
     temporal = Temporal(conv1_frames=5, inflate_at=("layer2.0",))
     options = {"block": GlobalContextBlock, "block_at": ("layer2.0",)}
-    plain, remat = (tiny(temporal=temporal, remat=r, **options) for r in (False, True))
+    options |= {"temporal": temporal, "block_position": "after_residual"}
+    plain, remat, full = (tiny(remat=r, **options) for r in ("none", "blocks", "full"))
     variables = random_variables(plain, clip)
     x = np.random.default_rng(0).standard_normal(clip)
 
@@ -127,8 +128,9 @@ def test_rematerialization_changes_no_number(x64):
     jax.tree.map(
         functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12), found, expected
     )
-    texts = (str(jax.make_jaxpr(gradient(n))(variables["params"])) for n in (remat, plain))
-    assert ["checkpoint" in text or "remat" in text for text in texts] == [True, False]
+    texts = (str(jax.make_jaxpr(gradient(n))(variables["params"])) for n in (plain, remat, full))
+    # Forward and backward pass of two residual blocks, then also of the stem and the block.
+    assert [text.count("checkpoint[") + text.count("remat2[") for text in texts] == [0, 2, 4]
 
 
 def test_frames_stay_an_axis_where_they_are_split():

@@ -239,12 +239,15 @@ def test_fields_that_are_empty_can_be_set_from_the_command_line():
         "--config.model.block_sub_sample=after",
         "--config.data.crop_scales=(1,0.8)",
         "--config.evaluation.window=(0,7,7)",
-        "--config.train.remat",
+        "--config.train.remat=blocks",
+        "--config.mesh.rules=(('kernel$',(None,'fsdp')),)",
+        "--config.train.ema=0.999",
     )
     assert (config.model.group_frames, config.model.group_at) == (4, ("layer3.4",))
     assert (config.model.norm_group_size, config.model.block_sub_sample) == (16, "after")
     assert (config.data.crop_scales, config.evaluation.window) == ((1, 0.8), (0, 7, 7))
-    assert config.train.remat is True
+    assert (config.train.remat, config.train.ema) == ("blocks", 0.999)
+    assert config.mesh.rules == (("kernel$", (None, "fsdp")),)
 
 
 def test_unknown_name_gives_the_nearest():

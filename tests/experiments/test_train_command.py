@@ -22,12 +22,13 @@ _ARGUMENTS = [
 @pytest.fixture
 def start(tmp_path):
     """Starts the command in a process."""
-    environment = child_environment(JAX_COMPILATION_CACHE_DIR=str(tmp_path / "cache"))
+    environment = child_environment()
+    cache = f"--compilation-cache={tmp_path / 'cache'}"
 
     def start(*arguments):
         command = [sys.executable, "-m", "experiments.train", f"--workdir={tmp_path / 'run'}"]
         return subprocess.Popen(
-            [*command, *_ARGUMENTS, *arguments],
+            [*command, cache, *_ARGUMENTS, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -38,7 +39,7 @@ def start(tmp_path):
 
 
 def test_stop_go_on_and_refuse(tmp_path, start):
-    stopped = start()
+    stopped = start("--profile=1:2")
     wait_for_step(stopped, 2)
     stopped.send_signal(signal.SIGTERM)
     out, err = stopped.communicate()
@@ -46,6 +47,7 @@ def test_stop_go_on_and_refuse(tmp_path, start):
     saved = re.search(r"SIGTERM: saved step (\d+); run the same command to resume\n$", out)
     assert f"\nsaved step {saved[1]}\n" in out
     assert err.startswith("no cluster detected: running on one process\n")
+    assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
     assert "Traceback" not in err
 
     finished = start()
@@ -54,6 +56,7 @@ def test_stop_go_on_and_refuse(tmp_path, start):
     assert "of 30\n" in out
     lines = out.splitlines()
     assert lines[1] == "compiling the train step; this takes minutes for a large network"
+    assert lines[2].startswith("read from the cache in ")
     # The metrics that matter come first.
     assert re.fullmatch(
         r"done: step 30  val/miou [\d.e-]+  val/mean_accuracy [\d.e-]+  "

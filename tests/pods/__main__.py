@@ -19,9 +19,9 @@ import traceback
 
 import jax
 
-from tests.pods import checkpoints, launch, processes
+from tests.pods import checkpoints, launch, processes, step
 
-SCENARIOS = {**processes.SCENARIOS, **checkpoints.SCENARIOS, **launch.SCENARIOS}
+SCENARIOS = {**processes.SCENARIOS, **checkpoints.SCENARIOS, **launch.SCENARIOS, **step.SCENARIOS}
 
 _HEAD = """# Runs with several processes and devices
 

@@ -96,7 +96,7 @@ def test_the_batch_of_an_experiment(name):
         ("evaluation.starts", "segments", "segments has one clip, but evaluation.clips=10; use 1"),
         ("evaluation.crop", 257, "crop=257 is larger than evaluation.short_side=256; use at most"),
         ("data.crop", 257, "data.crop=257 is larger than frames with a shorter side of 256"),
-        ("train.remat", 1, "use True or False"),
+        ("train.remat", 1, "use 'none', 'blocks' or 'full'"),
         ("train.precise_batch_norm", -1, "use an integer of at least 0"),
     ],
 )

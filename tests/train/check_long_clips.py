@@ -55,7 +55,7 @@ REPORTS = (
     Report("nl_i3d_r50_32f", 32, whole=True),
     Report("nl_i3d_r50_128f_groups", 128, whole=False),
     Report("nl_i3d_r50_64f_groups", 64, whole=False),
-    Report("nl_i3d_r50_128f_whole_remat", 128, True, fields=("--config.train.remat=True",)),
+    Report("nl_i3d_r50_128f_whole_remat", 128, True, fields=("--config.train.remat=blocks",)),
     Report("nl_i3d_r50_128f_whole_context4", 128, True, fields=("--config.mesh.context=4",)),
     Report("nl_i3d_r50_128f_whole_v5p", 128, True, topology="v5p:2x2x1", batch_size=4),
     Report("nl_i3d_r101_32f", 32, True, experiment="nl_i3d_r101_5block_32f"),

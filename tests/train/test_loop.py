@@ -1,12 +1,14 @@
+import gzip
 import json
 import os
+import re
 import shutil
 
 import jax
 import numpy as np
 import pytest
 
-from nonlocal_jax import convert
+from nonlocal_jax import compilation, convert
 from nonlocal_jax.configs.video import get_config
 from nonlocal_jax.data import Dataset
 from nonlocal_jax.errors import InputError
@@ -39,7 +41,7 @@ def _saved(workdir):
 
 def test_a_run_and_what_it_leaves(config, source, tmp_path, capsys):
     evaluate = Evaluate()
-    result = train(config, tmp_path / "run", source, evaluate=evaluate)
+    result = train(config, tmp_path / "run", source, evaluate=evaluate, profile=(2, 3))
     assert result.signal is None
     assert int(result.state.step) == 6
     assert result.metrics["val/miou"] == 0.2
@@ -51,9 +53,18 @@ def test_a_run_and_what_it_leaves(config, source, tmp_path, capsys):
     saved_config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert saved_config == json.loads(config.to_json())
     assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert "step 6/6" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch("(compiled|read from the cache) in .+", lines[2])
+    assert any(line.startswith("step 6/6") for line in lines)
+    assert f"traced the steps until 3 in {tmp_path / 'run' / 'profile'}" in lines
+    (trace,) = (tmp_path / "run" / "profile").rglob("*.trace.json.gz")
+    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    steps = {event["args"]["step_num"] for event in events if "step_num" in event.get("args", {})}
+    assert steps == {"2", "3"}
 
     # A finished run does nothing more, unless it was killed before its last evaluation.
+    with pytest.raises(InputError, match=r"--profile=3:7 .* use FIRST:LAST from 1 to 6"):
+        train(config, tmp_path / "run", source, profile=(3, 7))
     again = train(config, tmp_path / "run", source, evaluate=evaluate)
     assert int(again.state.step) == 6
     assert evaluate.calls == 2
@@ -90,6 +101,39 @@ def test_the_same_seed_gives_the_same_parameters(config, source, tmp_path):
     assert any(not np.array_equal(x, y) for x, y in zip(a, c, strict=True))
 
 
+def test_a_second_start_compiles_nothing(config, source, tmp_path):
+    """The tests of this directory have a cache that the first run fills."""
+    for name in "ab":
+        jax.clear_caches()
+        with compilation.count_programs() as programs:
+            train(config, tmp_path / name, source)
+    assert programs["built"] == programs["read"] > 0
+
+
+def test_tensorboard_has_the_records(config, source, tmp_path):
+    pytest.importorskip("tensorboardX")
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.record_writer import masked_crc32c
+
+    config.steps = 2
+    train(config, tmp_path, source)
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    data, found = path.read_bytes(), set()
+    while data:  # records: length, its checksum, the event, its checksum
+        size = int.from_bytes(data[:8], "little")
+        assert masked_crc32c(data[:8]) == int.from_bytes(data[8:12], "little")
+        event = Event.FromString(data[12 : 12 + size])
+        found |= {(event.step, v.tag, v.simple_value) for v in event.summary.value}
+        data = data[16 + size :]
+    expected = {
+        (record["step"], name, float(np.float32(value)))
+        for record in read_metrics(tmp_path)
+        for name, value in record.items()
+        if name != "step"
+    }
+    assert found == expected
+
+
 def test_workers_and_a_cache_change_nothing_and_may_change_when_resuming(config, source, tmp_path):
     config.data.update(flip=0.5, photometric=True)
     expected = train(config, tmp_path / "threads", source)
@@ -103,14 +147,17 @@ def test_workers_and_a_cache_change_nothing_and_may_change_when_resuming(config,
         jax.tree.map(np.testing.assert_array_equal, run.state.params, expected.state.params)
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(config, source, tmp_path, monkeypatch):
-    """Step 5 fails; nothing of it or after it is saved, and going on fails there again."""
+def test_a_loss_that_is_not_finite_ends_the_run(config, source, tmp_path, monkeypatch, capsys):
+    """Step 5 fails; nothing of it or after it is saved, and going on fails there again.
+
+    Its images have another type, so it is compiled again.
+    """
     train_batches = loop.train_batches
 
     def poisoned(*args, step, **kwargs):
         for number, batch in enumerate(train_batches(*args, step=step, **kwargs), step + 1):
             image = batch["image"].astype(np.float32)
-            yield {**batch, "image": image * np.nan if number == 5 else image}
+            yield {**batch, "image": image * np.nan} if number == 5 else batch
 
     monkeypatch.setattr(loop, "train_batches", poisoned)
     for _ in range(2):
@@ -118,6 +165,8 @@ def test_a_loss_that_is_not_finite_ends_the_run(config, source, tmp_path, monkey
             train(config, tmp_path, source)
         assert _saved(tmp_path) == [2, 4]
         assert [record["step"] for record in read_metrics(tmp_path)] == [1, 2, 3, 4]
+    (warning,) = (line for line in capsys.readouterr().out.splitlines() if "again" in line)
+    assert warning.startswith("warning: step 5 compiled the train step again, in ")
 
 
 def test_parameters_that_overflow_are_never_saved(config, source, tmp_path):
@@ -194,11 +243,11 @@ def test_a_full_memory_is_one_message(config, source, tmp_path, monkeypatch):
     ):
         assert change in message
     assert message.endswith("; fields other than mesh.* and train.* need a new --workdir")
-    assert "remat" not in message  # the config has no such field
+    assert "frames" not in message  # the config has no such field
     assert "\n" not in message
 
     video = get_config("demo_video_nonlocal")
-    message = r"frames \(now \d+\), .*train.remat=True \(now False"
+    message = r"frames \(now \d+\), .*train.remat=full \(now none"
     with pytest.raises(InputError, match=message), memory_errors(video):
         raise MemoryError("Unable to allocate 9 GiB")
     with pytest.raises(jax.errors.JaxRuntimeError, match=r"^INTERNAL"), memory_errors(video):
