@@ -5,11 +5,13 @@
 
 PATH is the work directory of a training run, a saved step in it, a .safetensors file or a PyTorch
 file. The command prints a table in percent and writes DIR/metrics.json. In this file the metrics
-are fractions of one, or null if a class does not occur. It also contains the protocol.
+are fractions of one, or null if a class does not occur. It also contains the protocol, and the step of
+a run.
 
 Segmentation: with --multi_scale, the protocol is that of the "ms+flip" columns: six scales, each
-with and without a flip. The network is compiled once for each image size. If the images have many
-sizes, set JAX_COMPILATION_CACHE_DIR to a directory, so that later runs reuse the compiled programs.
+with and without a flip. All devices work: those of a host evaluate images of similar sizes at the
+same time, and each process its share of them. The network is compiled for a few sizes, and smaller
+images are padded, which does not change the result.
 
 Videos: each has config.evaluation.clips times config.evaluation.crops views, such as 10x3. The
 metrics that training logs ("val/top1_1clip") are those of one view and not comparable with them.
@@ -23,6 +25,7 @@ from absl import flags
 from experiments import cli
 from nonlocal_jax import convert
 from nonlocal_jax._files import make_directory, write_json
+from nonlocal_jax._progress import say
 from nonlocal_jax.tasks import get_task
 
 _CONFIG = cli.define_config()
@@ -53,12 +56,17 @@ def main(_: list[str]) -> None:
             "--multi_scale for results that can be compared with others",
             file=sys.stderr,
         )
+    step = convert.saved_step(_CHECKPOINT.value)
     variables = convert.load(
-        _CHECKPOINT.value,
+        step or _CHECKPOINT.value,
         config.model,
         allow_missing_heads=False,
         allow_non_finite=_ALLOW_NON_FINITE.value,
     )
+    # A step may have been copied to a directory of another name.
+    number = int(step.name) if step and step.name.isdigit() else None
+    if number is not None and jax.process_index() == 0:
+        say(f"evaluating step {number} of {step.parent.parent}")
     summary = evaluate(variables)
     if jax.process_index() > 0:
         return
@@ -66,10 +74,12 @@ def main(_: list[str]) -> None:
     values |= {
         "experiment": config.name,
         "checkpoint": _CHECKPOINT.value,
+        "step": number,
         "split": _SPLIT.value,
     }
     write_json(directory / "metrics.json", values)
-    print(table)
+    say(table)
+    say(f"wrote {directory / 'metrics.json'}")
 
 
 if __name__ == "__main__":

@@ -50,8 +50,8 @@ def evaluator(
         devices of this process.
 
     Returns:
-      ``run(variables)``. It returns the metrics of ``summarize``, the number of ``images``, the
-      ``protocol``, and the names of the ``dataset`` and of its ``classes``, see
+      ``run(variables)``. It returns the metrics of ``summarize``, the ``confusion`` matrix, the
+      number of ``images``, the ``protocol``, and the names of the ``dataset`` and of its ``classes``, see
       ``dataset_classes``. The function raises an ``InputError`` if there are no examples, or if one
       of them is invalid.
 
@@ -91,6 +91,7 @@ def evaluator(
         confusion = total if together else sum_over_processes(total)
         return {
             **summarize(confusion),
+            "confusion": confusion,
             "images": len(source),
             "protocol": predictor.protocol,
             "dataset": name,
