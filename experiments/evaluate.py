@@ -5,8 +5,8 @@
 
 PATH is the work directory of a training run, a saved step in it, a .safetensors file or a PyTorch
 file. The command prints a table in percent and writes DIR/metrics.json. In this file the metrics
-are fractions of one, or null if a class does not occur. It also contains the protocol, and the step of
-a run.
+are fractions of one, or null if a class does not occur. It also contains the protocol, and the step
+of a run.
 
 Segmentation: with --multi_scale, the protocol is that of the "ms+flip" columns: six scales, each
 with and without a flip. All devices work: those of a host evaluate images of similar sizes at the

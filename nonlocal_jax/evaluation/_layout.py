@@ -1,5 +1,6 @@
 """What the devices need to know of an image: arrays of a few shapes, made on the host."""
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -7,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nonlocal_jax.evaluation._padding import padded_side
-from nonlocal_jax.evaluation._windows import Tiles, tiles
+from nonlocal_jax.evaluation._windows import Tiles, Windows, banded, tiles
 from nonlocal_jax.evaluation.inference import Pass, image_passes
 
 
@@ -40,7 +41,7 @@ class Layout(NamedTuple):
 
     size: tuple[int, int]
     passes: Sequence[Pass]
-    tiles: Sequence[tuple[Tiles, Tiles]]
+    tiles: Sequence[Sequence[Tiles]]
     shapes: tuple[Shape, ...]
 
 
@@ -78,6 +79,26 @@ def padded_shape(pass_: Pass, crop: tuple[int, int] | None, grid: Grid) -> tuple
     return padded, canvas
 
 
+@functools.lru_cache(maxsize=64)
+def _tiles(
+    axes: tuple[Windows, Windows],
+    size: tuple[int, int],
+    flipped: bool,
+    align_corners: bool,
+    grid: Grid,
+    canvas: tuple[int, int],
+) -> list[Tiles]:
+    """Returns the matrices of a pass, for rows and for columns."""
+    return banded(
+        [
+            tiles(axis, math.ceil(axis.window / grid.stride), n, align_corners, flip, grid.tile, c)
+            for axis, n, flip, c in zip(axes, size, (False, flipped), canvas, strict=True)
+        ],
+        # Twice the rows of a tile of an image that is not resized, so most images need no more.
+        unit=max(2 * grid.tile // grid.stride, 1),
+    )
+
+
 def lay_out(image: np.ndarray, protocol: Mapping[str, Any], grid: Grid) -> Layout:
     """Lays out an image.
 
@@ -94,20 +115,7 @@ def lay_out(image: np.ndarray, protocol: Mapping[str, Any], grid: Grid) -> Layou
     size, matrices, shapes = image.shape[:2], [], []
     for pass_ in passes:
         padded, canvas = padded_shape(pass_, protocol["crop"], grid)
-        both = tuple(
-            tiles(
-                axis,
-                math.ceil(axis.window / grid.stride),
-                number,
-                protocol["align_corners"],
-                flipped,
-                grid.tile,
-                canvas_side,
-            )
-            for axis, number, flipped, canvas_side in zip(
-                pass_.axes, size, (False, pass_.flipped), canvas, strict=True
-            )
-        )
+        both = _tiles(pass_.axes, size, pass_.flipped, protocol["align_corners"], grid, canvas)
         matrices.append(both)
         windows = tuple(len(axis.starts) for axis in pass_.axes)
         bands = tuple(axis.weights.shape[-1] for axis in both)

@@ -9,6 +9,7 @@ where z is the output of the network for a window, at its stride.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -52,7 +53,6 @@ def cut(size: int, crop: int | None, stride: int | None) -> Windows:
     return Windows(size, min(size, crop), starts)
 
 
-@functools.lru_cache(maxsize=64)
 def weights(
     windows: Windows, logits: int, size: int, align_corners: bool, flipped: bool = False
 ) -> np.ndarray:
@@ -101,7 +101,6 @@ class Tiles(NamedTuple):
         return Tile(self.firsts[index], self.weights[index])
 
 
-@functools.lru_cache(maxsize=64)
 def tiles(
     windows: Windows,
     logits: int,
@@ -113,19 +112,30 @@ def tiles(
 ) -> Tiles:
     """Returns the matrices of one axis for tiles of ``tile`` rows, see ``weights``.
 
-    The number of rows in a band is one of a few. They fit into the logits if these are padded to
-    ``canvas`` rows. The rows of the last tile that are not in the image have no weights.
+    The logits are padded to ``canvas`` rows, which is how many each tile gets here, see ``banded``.
+    The rows of the last tile that are not in the image have no weights.
     """
     matrices = weights(windows, logits, size, align_corners, flipped)
     pads = (0, 0), (0, -size % tile), (0, canvas - logits)
     matrices = np.pad(matrices, pads).reshape(len(matrices), -1, tile, canvas).swapaxes(0, 1)
-    used = np.any(matrices, axis=2)
-    firsts = np.argmax(used, axis=-1)
-    ends = np.where(used.any(-1), canvas - np.argmax(used[..., ::-1], axis=-1), 0)
-    band = min(canvas, 1 << int(np.max(ends - firsts) - 1).bit_length())
-    firsts = np.minimum(firsts, canvas - band)
-    columns = firsts[..., None, None] + np.arange(band)
-    return Tiles(firsts.astype(np.int32), np.take_along_axis(matrices, columns, axis=-1))
+    return Tiles(np.argmax(np.any(matrices, axis=2), axis=-1).astype(np.int32), matrices)
+
+
+def banded(axes: Sequence[Tiles], unit: int) -> list[Tiles]:
+    """Leaves out rows of the logits without weights, but keeps ``unit`` times 1, 2, 4 and so on."""
+    ends = [
+        np.max(np.arange(1, t.weights.shape[-1] + 1) * np.any(t.weights, axis=2), axis=-1)
+        for t in axes
+    ]
+    rows = max(int(np.max(end - t.firsts)) for end, t in zip(ends, axes, strict=True))
+    rows = unit << max(math.ceil(math.log2(rows / unit)), 0)
+    result = []
+    for firsts, matrices in axes:
+        band = min(matrices.shape[-1], rows)
+        firsts = np.minimum(firsts, matrices.shape[-1] - band)
+        columns = firsts[..., None, None] + np.arange(band)
+        result.append(Tiles(firsts, np.take_along_axis(matrices, columns, axis=-1)))
+    return result
 
 
 @jax.jit

@@ -51,9 +51,9 @@ def evaluator(
 
     Returns:
       ``run(variables)``. It returns the metrics of ``summarize``, the ``confusion`` matrix, the
-      number of ``images``, the ``protocol``, and the names of the ``dataset`` and of its ``classes``, see
-      ``dataset_classes``. The function raises an ``InputError`` if there are no examples, or if one
-      of them is invalid.
+      number of ``images``, the ``protocol``, and the names of the ``dataset`` and of its
+      ``classes``, see ``dataset_classes``. The function raises an ``InputError`` if there are no
+      examples, or if one of them is invalid.
 
     Raises:
       InputError: The dataset of the source has another number of classes than the model.
