@@ -40,6 +40,16 @@ def test_a_predictor_uses_at_most_the_devices_that_there_are():
     assert local_shardings(3, groups=1).mesh.shape == {"data": 1, "context": 3}
 
 
+def test_images_and_logits_are_split_over_the_devices_that_share_an_image(config):
+    config.evaluation.base_size = (64, 128)
+    predictor = evaluation.Predictor(config, shardings=local_shardings(4))
+    compiled = predictor.lower((64, 128)).compile()
+    _, images, _ = compiled.input_shardings[0]
+    assert images.spec == PartitionSpec("data", "context")
+    # A quarter of the logits of 128x128 pixels at stride 4, 3 classes in float32.
+    assert compiled.memory_analysis().output_size_in_bytes == 32 * 32 * 3 * 4 // 4
+
+
 @pytest.mark.usefixtures("x64")
 def test_a_sharded_state_is_evaluated_without_gathering_it(config, variables):
     source = [
