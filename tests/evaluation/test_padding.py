@@ -9,7 +9,6 @@ import pytest
 from nonlocal_jax.evaluation import Predictor, evaluator, multi_scale_inference
 from nonlocal_jax.evaluation._padding import padded_side
 from nonlocal_jax.models import create_model
-from nonlocal_jax.sharding import local_shardings
 from tests.evaluation import many_sizes
 from tests.helpers import one_device
 
