@@ -62,7 +62,8 @@ class Predictor:
         self._programs = Programs(config, self._shardings)
         self._num_classes = config["model"]["num_classes"]
         context = self._shardings.mesh.shape.get(CONTEXT, 1)
-        tile = min(_TILE, max(math.isqrt(_PART // self._num_classes), 1))
+        pixels = max(_PART // self._num_classes, 1)
+        tile = min(_TILE, math.isqrt(pixels), max(self.protocol["base_size"]))
         tile = math.ceil(tile / context) * context
         self._grid = Grid(self._programs.stride, context, tile)
 
