@@ -73,8 +73,10 @@ SCENARIOS = {
 def _evaluate_here(devices: int, context: int, together: int) -> Mapping[str, Any]:
     jax.config.update("jax_num_cpu_devices", devices)
     jax.config.update("jax_enable_x64", True)
-    if os.environ["JAX_NUM_PROCESSES"] != "1":
-        jax.distributed.initialize()
+    number = int(os.environ["JAX_NUM_PROCESSES"])
+    if number > 1:
+        address = os.environ["JAX_COORDINATOR_ADDRESS"]
+        jax.distributed.initialize(address, number, int(os.environ["JAX_PROCESS_ID"]))
     from nonlocal_jax.evaluation import evaluator
     from nonlocal_jax.sharding import Shardings, make_mesh
     from tests.evaluation import many_sizes
