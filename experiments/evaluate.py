@@ -5,11 +5,14 @@
 
 PATH is the work directory of a training run, a saved step in it, a .safetensors file or a PyTorch
 file. The command prints a table in percent and writes DIR/metrics.json. In this file the metrics
-are fractions of one, or null if a class does not occur. It also contains the protocol.
+are fractions of one, or null if a class does not occur. It also contains the protocol, and the step
+of a run.
 
 Segmentation: with --multi_scale, the protocol is that of the "ms+flip" columns: six scales, each
-with and without a flip. The network is compiled once for each image size. Later runs reuse the
-compiled programs, see --compilation-cache.
+with and without a flip. All devices work: those of a host evaluate images of similar sizes at the
+same time, and each process its share of them. The network is compiled for a few sizes, and smaller
+images are padded, which does not change the result. Later runs reuse the compiled
+programs, see --compilation-cache.
 
 Videos: each has config.evaluation.clips times config.evaluation.crops views, such as 10x3. The
 metrics that training logs ("val/top1_1clip") are those of one view and not comparable with them.
@@ -23,7 +26,8 @@ from absl import flags
 
 from experiments import cli
 from nonlocal_jax import convert, distributed
-from nonlocal_jax._files import make_directory, write_json
+from nonlocal_jax._files import as_path, make_directory, write_json
+from nonlocal_jax._progress import say
 from nonlocal_jax.data import fingerprint
 from nonlocal_jax.tasks import get_task
 
@@ -43,6 +47,12 @@ _SPLIT = flags.DEFINE_string("split", "val", "Split of the dataset.")
 _ALLOW_NON_FINITE = cli.define_allow_non_finite()
 cli.define_distributed()
 cli.define_compilation_cache()
+
+
+def _saved_step(path: str) -> str | None:
+    """Returns the directory of the last step of a run, or None for a file."""
+    step = convert.saved_step(path)
+    return None if step is None else str(step)
 
 
 def main(_: list[str]) -> None:
@@ -65,12 +75,18 @@ def main(_: list[str]) -> None:
             "multi_scale": _MULTI_SCALE.value,
         }
     )
+    step = distributed.from_first(lambda: _saved_step(_CHECKPOINT.value))
+    checkpoint = as_path(step or _CHECKPOINT.value)
     variables = convert.load(
-        _CHECKPOINT.value,
+        checkpoint,
         config.model,
         allow_missing_heads=False,
         allow_non_finite=_ALLOW_NON_FINITE.value,
     )
+    # A step may have been copied to a directory of another name.
+    number = int(checkpoint.name) if step and checkpoint.name.isdigit() else None
+    if number is not None:
+        say(f"evaluating step {number} of {checkpoint.parent.parent}")
     summary = evaluate(variables)
     if jax.process_index() > 0:
         return
@@ -78,10 +94,12 @@ def main(_: list[str]) -> None:
     values |= {
         "experiment": config.name,
         "checkpoint": _CHECKPOINT.value,
+        "step": number,
         "split": _SPLIT.value,
     }
     write_json(directory / "metrics.json", values)
-    print(table)
+    say(table)
+    say(f"wrote {directory / 'metrics.json'}")
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ __all__ = [
     "read_dataset",
     "read_model_config",
     "save",
+    "saved_step",
     "to_torch",
 ]
 
@@ -49,6 +50,7 @@ import_on_use(
         "read_dataset": "checkpoints",
         "read_model_config": "checkpoints",
         "save": "checkpoints",
+        "saved_step": "checkpoints",
         "to_torch": "checkpoints",
     },
 )

@@ -21,6 +21,9 @@ from nonlocal_jax.errors import InputError, disk_reason, first_line, is_out_of_m
 # ``train.Checkpoints`` writes checkpoints/STEP/{variables,metadata} to the work directory.
 DIRECTORY = "checkpoints"
 
+# What ``read`` reads of a step.
+_ITEMS = ("variables", "metadata")
+
 
 def read(path: epath.Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Reads the variables by path, in the type they were saved in, and the model config.
@@ -34,9 +37,8 @@ def read(path: epath.Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """
     import orbax.checkpoint as ocp
 
-    items = ("variables", "metadata")
     with (
-        _opened(path, items) as directory,
+        _opened(path, _ITEMS) as directory,
         contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler,
     ):
         config, _ = _metadata(directory)
@@ -70,7 +72,7 @@ def _opened(path: epath.Path, items: Collection[str]) -> Iterator[epath.Path]:
     Errors of reading it become an ``InputError``.
     """
     with bucket_errors(path):
-        directory = _step_directory(absolute_path(path), items)
+        directory = step_directory(absolute_path(path), items)
     try:
         yield directory
     except Exception as error:  # a damaged checkpoint raises one of several types
@@ -84,7 +86,16 @@ def _opened(path: epath.Path, items: Collection[str]) -> Iterator[epath.Path]:
         raise InputError(message) from error
 
 
-def _step_directory(path: epath.Path, items: Collection[str]) -> epath.Path:
+def step_directory(path: epath.Path, items: Collection[str] = _ITEMS) -> epath.Path:
+    """Returns the directory of a saved step, or of the last one in a work directory.
+
+    Args:
+      path: A work directory or the directory of one step.
+      items: What must be intact. Default: what ``read`` reads.
+
+    Raises:
+      InputError: See ``read``.
+    """
     if _is_step(path):
         if damage := _checksums.find_damage(path, items):
             raise InputError(f"the checkpoint {path} is damaged ({damage}); use another step")

@@ -101,6 +101,19 @@ def load(
     return _variables.from_torch(path, arrays, model_config, **options)
 
 
+def saved_step(path: PathLike) -> epath.Path | None:
+    """Returns the directory of the saved step that ``load`` reads from a checkpoint.
+
+    Its parent's parent is the work directory. For a file, the result is None. A run may save
+    further steps, so load the returned directory to get this one.
+
+    Raises:
+      InputError: The checkpoint is missing or damaged.
+    """
+    path = _existing(path)
+    return orbax.step_directory(path) if path.is_dir() else None
+
+
 def _existing(path: PathLike) -> epath.Path:
     path = as_path(path)
     if is_bucket(path):

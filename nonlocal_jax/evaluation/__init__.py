@@ -2,13 +2,9 @@
 
 from nonlocal_jax.evaluation import classification
 from nonlocal_jax.evaluation.classification import average_precision, top_k_correct
-from nonlocal_jax.evaluation.inference import (
-    Predictor,
-    inference_fn,
-    multi_scale_inference,
-    slide_inference,
-)
+from nonlocal_jax.evaluation.inference import multi_scale_inference, slide_inference
 from nonlocal_jax.evaluation.metrics import confusion_matrix, markdown_table, summarize
+from nonlocal_jax.evaluation.predictor import Predictor
 from nonlocal_jax.evaluation.segmentation import evaluator, report
 from nonlocal_jax.evaluation.videos import VideoPredictor
 
@@ -19,7 +15,6 @@ __all__ = [
     "classification",
     "confusion_matrix",
     "evaluator",
-    "inference_fn",
     "markdown_table",
     "multi_scale_inference",
     "report",

@@ -1,149 +1,153 @@
-"""The logits of overlapping windows of an image, and their average in any part of the image."""
+"""How the logits of the windows of an image become logits at the size of the image.
+
+Two resizes and the mean over overlapping windows are linear, and separate for rows and columns. So
+the logits at every pixel are a sum over windows, with one matrix for each axis::
+
+    y[p, q] = sum_windows sum_ij rows[p, i] z[i, j] columns[q, j]
+
+where z is the output of the network for a window, at its stride.
+"""
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.ops._numerics import at_least_float32
-from nonlocal_jax.ops.resize import bilinear_part
-
-ApplyFn = Callable[[jax.Array], jax.Array]
+from nonlocal_jax.ops.resize import bilinear_weights
 
 
-def starts(size: int, crop: int, stride: int) -> list[int]:
-    """Returns the starts of windows along one axis. The last window ends at the border."""
-    number = max(size - crop + stride - 1, 0) // stride + 1
-    return [max(min(i * stride, size - crop), 0) for i in range(number)]
-
-
-class WindowLogits:
-    """The logits of windows of images, at the stride of the network.
-
-    They are small. Logits at every pixel are computed part by part, see ``sum``.
-
-    Args:
-      apply_fn: Maps images to logits of any size. It runs on one window at a time.
-      images: Normalized RGB ``[B, H, W, 3]``.
-      crop: (height, width) of a window. Default: the size of the images.
-      stride: (vertical, horizontal) distance of windows, at most ``crop``.
-      align_corners: Convention of the resize of a window's logits to the window's size.
+class Windows(NamedTuple):
+    """The windows along one axis of an image.
 
     Attributes:
-      size: (height, width) of the images.
-      num_classes: Number of classes.
-      dtype: Type of the logits, at least float32.
+      size: Size of the image.
+      window: Size of the windows.
+      starts: Starts of the windows. The last one ends at the border.
+    """
+
+    size: int
+    window: int
+    starts: tuple[int, ...]
+
+
+def cut(size: int, crop: int | None, stride: int | None) -> Windows:
+    """Returns the windows along one axis. Without ``crop``, there is one.
 
     Raises:
       InputError: The windows do not cover all pixels.
     """
-
-    def __init__(
-        self,
-        apply_fn: ApplyFn,
-        images: jax.Array,
-        crop: tuple[int, int] | None,
-        stride: tuple[int, int] | None,
-        align_corners: bool,
-    ):
-        crop, stride = crop or images.shape[1:3], stride or images.shape[1:3]
-        if not all(0 < s <= c for s, c in zip(stride, crop, strict=True)):
-            raise InputError(
-                f"stride {tuple(stride)} does not cover the image with windows of {tuple(crop)}; "
-                "use a positive stride that is at most the crop"
-            )
-        self.size = images.shape[1:3]
-        self._window = min(crop[0], self.size[0]), min(crop[1], self.size[1])
-        self._starts = tuple(map(starts, self.size, crop, stride))
-        self._align_corners = align_corners
-        self._logits = {}
-        height, width = self._window
-        for y in self._starts[0]:
-            for x in self._starts[1]:
-                logits = apply_fn(images[:, y : y + height, x : x + width])
-                self._logits[y, x] = at_least_float32(jnp.asarray(logits))
-        *_, self.num_classes = logits.shape
-        self.dtype = self._logits[y, x].dtype
-
-    def sum(self, starts: tuple[int, int], shape: tuple[int, int]) -> tuple[jax.Array, np.ndarray]:
-        """Returns the sum of the logits of all windows at every pixel of a part of the images.
-
-        Args:
-          starts: The first row and the first column of the part.
-          shape: (height, width) of the part.
-
-        Returns:
-          Logits ``[B, *shape, classes]``, and how many were added, ``[1, *shape, 1]``.
-        """
-        total = None
-        for place, logits in self._logits.items():
-            if not all(map(_overlap, place, self._window, starts, shape)):
-                continue  # it would add zeros
-            sizes = logits.shape[1:3]
-            axes = [
-                self._axis(*axis)
-                for axis in zip(place, self._window, sizes, starts, shape, strict=True)
-            ]
-            total = _add(total, logits, *zip(*axes, strict=True), shape=shape)
-        counts = map(_count, self._starts, self._window, starts, shape)
-        count = np.multiply.outer(*counts)[None, ..., None]
-        return total, count.astype(self.dtype)
-
-    def _axis(
-        self, place: int, window: int, size: int, start: int, number: int
-    ) -> tuple[int, int, np.ndarray]:
-        """Returns what adds a window to a part, along one axis.
-
-        This is the first row in the part, the first row of the logits, and the weights of the
-        interpolation. The number of rows does not depend on the place of the window. Those outside
-        of the window have no weights.
-        """
-        rows = min(number, window)
-        offset = min(max(place - start, 0), number - rows)
-        first, weights = bilinear_part(
-            size, window, self._align_corners, start + offset - place, rows
+    if crop is None:
+        return Windows(size, size, (0,))
+    if not 0 < stride <= crop:
+        raise InputError(
+            f"stride {stride} does not cover the image with windows of {crop}; "
+            "use a positive stride that is at most the crop"
         )
-        return offset, first, weights.astype(self.dtype)
+    number = max(size - crop + stride - 1, 0) // stride + 1
+    starts = tuple(max(min(i * stride, size - crop), 0) for i in range(number))
+    return Windows(size, min(size, crop), starts)
 
 
-def _count(places: list[int], window: int, start: int, number: int) -> np.ndarray:
-    """Returns how many windows cover each row of a part."""
-    row = np.arange(start, start + number)
-    place = np.array(places)[:, None]
-    return ((place <= row) & (row < place + window)).sum(axis=0)
+def weights(
+    windows: Windows, logits: int, size: int, align_corners: bool, flipped: bool = False
+) -> np.ndarray:
+    """Returns the matrices of one axis, float64 ``[windows, size, logits]``.
+
+    Args:
+      windows: The windows of the image that the network sees.
+      logits: Number of rows of the logits of a window.
+      size: Number of rows of the result. The image has been resized from this size.
+      align_corners: Convention of both resizes, see ``ops.resize``.
+      flipped: Whether the image has been flipped.
+    """
+    to_window = bilinear_weights(logits, windows.window, align_corners)
+    matrices = np.zeros((len(windows.starts), windows.size, logits))
+    count = np.zeros((windows.size, 1))
+    for matrix, start in zip(matrices, windows.starts, strict=True):
+        matrix[start : start + windows.window] = to_window
+        count[start : start + windows.window] += 1
+    matrices /= count
+    if size != windows.size:
+        matrices = bilinear_weights(windows.size, size, align_corners) @ matrices
+    return matrices[:, ::-1] if flipped else matrices
 
 
-def _overlap(place: int, window: int, start: int, number: int) -> bool:
-    return place < start + number and start < place + window
+class Tile(NamedTuple):
+    """The matrices of one axis for a tile of an image, without most of their zeros.
+
+    Attributes:
+      firsts: The first row of the logits of each window that the tile needs, ``[windows]``.
+      weights: The weights of this row and those after it, ``[windows, rows, band]``.
+    """
+
+    firsts: np.ndarray | jax.Array
+    weights: np.ndarray | jax.Array
 
 
-def interpolate(
-    x: jax.Array, firsts: tuple[int, int], weights: tuple[jax.Array, jax.Array]
-) -> jax.Array:
-    """Resizes a part of ``[B, H, W, C]`` with two matrices, see ``ops.resize.bilinear_part``."""
-    sizes = [w.shape[1] for w in weights]
-    x = jax.lax.dynamic_slice(x, (0, *firsts, 0), (len(x), *sizes, x.shape[-1]))
-    for equation, w in zip(("oh,bhwc->bowc", "ow,bhwc->bhoc"), weights, strict=True):
-        x = jnp.einsum(equation, w, x, precision=jax.lax.Precision.HIGHEST)
-    return x
+class Tiles(NamedTuple):
+    """The matrices of one axis for all tiles: those of ``Tile``, with a leading axis."""
+
+    firsts: np.ndarray
+    weights: np.ndarray
+
+    def tile(self, index: int) -> Tile:
+        """Returns one tile, or the last one if there are fewer."""
+        index = min(index, len(self.firsts) - 1)
+        return Tile(self.firsts[index], self.weights[index])
 
 
-@functools.partial(jax.jit, donate_argnames="total", static_argnames="shape")
-def _add(
-    total: jax.Array | None,
-    logits: jax.Array,
-    offsets: tuple[int, int],
-    firsts: tuple[int, int],
-    weights: tuple[jax.Array, jax.Array],
-    *,
-    shape: tuple[int, int],
-) -> jax.Array:
-    resized = interpolate(logits, firsts, weights)
-    if total is None:
-        total = jnp.zeros((len(logits), *shape, logits.shape[-1]), logits.dtype)
-    place = 0, *offsets, 0
-    part = jax.lax.dynamic_slice(total, place, resized.shape)
-    return jax.lax.dynamic_update_slice(total, part + resized, place)
+def tiles(
+    windows: Windows,
+    logits: int,
+    size: int,
+    align_corners: bool,
+    flipped: bool,
+    tile: int,
+    canvas: int,
+) -> Tiles:
+    """Returns the matrices of one axis for tiles of ``tile`` rows, see ``weights``.
+
+    The logits are padded to ``canvas`` rows, which is how many each tile gets here, see ``banded``.
+    The rows of the last tile that are not in the image have no weights.
+    """
+    matrices = weights(windows, logits, size, align_corners, flipped)
+    pads = (0, 0), (0, -size % tile), (0, canvas - logits)
+    matrices = np.pad(matrices, pads).reshape(len(matrices), -1, tile, canvas).swapaxes(0, 1)
+    return Tiles(np.argmax(np.any(matrices, axis=2), axis=-1).astype(np.int32), matrices)
+
+
+def banded(axes: Sequence[Tiles], unit: int) -> list[Tiles]:
+    """Leaves out rows of the logits without weights, but keeps ``unit`` times 1, 2, 4 and so on."""
+    ends = [
+        np.max(np.arange(1, t.weights.shape[-1] + 1) * np.any(t.weights, axis=2), axis=-1)
+        for t in axes
+    ]
+    rows = max(int(np.max(end - t.firsts)) for end, t in zip(ends, axes, strict=True))
+    rows = unit << max(math.ceil(math.log2(rows / unit)), 0)
+    result = []
+    for firsts, matrices in axes:
+        band = min(matrices.shape[-1], rows)
+        firsts = np.minimum(firsts, matrices.shape[-1] - band)
+        columns = firsts[..., None, None] + np.arange(band)
+        result.append(Tiles(firsts, np.take_along_axis(matrices, columns, axis=-1)))
+    return result
+
+
+@jax.jit
+def merge(logits: Sequence[Sequence[jax.Array]], rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """Computes the logits at every pixel, ``[B, H, W, classes]``.
+
+    Args:
+      logits: Those of each window ``[B, h, w, classes]``, in rows and columns of windows.
+      rows: The matrices of the rows, ``[windows, H, h]``.
+      columns: The matrices of the columns, ``[windows, W, w]``.
+    """
+    x = jnp.stack([jnp.stack(row) for row in logits])
+    einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+    x = einsum("yoh,yxbhwc->xbowc", rows.astype(x.dtype), x)
+    return einsum("xpw,xbowc->bopc", columns.astype(x.dtype), x)

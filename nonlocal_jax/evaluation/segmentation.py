@@ -1,6 +1,6 @@
 """Evaluation of a segmentation network on a dataset."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import grain
@@ -11,21 +11,22 @@ from nonlocal_jax._progress import progress, report_compilation
 from nonlocal_jax.data import Source, check_example
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.evaluation._classes import dataset_classes
-from nonlocal_jax.evaluation._interrupt import check_interrupted, until_stopped
-from nonlocal_jax.evaluation.inference import Predictor, Variables
+from nonlocal_jax.evaluation._interrupt import (
+    Interrupted,
+    check_interrupted,
+    until_stopped,
+)
 from nonlocal_jax.evaluation.metrics import (
-    confusion_matrix,
     markdown_table,
     or_none,
     sum_over_processes,
     summarize,
 )
-from nonlocal_jax.sharding import Shardings
+from nonlocal_jax.evaluation.predictor import Predictor, Variables
+from nonlocal_jax.sharding import Shardings, local_shardings
 
 # This many threads read and decode examples while the device computes.
 _READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
-
-_confusion_matrix = jax.jit(confusion_matrix, static_argnums=2)
 
 
 def evaluator(
@@ -37,11 +38,12 @@ def evaluator(
 ) -> Callable[[Variables], dict[str, Any]]:
     """Returns a function that measures variables on all examples of a source.
 
-    As in the published evaluations, images are evaluated one at a time, and one confusion matrix at
-    the size of the labels counts all pixels. The network is compiled once for each image size, not
-    once for each call.
+    As in the published evaluations, one confusion matrix at the size of the labels counts all
+    pixels. Every image counts once, on any number of devices and processes. Images of similar sizes
+    share a batch, one for each group of ``mesh.context`` devices. The network is compiled for a few
+    sizes, see ``Predictor``, and not again in later calls.
 
-    If the mesh of ``shardings`` spans several processes, they evaluate every image together.
+    If the mesh of ``shardings`` spans several processes, they evaluate every batch together.
     Otherwise each process evaluates its share of the examples, and the confusion matrices are
     summed at the end.
 
@@ -49,21 +51,23 @@ def evaluator(
       config: Config of the experiment, see ``Predictor``.
       source: The examples, see ``nonlocal_jax.data.Source``.
       multi_scale: Whether to use all scales of the config and its flip.
-      shardings: Where the variables are placed, see ``Predictor``.
+      shardings: Where the variables and images are placed, see ``Predictor``. Default: on all
+        devices of this process.
 
     Returns:
-      ``run(variables)``. It returns the metrics of ``summarize``, the number of ``images``, the
-      ``protocol``, and the names of the ``dataset`` and of its ``classes``, see
-      ``dataset_classes``. The function raises an ``InputError`` if there are no examples, or if one
-      of them is invalid.
+      ``run(variables)``. It returns the metrics of ``summarize``, the ``confusion`` matrix, the
+      number of ``images``, the ``protocol``, and the names of the ``dataset`` and of its
+      ``classes``, see ``dataset_classes``. The function raises an ``InputError`` if there are no
+      examples, or if one of them is invalid.
 
     Raises:
       InputError: The dataset of the source has another number of classes than the model.
     """
+    together = shardings is not None and shardings.mesh.is_multi_process
+    shardings = shardings or local_shardings(config["mesh"]["context"])
     predictor = Predictor(config, multi_scale=multi_scale, shardings=shardings)
     num_classes = config["model"]["num_classes"]
     name, classes = dataset_classes(source, config)
-    together = shardings is not None and shardings.mesh.is_multi_process
     compiled = False
 
     def run(variables: Variables) -> dict[str, Any]:
@@ -76,20 +80,34 @@ def evaluator(
         examples = grain.MapDataset.source(source)
         if not together:
             examples = examples[jax.process_index() :: jax.process_count()]
-        label_map = predictor.label_maps(variables)
         if not compiled:
-            report_compilation("the network, once for each size of the images")
+            report_compilation("the network, for a few sizes of images")
         compiled = True
+
+        def images_and_labels() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            read = examples.to_iter_dataset(_READ_OPTIONS)
+            read = progress(read, len(examples), "evaluating")
+            count = 0
+            for example in until_stopped(read, together=together):
+                check_example(example, num_classes)
+                yield example["image"], np.asarray(example["label"])
+                count += 1
+            if count < len(examples):
+                raise Interrupted
+
         total = np.zeros((num_classes, num_classes), np.int64)
-        read = progress(examples.to_iter_dataset(_READ_OPTIONS), len(examples), "evaluating")
-        for example in until_stopped(read, together=together):
-            check_example(example, num_classes)
-            predictions = label_map(example["image"])
-            total += np.asarray(_confusion_matrix(example["label"], predictions, num_classes))
+        try:
+            for confusion in predictor.confusion_matrices(variables)(images_and_labels()):
+                total += confusion
+        except Interrupted:
+            if jax.process_count() == 1:
+                raise
+            # The other processes wait for this one below.
         confusion = total if together else sum_over_processes(total)
         check_interrupted()
         return {
             **summarize(confusion),
+            "confusion": confusion,
             "images": len(source),
             "protocol": predictor.protocol,
             "dataset": name,

@@ -15,7 +15,7 @@ from nonlocal_jax.models import create_model
 from nonlocal_jax.ops._numerics import at_least_float32
 from nonlocal_jax.sharding import (
     Shardings,
-    make_mesh,
+    local_shardings,
     process_rows,
     split_positions,
     to_global,
@@ -105,7 +105,7 @@ class VideoPredictor:
     def __init__(self, config: ConfigDict, *, shardings: Shardings | None = None):
         self.protocol = protocol(config)
         self._num_views = num_views(config)
-        self._shardings = shardings or _local_shardings(config.mesh.context)
+        self._shardings = shardings or local_shardings(config.mesh.context)
         self._batch_size = self._shardings.batch_parts * _VIEWS_PER_DEVICE
         model, options, data = create_model(config.model), config.evaluation, config.data
         call = {"window": tuple(n or None for n in options.window)} if options.window else {}
@@ -158,10 +158,3 @@ def _groups(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     """Yields lists of ``size`` consecutive items. The last one may be shorter."""
     items = iter(items)
     return iter(lambda: list(itertools.islice(items, size)), [])
-
-
-def _local_shardings(context: int) -> Shardings:
-    """Returns shardings over the devices of this process. Every process predicts its own videos."""
-    devices = jax.local_devices()
-    context = min(context, len(devices))
-    return Shardings(make_mesh(devices[: len(devices) // context * context], context=context))

@@ -1,6 +1,7 @@
 """The segmentation network, with a backbone, a decode head and an auxiliary head."""
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -36,6 +37,11 @@ class SegmentationNet(nn.Module):
     auxiliary_head: nn.Module
     align_corners: bool = False
     remat: bool = False
+
+    @property
+    def stride(self) -> int:
+        """Number of rows of an image for one row of the logits before the resize."""
+        return 4 * math.prod(self.backbone.strides)  # 4 are those of the stem
 
     def __call__(
         self, images: jax.Array, train: bool = False, *, upsample: bool = True

@@ -7,8 +7,7 @@ from jax.sharding import PartitionSpec
 
 from configs import segmentation
 from nonlocal_jax import evaluation
-from nonlocal_jax.evaluation import inference
-from nonlocal_jax.sharding import Shardings, make_mesh
+from nonlocal_jax.sharding import Shardings, local_shardings, make_mesh
 from tests.helpers import random_variables
 
 
@@ -32,12 +31,23 @@ def test_devices_that_share_an_image_give_the_result_of_one_device(config, varia
     expected = evaluation.Predictor(config)(variables)(image)
     config.mesh.context = 4
     actual = evaluation.Predictor(config)(variables)(image)
-    assert len(actual.sharding.device_set) == 4
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-10)
 
 
 def test_a_predictor_uses_at_most_the_devices_that_there_are():
-    assert inference._local_shardings(9).mesh.shape == {"data": 1, "context": 8}
+    assert local_shardings(9).mesh.shape == {"data": 1, "context": 8}
+    assert local_shardings(3).mesh.shape == {"data": 2, "context": 3}
+    assert local_shardings(3, groups=1).mesh.shape == {"data": 1, "context": 3}
+
+
+def test_images_and_logits_are_split_over_the_devices_that_share_an_image(config):
+    config.evaluation.base_size = (64, 128)
+    predictor = evaluation.Predictor(config, shardings=local_shardings(4))
+    compiled = predictor.lower((64, 128)).compile()
+    _, images, _ = compiled.input_shardings[0]
+    assert images.spec == PartitionSpec("data", "context")
+    # A quarter of the logits of 128x128 pixels at stride 4, 3 classes in float32.
+    assert compiled.memory_analysis().output_size_in_bytes == 32 * 32 * 3 * 4 // 4
 
 
 @pytest.mark.usefixtures("x64")

@@ -9,20 +9,22 @@ import pytest
 from configs import segmentation
 from nonlocal_jax.data import Dataset, get_dataset
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.evaluation import evaluator, inference, report
+from nonlocal_jax.evaluation import _programs, evaluator, report
 
 
 class GrayLevels:
     """A model that classifies black, gray and white pixels as 0, 1 and 2."""
 
-    def apply(self, variables, images):
+    stride = 1
+
+    def apply(self, variables, images, *, upsample):
         gray = images[..., :1] * 58.395 + 123.675
         return -jnp.abs(gray - jnp.array([0.0, 128.0, 255.0]).reshape(1, 1, 1, 3))
 
 
 @pytest.fixture
 def config(monkeypatch):
-    monkeypatch.setattr(inference, "create_model", lambda config: GrayLevels())
+    monkeypatch.setattr(_programs, "create_model", lambda config: GrayLevels())
     config = segmentation.get_config("demo_fcn")
     config.evaluation.base_size = (8, 6)
     return config

@@ -56,11 +56,12 @@ def test_from_a_folder_of_videos_to_a_prediction(command, tmp_path):
     status, out, err = command("evaluate", *options, data_dir)
     assert status == 0, err
     assert "evaluating 10x3: video 3 of 3" in err
-    assert out.startswith("| 10x3                |      % |\n")
+    assert out.startswith(f"evaluating step 2 of {run}\n| 10x3                |      % |\n")
+    assert out.endswith(f"\nwrote {tmp_path / 'metrics.json'}\n")
     assert "over windows of all x 2 x 2 (frames x rows x columns); mean of the" in out
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["protocol"]["name"] == "10x3"
-    assert metrics["experiment"] == "nl_i3d_r50_5block_32f"
+    assert (metrics["experiment"], metrics["step"]) == ("nl_i3d_r50_5block_32f", 2)
     assert [row["name"] for row in metrics["classes"]] == ["jumping", "running"]
     assert 0 <= metrics["top1"] <= 1
 

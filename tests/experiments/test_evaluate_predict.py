@@ -64,12 +64,13 @@ def test_evaluate_prints_a_table_and_writes_the_metrics(command, checkpoint, tmp
     )
     assert status == 0, err
     compiling, *_, last = err.splitlines()
-    assert compiling.startswith("compiling the network, once for each size of the images; ")
+    assert compiling.startswith("compiling the network, for a few sizes of images; ")
     assert last.startswith("evaluating: image 256 of 256, ")
     assert last.endswith(" per second, 0 s left")
     metrics = json.loads((output / "metrics.json").read_text())
     assert metrics["experiment"] == "demo_fcn"
-    assert metrics["checkpoint"] == str(checkpoint)
+    assert (metrics["checkpoint"], metrics["step"]) == (str(checkpoint), None)
+    assert out.endswith(f"\nwrote {output / 'metrics.json'}\n")
     assert (metrics["dataset"], metrics["split"], metrics["images"]) == ("digits_flag", "val", 256)
     assert metrics["protocol"]["ratios"] == [1.0]
     assert metrics["protocol"]["flip"] is False

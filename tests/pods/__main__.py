@@ -19,9 +19,15 @@ import traceback
 
 import jax
 
-from tests.pods import checkpoints, launch, processes, step
+from tests.pods import checkpoints, evaluation, launch, processes, step
 
-SCENARIOS = {**processes.SCENARIOS, **checkpoints.SCENARIOS, **launch.SCENARIOS, **step.SCENARIOS}
+SCENARIOS = {
+    **processes.SCENARIOS,
+    **checkpoints.SCENARIOS,
+    **launch.SCENARIOS,
+    **step.SCENARIOS,
+    **evaluation.SCENARIOS,
+}
 
 _HEAD = """# Runs with several processes and devices
 
