@@ -7,6 +7,7 @@ from typing import Any
 
 # The extra of pyproject.toml that installs what a part of the library imports.
 _EXTRAS = {
+    "compilation": "train",
     "convert": "convert",
     "data": "data",
     "evaluation": "data",

@@ -346,21 +346,3 @@ def split_positions(x: jax.Array) -> jax.Array:
     if not {DATA, CONTEXT} <= set(mesh.axis_names):
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(batch_axes(mesh), CONTEXT))
-
-
-def local_shardings(context: int, groups: int | None = None) -> Shardings:
-    """Returns shardings over devices of this process. Every process has its own.
-
-    Args:
-      context: Number of devices that share an image. If the process has fewer, it is their number.
-      groups: Number of groups of so many devices. Default: as many as there are.
-
-    Raises:
-      InputError: ``context`` is not positive.
-    """
-    if context < 1:
-        raise InputError(f"mesh.context is {context}; use a positive integer")
-    devices = jax.local_devices()
-    context = min(context, len(devices))
-    number = (groups or len(devices) // context) * context
-    return Shardings(make_mesh(devices[:number], context=context))

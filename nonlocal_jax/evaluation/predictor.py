@@ -10,10 +10,11 @@ import numpy as np
 
 from nonlocal_jax.data import IGNORE_INDEX
 from nonlocal_jax.errors import InputError
+from nonlocal_jax.evaluation._devices import local_shardings
 from nonlocal_jax.evaluation._layout import Grid, Layout, lay_out
 from nonlocal_jax.evaluation._programs import Logits, Programs
 from nonlocal_jax.evaluation._windows import Tile
-from nonlocal_jax.sharding import CONTEXT, Shardings, local_shardings
+from nonlocal_jax.sharding import CONTEXT, Shardings
 
 Variables = Mapping[str, Any]
 

@@ -11,6 +11,7 @@ from nonlocal_jax._progress import progress, report_compilation
 from nonlocal_jax.data import Source, check_example
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.evaluation._classes import dataset_classes
+from nonlocal_jax.evaluation._devices import local_shardings
 from nonlocal_jax.evaluation._interrupt import (
     Interrupted,
     check_interrupted,
@@ -23,7 +24,7 @@ from nonlocal_jax.evaluation.metrics import (
     summarize,
 )
 from nonlocal_jax.evaluation.predictor import Predictor, Variables
-from nonlocal_jax.sharding import Shardings, local_shardings
+from nonlocal_jax.sharding import Shardings
 
 # This many threads read and decode examples while the device computes.
 _READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)

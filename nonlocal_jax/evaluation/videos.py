@@ -11,11 +11,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from nonlocal_jax.data import normalize, num_views
+from nonlocal_jax.evaluation._devices import local_shardings
 from nonlocal_jax.models import create_model
 from nonlocal_jax.ops._numerics import at_least_float32
 from nonlocal_jax.sharding import (
     Shardings,
-    local_shardings,
     process_rows,
     split_positions,
     to_global,

@@ -7,7 +7,8 @@ from jax.sharding import PartitionSpec
 
 from configs import segmentation
 from nonlocal_jax import evaluation
-from nonlocal_jax.sharding import Shardings, local_shardings, make_mesh
+from nonlocal_jax.evaluation._devices import local_shardings
+from nonlocal_jax.sharding import Shardings, make_mesh
 from tests.helpers import random_variables
 
 
@@ -35,9 +36,9 @@ def test_devices_that_share_an_image_give_the_result_of_one_device(config, varia
 
 
 def test_a_predictor_uses_at_most_the_devices_that_there_are():
-    assert local_shardings(9).mesh.shape == {"data": 1, "context": 8}
-    assert local_shardings(3).mesh.shape == {"data": 2, "context": 3}
-    assert local_shardings(3, groups=1).mesh.shape == {"data": 1, "context": 3}
+    assert local_shardings(9).mesh.shape == {"data": 1, "fsdp": 1, "context": 8}
+    assert local_shardings(3).mesh.shape == {"data": 2, "fsdp": 1, "context": 3}
+    assert local_shardings(3, groups=1).mesh.shape == {"data": 1, "fsdp": 1, "context": 3}
 
 
 def test_images_and_logits_are_split_over_the_devices_that_share_an_image(config):
@@ -45,7 +46,7 @@ def test_images_and_logits_are_split_over_the_devices_that_share_an_image(config
     predictor = evaluation.Predictor(config, shardings=local_shardings(4))
     compiled = predictor.lower((64, 128)).compile()
     _, images, _ = compiled.input_shardings[0]
-    assert images.spec == PartitionSpec("data", "context")
+    assert images.spec == PartitionSpec(("data", "fsdp"), "context")
     # A quarter of the logits of 128x128 pixels at stride 4, 3 classes in float32.
     assert compiled.memory_analysis().output_size_in_bytes == 32 * 32 * 3 * 4 // 4
 
