@@ -11,6 +11,7 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.topology import use_tpu_compiler
@@ -44,6 +45,15 @@ def x64():
 @pytest.fixture
 def unused_port():
     return free_port()
+
+
+@pytest.fixture(autouse=True)
+def same_compilation_cache():
+    """The TPU compiler turns the cache off for its process."""
+    yield
+    if not jax.config.jax_enable_compilation_cache:
+        jax.config.update("jax_enable_compilation_cache", True)
+        compilation_cache.reset_cache()
 
 
 @pytest.fixture

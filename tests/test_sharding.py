@@ -132,7 +132,7 @@ def test_the_rows_of_a_pod():
 @pytest.mark.usefixtures("libtpu")
 def test_an_image_stays_in_a_slice():
     mesh = make_mesh(topology_devices("2*v5e:2x4"), context=4)
-    slices = [{device.slice_index for device in image} for image in mesh.devices]
+    slices = [{device.slice_index for device in image.flat} for image in mesh.devices]
     assert slices == [{0}, {0}, {1}, {1}]
 
 

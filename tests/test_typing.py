@@ -38,7 +38,7 @@ def messages(tmp_path_factory):
     """What mypy says about the README, all public names, and ``WRONG``, by file and line."""
     directory = tmp_path_factory.mktemp("typing")
     names = [f"nlj.{name}" for name in nlj.__all__]
-    for package in vars(nlj).values():
+    for package in list(vars(nlj).values()):
         if hasattr(package, "__path__"):
             part = package.__name__.removeprefix("nonlocal_jax.")
             names += [f"nlj.{part}.{name}" for name in package.__all__]

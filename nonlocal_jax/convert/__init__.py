@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         read_dataset,
         read_model_config,
         save,
+        saved_step,
         to_torch,
     )
 

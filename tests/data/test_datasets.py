@@ -234,5 +234,5 @@ def test_a_bucket_needs_the_package_that_reads_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(InputError, match=r"gs://bucket cannot be read: .*gcsfs"):
         data.load_source("ade20k", "train", "gs://bucket")
-    with pytest.raises(InputError, match="object stores are not supported"):
+    with pytest.raises(InputError, match="it cannot be in a bucket; use a local path"):
         data.prepare_dataset("ade20k", ".", "gs://bucket")

@@ -175,7 +175,7 @@ def test_every_problem_of_a_download_is_listed_at_once(tmp_path):
     flip(images[1])
     expect(images[1], "damaged")
     images[2].write_text("<html>404</html>")
-    expect(images[2], "not a PNG or JPEG image", "16 bytes")
+    expect(images[2], "is an HTML page")
     flip(images[15], -14)
     expect(images[15], "damaged", "OpenCV")
     images[3].write_bytes(b"")

@@ -25,7 +25,8 @@ import numpy as np
 from nonlocal_jax import tasks
 from nonlocal_jax.convert import _checksums
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.evaluation import inference
+from nonlocal_jax.evaluation import predictor
+from nonlocal_jax.evaluation._layout import lay_out
 
 # Number of examples. Their fingerprint reads the first, the last and the one in the middle.
 TRAINING = 12
@@ -82,23 +83,17 @@ def main():
     def open_source(config, split, data_dir=None):
         return Source({"train": TRAINING, "val": 10}[split], faults)
 
-    def label_maps(predictor, variables):
-        infer = original_label_maps(predictor, variables)
-
-        def label_map(image):
-            with open(faults["images"], "a") as file:
-                print(time.time(), file=file)
-            time.sleep(faults.get("seconds_per_image", 0))
-            return infer(image)
-
-        return label_map
+    def slow_lay_out(image, *arguments):
+        with open(faults["images"], "a") as file:
+            print(time.time(), file=file)
+        time.sleep(faults.get("seconds_per_image", 0))
+        return lay_out(image, *arguments)
 
     task = dataclasses.replace(tasks.TASKS["segmentation"], open_source=open_source)
     if not faults.get("data_of_config"):
         tasks.TASKS["segmentation"] = task
     if "images" in faults:
-        original_label_maps = inference.Predictor.label_maps
-        inference.Predictor.label_maps = label_maps
+        predictor.lay_out = slow_lay_out
     _checksums.write = _after(faults.get("seconds_per_save", 0), _checksums.write)
     if "full_disk_at" in faults:
         _checksums.write = _full_at(faults["full_disk_at"], _checksums.write)

@@ -8,6 +8,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache as compilation_cache_module
 
 from configs import segmentation
 from tests.helpers import child_environment
@@ -25,6 +26,7 @@ def compilation_cache(tmp_path_factory):
     before = {name: getattr(jax.config, name) for name in options}
     for name, value in options.items():
         jax.config.update(name, value)
+    compilation_cache_module.reset_cache()  # JAX reads the options at the first compilation
     yield {name.upper(): str(value) for name, value in options.items()}
     for name, value in before.items():
         jax.config.update(name, value)

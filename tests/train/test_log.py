@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+import types
 
 import jax.numpy as jnp
 import pytest
@@ -45,7 +46,7 @@ def test_one_json_object_a_logged_step(tmp_path, capsys):
 def test_the_wait_for_data_is_logged_and_one_warning_is_given(tmp_path, capsys, monkeypatch):
     """Steps of a second; the devices wait for a part of the time between two records."""
     clock = iter(range(100))
-    monkeypatch.setattr(log.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(log, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
     _, monitor = _monitor(tmp_path)
     # The clock starts at step 1. What is waited before does not count.
     for step, waited in enumerate([9, 0.1, 0.1, 0.3, 0.3, 0.3, 1], 1):

@@ -165,7 +165,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(config, source, tmp_path, monkey
             train(config, tmp_path, source)
         assert _saved(tmp_path) == [2, 4]
         assert [record["step"] for record in read_metrics(tmp_path)] == [1, 2, 3, 4]
-    (warning,) = (line for line in capsys.readouterr().out.splitlines() if "again" in line)
+    warning, *_ = (line for line in capsys.readouterr().out.splitlines() if "again" in line)
     assert warning.startswith("warning: step 5 compiled the train step again, in ")
 
 
