@@ -19,7 +19,7 @@ code=nonlocal_jax.tar.gz
 # Ends a process of an earlier attempt, and makes the environment. The hosts have an older Python.
 setup="pkill -f '[e]xperiments.train'; mkdir -p nonlocal_jax && tar -xzf $code -C nonlocal_jax && \
 cd nonlocal_jax && python3 -m pip install -q --user uv && export PATH=~/.local/bin:\$PATH && \
-{ test -x .venv/bin/python || uv venv -q --python=3.11; } && uv pip install -q -r requirements.txt -e '.[all,tpu]'"
+{ test -x .venv/bin/python || uv venv -q --python=3.11; } && uv pip install -q -r requirements.txt -e '.[all,gcs,tpu]'"
 
 run() { if [ -n "$dry_run" ]; then quoted "$@"; else "$@"; fi; }
 tpus() { run gcloud compute tpus "$@" "--zone=$ZONE" --quiet; }
