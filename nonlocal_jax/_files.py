@@ -94,7 +94,7 @@ def bucket_errors(url: object) -> Iterator[None]:
         raise InputError(f"{url} cannot be read: {reason}") from error
 
 
-# What is not a file, as ``stat`` tells it apart.
+# Names of what is not a file, by its type in ``stat``.
 _NOT_FILES = {
     stat.S_IFDIR: "a directory",
     stat.S_IFIFO: "a named pipe",

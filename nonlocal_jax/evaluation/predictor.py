@@ -113,7 +113,7 @@ class Predictor:
     def lower(self, size: tuple[int, int]) -> jax.stages.Lowered:
         """Lowers the program of the network for images of a (height, width), without any arrays.
 
-        Compiled, it tells the memory and the cost of inference, also for devices that this machine
+        Compile it to get the memory and the cost of inference, also for devices that this machine
         does not have. There is one image for each group of devices along "context". With several
         scales, it is the program of the first one.
         """
