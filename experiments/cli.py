@@ -80,37 +80,37 @@ def define_allow_non_finite() -> flags.FlagHolder:
 
 
 def _list_in_help(holder: flags.FlagHolder) -> None:
-    """--help lists the flags of the command's own module."""
+    """Makes ``--help`` list a flag, as it lists those of the command's own module."""
     flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[holder.name])
 
 
 def define_compilation_cache() -> None:
     """Defines ``--compilation-cache``."""
-    flags.DEFINE_string(
+    holder = flags.DEFINE_string(
         "compilation_cache",
         None,
         "Directory or gs://... of compiled programs, which later runs reuse, or off. Default: "
         "$JAX_COMPILATION_CACHE_DIR if it is set, else ~/.cache/nonlocal_jax/compiled.",
     )
-    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["compilation_cache"])
+    _list_in_help(holder)
 
 
 def define_distributed() -> None:
     """Defines the flags of a command that several processes can run together."""
-    flags.DEFINE_enum(
+    mode = flags.DEFINE_enum(
         "distributed",
         "auto",
         distributed.MODES,
         "Whether this is one of several processes: on, off, or auto for what JAX detects.",
     )
-    flags.DEFINE_integer(
+    timeout = flags.DEFINE_integer(
         "heartbeat_timeout",
         distributed.HEARTBEAT_TIMEOUT,
         "Seconds without a sign of life of one process after which the others end.",
         lower_bound=1,
     )
-    for name in ("distributed", "heartbeat_timeout"):
-        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
+    _list_in_help(mode)
+    _list_in_help(timeout)
 
 
 def stop(number: signal.Signals, text: str, status: int) -> NoReturn:

@@ -118,7 +118,7 @@ def initialize(
 
 
 def _check_slurm() -> None:
-    """Refuses to run alone in a job of several tasks. Each ``srun`` starts a step of the job."""
+    """Raises an error if a Slurm job has several tasks and ``srun`` did not start this process."""
     tasks = int(os.environ.get("SLURM_NTASKS") or 1)
     in_step = "SLURM_STEP_NODELIST" in os.environ
     # `salloc` can start a step of one task for its shell.

@@ -88,7 +88,7 @@ def use_tpu_compiler() -> None:
     )
     # JAX read JAX_PLATFORMS when it was imported.
     jax.config.update("jax_platforms", "cpu")
-    # Programs for a TPU that is not there can be written to the compilation cache, but not read.
+    # JAX cannot load a cached program for a TPU that this machine does not have.
     jax.config.update("jax_enable_compilation_cache", False)
 
 

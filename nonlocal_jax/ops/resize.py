@@ -32,32 +32,6 @@ def bilinear_weights(size: int, new_size: int, align_corners: bool) -> np.ndarra
     return xp.maximum(scale - xp.abs(source - column * scale), 0) / scale
 
 
-def bilinear_part(
-    size: int, new_size: int, align_corners: bool, start: int, number: int
-) -> tuple[int, np.ndarray]:
-    """Rows of the interpolation matrix of one axis, without columns of zeros.
-
-    Args:
-      size: Number of input rows.
-      new_size: Number of output rows.
-      align_corners: Convention, see ``resize``.
-      start: The first of the output rows.
-      number: Number of output rows. Those outside of the output have no weights.
-
-    Returns:
-      The first of the k input rows that are used, and the weights ``[number, k]``, float64. k does
-      not depend on ``start``.
-    """
-    row = np.arange(start, start + number)[:, None]
-    source, scale = _positions(row, size, new_size, align_corners)
-    step = size - 1 if align_corners else 2 * size
-    k = min(size, int((number - 1) * step // scale) + 3)
-    first = min(int(source[0, 0] // scale), size - k)
-    column = np.arange(first, first + k)[None]
-    weights = np.maximum(scale - np.abs(source - column * scale), 0) / scale
-    return first, np.where((row >= 0) & (row < new_size), weights, 0)
-
-
 def _fits(n: Any) -> bool:
     return is_symbolic_dim(n) or (isinstance(n, int | np.integer) and n >= 1)
 
