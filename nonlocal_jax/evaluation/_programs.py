@@ -69,8 +69,8 @@ class Programs:
         self.labels = compiled(self._labels, 3, row)
         self.confusion = compiled(self._confusion, 4, PartitionSpec())
 
-    def lower_network(self, padded: tuple[int, int], canvas: tuple[int, int]) -> jax.stages.Lowered:
-        """Lowers ``network`` for windows of a size, without any arrays."""
+    def trace_network(self, padded: tuple[int, int], canvas: tuple[int, int]) -> jax.stages.Traced:
+        """Traces ``network`` for windows of a size, without any arrays."""
         batch, sharding = self._shardings.batch_parts, self._shardings
         image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
         variables = jax.eval_shape(self._model.init, jax.random.key(0), image)
@@ -81,7 +81,7 @@ class Programs:
         )
         images = jax.ShapeDtypeStruct((batch, *padded, 3), jnp.uint8, sharding=self.by_row)
         sizes = jax.ShapeDtypeStruct((batch, 2), jnp.int32, sharding=self.by_image)
-        return self.network.lower(variables, images, sizes, canvas)
+        return self.network.trace(variables, images, sizes, canvas)
 
     def _network(self, variables, images, sizes, canvas):
         padded = images.shape[1:3]

@@ -110,15 +110,15 @@ class Predictor:
 
         return confusions
 
-    def lower(self, size: tuple[int, int]) -> jax.stages.Lowered:
-        """Lowers the program of the network for images of a (height, width), without any arrays.
+    def trace(self, size: tuple[int, int]) -> jax.stages.Traced:
+        """Traces the program of the network for images of a (height, width), without any arrays.
 
-        Compile it to get the memory and the cost of inference, also for devices that this machine
-        does not have. There is one image for each group of devices along "context". With several
-        scales, it is the program of the first one.
+        ``trace(size).lower().compile()`` has the memory and the cost of inference, also on devices
+        that this machine does not have. There is one image for each group of devices along
+        "context". With several scales, it is the program of the first one.
         """
         shape = self._lay_out(np.zeros((*size, 3), np.uint8)).shapes[0]
-        return self._programs.lower_network(shape.padded, shape.canvas)
+        return self._programs.trace_network(shape.padded, shape.canvas)
 
     def _lay_out(self, image: np.ndarray) -> Layout:
         return lay_out(image, self.protocol, self._grid)

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from nonlocal_jax._files import write_file
 from nonlocal_jax.errors import first_line, is_out_of_memory
+from nonlocal_jax.evaluation import Predictor
 from nonlocal_jax.hlo import Program
 from nonlocal_jax.models.count import count_jaxpr
 from nonlocal_jax.sharding import (
@@ -74,33 +74,43 @@ def compile_evaluation(
 ) -> dict[str, Any]:
     """Compiles the inference of an experiment for a TPU topology, see ``compile_train_step``.
 
-    It is the network at the size that the published protocol evaluates, whole images or windows,
-    one for each group of ``mesh.context`` chips. The logits have the stride of the network, as in
-    ``nonlocal_jax.evaluation``, which resizes them part by part.
+    There is one input for each group of ``mesh.context`` chips. For segmentation, it is the network
+    of ``nonlocal_jax.evaluation.Predictor`` on images, or windows, of the size of the published
+    protocol. Its logits have the stride of the network, and are resized by other programs.
     """
     experiment = create_experiment(config)
     devices, shardings = _devices(config, topology)
     state = abstract_state(experiment, shardings)
-    inputs = experiment.example_inputs()
-    height, width = _evaluation_size(config) or inputs.shape[-3:-1]
-    shape = (shardings.batch_parts, *inputs.shape[1:-3], height, width, inputs.shape[-1])
-    batch = _sharded({"image": jax.ShapeDtypeStruct(shape, jnp.float32)}, shardings)
-    options = {"upsample": False} if config.task == "segmentation" else {}
-
-    def evaluate(variables: Mapping[str, Any], images: jax.Array) -> jax.Array:
-        with use_mesh(shardings.mesh):
-            variables = shardings.gather(variables)
-            return experiment.model.apply(variables, split_positions(images), **options)
-
+    if config.task == "segmentation":
+        traced = Predictor(config, shardings=shardings).trace(_evaluation_size(config.evaluation))
+        _, images, _ = traced.args_info[0]
+    else:
+        traced, images = _trace_model(experiment, shardings, state.variables)
+    batch = _sharded({"image": images}, shardings)
     parts = {
         "parameters": _bytes_per_device(state.params),
         "batch_statistics": _bytes_per_device(state.batch_stats),
         "batch": _bytes_per_device(batch),
     }
-    traced = jax.jit(evaluate).trace(state.variables, batch["image"])
     return _report(
         experiment, "evaluate", topology, devices, _size(state.params), traced, batch, parts, text
     )
+
+
+def _trace_model(
+    experiment: Experiment, shardings: Shardings, variables: Mapping[str, Any]
+) -> tuple[jax.stages.Traced, jax.ShapeDtypeStruct]:
+    """Traces the network on inputs of the size of the training. Returns the inputs too."""
+    one = experiment.example_inputs()
+    images = jax.ShapeDtypeStruct(
+        (shardings.batch_parts, *one.shape[1:]), one.dtype, sharding=shardings.batch
+    )
+
+    def evaluate(variables: Mapping[str, Any], images: jax.Array) -> jax.Array:
+        with use_mesh(shardings.mesh):
+            return experiment.model.apply(shardings.gather(variables), split_positions(images))
+
+    return jax.jit(evaluate).trace(variables, images), images
 
 
 def _devices(config: ConfigDict, topology: str) -> tuple[list[jax.Device], Shardings]:
@@ -108,13 +118,11 @@ def _devices(config: ConfigDict, topology: str) -> tuple[list[jax.Device], Shard
     return devices, make_shardings(config.mesh, devices)
 
 
-def _evaluation_size(config: ConfigDict) -> tuple[int, int] | None:
-    """Returns (height, width) of the network's input in the evaluation of a segmentation."""
-    if config.task != "segmentation":
-        return None
-    if config.evaluation.mode == "slide":
-        return tuple(config.evaluation.crop)
-    width, height = config.evaluation.base_size
+def _evaluation_size(protocol: Mapping[str, Any]) -> tuple[int, int]:
+    """Returns the (height, width) of an image, or of its windows."""
+    if protocol["mode"] == "slide":
+        return tuple(protocol["crop"])
+    width, height = protocol["base_size"]
     return height, width
 
 

@@ -44,7 +44,7 @@ def test_a_predictor_uses_at_most_the_devices_that_there_are():
 def test_images_and_logits_are_split_over_the_devices_that_share_an_image(config):
     config.evaluation.base_size = (64, 128)
     predictor = evaluation.Predictor(config, shardings=local_shardings(4))
-    compiled = predictor.lower((64, 128)).compile()
+    compiled = predictor.trace((64, 128)).lower().compile()
     _, images, _ = compiled.input_shardings[0]
     assert images.spec == PartitionSpec(("data", "fsdp"), "context")
     # A quarter of the logits of 128x128 pixels at stride 4, 3 classes in float32.

@@ -117,7 +117,7 @@ def _memory_here() -> list[int]:
     needed = []
     for context in (1, 4):
         shardings = Shardings(make_mesh(topology_devices("v5e:2x4"), context=context))
-        compiled = Predictor(config, shardings=shardings).lower((512, 1024)).compile()
+        compiled = Predictor(config, shardings=shardings).trace((512, 1024)).lower().compile()
         variables = jax.tree.leaves(compiled.in_avals[0][0])
         parameters = sum(x.size * x.dtype.itemsize for x in variables)
         needed.append(compiled_report(compiled)["bytes_per_chip"]["peak"] - parameters)

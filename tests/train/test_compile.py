@@ -39,7 +39,7 @@ def test_a_step_that_does_not_fit_is_a_result(config, monkeypatch):
 def test_an_evaluation_with_two_chips_per_image(config):
     config.mesh.context = 2
     report = compile_evaluation(config, "v5e:2x2")
-    assert report["batch"] == {"image": "float32[2,32,64,3]"}
+    assert report["batch"] == {"image": "uint8[2,32,64,3]"}
     assert report["fits"]
     assert report["collectives_per_chip"]  # the rows at the border, and the keys and values
     assert report["roofline"]["seconds"] == max(report["roofline"]["seconds_of"].values())
