@@ -140,7 +140,7 @@ def _row(cell: Cell, report: dict[str, Any]) -> str:
         roofline["limited_by"],
         f"{rates['images_per_second']:,.0f}",
         f"{rates['images_per_second_and_host']:.0f}",
-        *(f"{rates[name]:.2f}" if name in rates else "" for name in ("hours", "chip_hours")),
+        *(f"{rates[name]:.3g}" if name in rates else "" for name in ("hours", "chip_hours")),
     ]
     return f"| {' | '.join(cells)} |"
 

@@ -21,9 +21,23 @@ IMAGES, SIZES, MAX_PROGRAMS = 64, 40, 6
 _LAYOUTS = (1, 1, 1, 0), (1, 8, 1, 0), (1, 8, 2, 0), (2, 4, 1, 0), (2, 4, 2, 0), (2, 4, 2, 1)
 
 
-def _run(name: str, *arguments: Any, output: pathlib.Path, **environment: str) -> subprocess.Popen:
+def _start(
+    name: str, *arguments: Any, output: pathlib.Path, **environment: str
+) -> subprocess.Popen:
     command = [sys.executable, "-m", "tests.pods.evaluation", name, *map(str, arguments)]
-    return subprocess.Popen([*command, str(output)], env=child_environment(**environment))
+    with _log(output).open("w") as log:
+        return subprocess.Popen(
+            [*command, str(output)], env=child_environment(**environment), stdout=log, stderr=log
+        )
+
+
+def _result(process: subprocess.Popen, output: pathlib.Path) -> Any:
+    assert process.wait(timeout=1800) == 0, _log(output).read_text()
+    return json.loads(output.read_text())
+
+
+def _log(output: pathlib.Path) -> pathlib.Path:
+    return output.with_suffix(".log")
 
 
 def _evaluate(directory: pathlib.Path, processes: int, *layout: int) -> Mapping[str, Any]:
@@ -36,11 +50,10 @@ def _evaluate(directory: pathlib.Path, processes: int, *layout: int) -> Mapping[
     }
     outputs = [directory / f"{processes}{layout}{i}.json" for i in range(processes)]
     started = [
-        _run("evaluate", *layout, output=output, JAX_PROCESS_ID=str(i), **environment)
+        _start("evaluate", *layout, output=output, JAX_PROCESS_ID=str(i), **environment)
         for i, output in enumerate(outputs)
     ]
-    assert [process.wait(timeout=1800) for process in started] == [0] * processes
-    first, *others = (json.loads(output.read_text()) for output in outputs)
+    first, *others = map(_result, started, outputs)
     assert all(other["confusion"] == first["confusion"] for other in others)
     return first
 
@@ -58,8 +71,7 @@ def many_sizes(directory: pathlib.Path) -> str:
 def memory(directory: pathlib.Path) -> str:
     """Four chips that share an image need at most 0.4 of the memory of one, without parameters."""
     output = directory / "memory.json"
-    assert _run("memory", output=output).wait(timeout=1800) == 0
-    one, four = json.loads(output.read_text())
+    one, four = _result(_start("memory", output=output), output)
     assert four <= 0.4 * one, (one, four)
     return f"{one / 2**20:.0f} MiB on one chip, {four / 2**20:.0f} MiB on each of four"
 

@@ -17,6 +17,7 @@ import math
 import os
 import pathlib
 import runpy
+import signal
 import sys
 import time
 
@@ -77,6 +78,8 @@ def _full_at(step, function):
 
 
 def main():
+    # A shell that started the tests in the background ignores Ctrl-C in all of their processes.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     faults, command, *options = sys.argv[1:]
     faults = json.loads(faults)
 
