@@ -10,14 +10,18 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+
+# For the shapes of the operands and results of a kernel, how often it moves each of them.
+KernelPasses = Mapping[tuple[tuple[int, ...], ...], tuple[float, ...]]
 
 _SHAPE = re.compile(r"([a-z]\w*)\[([\d,<=]*)\](?:\{([^}]*)\})?")
 _INSTRUCTION = re.compile(r"\s*(ROOT )?%?(\S+) = (.*)")
 # Instructions that move nothing, or whose bytes the matching "-start" has counted.
 _FREE = re.compile(
     "parameter|constant|get-tuple-element|tuple|bitcast|after-all|opt-barrier|partition-id|"
-    "replica-id|iota|domain|add-dependency"
+    "replica-id|iota|domain|add-dependency|async-update|async-done"
 )
 _SLICES = ("slice", "dynamic-slice", "gather")
 
@@ -88,6 +92,13 @@ class Instruction:
         """The computation that an attribute names, such as ``body``."""
         return re.search(rf"\b{attribute}=%?([^\s,]+)", self.attributes)[1]
 
+    @property
+    def branches(self) -> list[str]:
+        """The computations of a condition."""
+        if found := re.search(r"branch_computations=\{([^}]*)\}", self.attributes):
+            return re.findall(r"%([^\s,]+)", found[1])
+        return [self.called("true_computation"), self.called("false_computation")]
+
 
 Computation = dict[str, Instruction]
 
@@ -123,9 +134,15 @@ def _parse_instruction(line: str) -> Instruction | None:
 
 
 class Program:
-    """A compiled program, parsed from its text."""
+    """A compiled program, parsed from its text.
 
-    def __init__(self, text: str):
+    Args:
+      text: Its text.
+      kernels: How often its Pallas kernels move their arrays, see ``models.count.kernel_passes``.
+    """
+
+    def __init__(self, text: str, kernels: KernelPasses = MappingProxyType({})):
+        self._kernels = kernels
         self.computations: dict[str, Computation] = {}
         self.entry = ""
         for line in text.splitlines():
@@ -150,9 +167,7 @@ class Program:
                     n = times * self._trip_count(instruction)
                     yield from self.instructions(instruction.called("body"), n)
                 case "conditional":
-                    names = re.search(r"branch_computations=\{([^}]*)\}", instruction.attributes)
-                    branches = re.findall(r"%([^\s,]+)", names[1]) if names else []
-                    for branch in branches:
+                    for branch in instruction.branches:
                         yield from self.instructions(branch, times)
                 case "call" | "async-start":
                     attribute = "to_apply" if instruction.opcode == "call" else "calls"
@@ -176,9 +191,16 @@ class Program:
     def hbm_bytes(self, computation: Computation, instruction: Instruction) -> int:
         """Returns the bytes that one execution reads from HBM and writes to it.
 
-        A slice reads what it returns, and an update in place writes what it changes.
+        A slice reads what it returns, and an update in place writes what it changes. A Pallas
+        kernel can read an array more than once.
         """
         opcode = instruction.opcode
+        if opcode == "custom-call":
+            read = (shape for name in instruction.operands for shape in computation[name].shapes)
+            arrays = (*read, *instruction.shapes)
+            if passes := self._kernels.get(tuple(tuple(array.sizes) for array in arrays)):
+                moved = (n * array.hbm_bytes for n, array in zip(passes, arrays, strict=True))
+                return round(sum(moved))
         if opcode.endswith(("-done", "-update")):
             return sum(shape.hbm_bytes for shape in instruction.shapes)
         total = 0

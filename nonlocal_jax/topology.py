@@ -138,8 +138,7 @@ def compiled_report(compiled: jax.stages.Compiled, cores: int = 1) -> dict[str, 
       Plain values for JSON. ``bytes_per_chip`` maps kinds of memory to their sizes. Donated
       arguments count in ``arguments`` and again in ``outputs`` and ``aliased``. ``peak`` is the
       largest amount of memory in use at one time; on a CPU it does not include ``temporaries``.
-      ``flops_per_chip`` (a multiply and an add are two) and ``bytes_accessed_per_chip`` are the
-      compiler's estimates for one call.
+      ``bytes_accessed_per_chip`` is the compiler's estimate for one call.
     """
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     sizes = {
@@ -152,6 +151,5 @@ def compiled_report(compiled: jax.stages.Compiled, cores: int = 1) -> dict[str, 
     }
     return {
         "bytes_per_chip": {kind: cores * size for kind, size in sizes.items()},
-        "flops_per_chip": cores * cost["flops"],
         "bytes_accessed_per_chip": cores * cost["bytes accessed"],
     }

@@ -4,7 +4,7 @@ import collections
 import math
 import re
 
-from nonlocal_jax.hlo import Computation, Instruction, Program
+from nonlocal_jax.hlo import Computation, Instruction, Program, Shape
 
 KINDS = (
     "convolutions, forward",
@@ -115,12 +115,21 @@ def collectives(program: Program) -> dict[str, dict[str, float]]:
     for (opcode, _), (times, inner) in calls.items():
         total = totals.setdefault(opcode, {"calls": 0, "bytes": 0.0})
         size = _group_size(inner.attributes)
-        shapes = inner.shapes[:1] if opcode == "send" else inner.shapes
-        result = sum(shape.bytes for shape in shapes)
+        result = sum(shape.bytes for shape in _results(inner))
         result *= size if opcode == "reduce-scatter" else 1
         total["calls"] += times
         total["bytes"] += times * result * _SENT[opcode](size)
     return totals
+
+
+def _results(collective: Instruction) -> tuple[Shape, ...]:
+    """The results of a collective. Some that are asynchronous have their operands before them."""
+    if collective.opcode == "send":
+        return collective.shapes[:1]
+    if collective.opcode in ("all-gather-start", "collective-permute-start"):
+        number = len(collective.operands)
+        return collective.shapes[number : 2 * number]
+    return collective.shapes
 
 
 def _group_size(attributes: str) -> int:

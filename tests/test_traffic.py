@@ -1,5 +1,6 @@
 """The traffic and the communication that the text of a compiled program shows."""
 
+import functools
 import string
 
 import jax
@@ -7,6 +8,8 @@ import jax.numpy as jnp
 import pytest
 
 from nonlocal_jax.hlo import Program, Shape
+from nonlocal_jax.models.count import kernel_passes
+from nonlocal_jax.ops import softmax_attention
 from nonlocal_jax.sharding import Shardings, make_mesh
 from nonlocal_jax.topology import topology_devices
 from nonlocal_jax.traffic import collectives, traffic
@@ -81,6 +84,65 @@ def test_groups_and_small_types():
     for groups, size in (("{{0,1},{2,3}}", 2), ("[2,4]<=[8]", 4)):
         (sent,) = collectives(_program(groups)).values()
         assert sent["bytes"] == pytest.approx(2 * (size - 1) / size * 4096)
+
+
+_ASYNCHRONOUS = string.Template("""HloModule jit_f, is_scheduled=true
+
+%gathered (q: f32[1,1024]) -> f32[4,1024] {
+  %q = $row parameter(0)
+  ROOT %all-gather = $rows all-gather(%q), channel_id=1, replica_groups=[2,4]<=[8]
+}
+
+%if (r: f32[1,1024]) -> f32[1,1024] {
+  %r = $row parameter(0)
+  ROOT %negate = $row negate(%r)
+}
+
+%else (s: f32[1,1024]) -> f32[1,1024] {
+  ROOT %s = $row parameter(0)
+}
+
+ENTRY %main (a: f32[1,1024], p: pred[]) -> f32[1,1024] {
+  %a = $row parameter(0)
+  %p = pred[]{:T(512)S(2)} parameter(1)
+  %async-start = (($row), $rows) async-start(%a), calls=%gathered
+  %async-done = $rows async-done(%async-start)
+  %start = ($row, $row, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%a), channel_id=2
+  %done = $row collective-permute-done(%start)
+  ROOT %c = $row conditional(%p, %a, %a), true_computation=%if, false_computation=%else
+}
+""")
+
+
+def test_asynchronous_instructions_and_branches():
+    row, rows = "f32[1,1024]{1,0:T(1,128)}", "f32[4,1024]{1,0:T(4,128)}"
+    program = Program(_ASYNCHRONOUS.substitute(row=row, rows=rows))
+    # The gathered rows, the permuted one, and the negated one.
+    assert traffic(program) == {
+        "optimizer": 2 * 4096,
+        "collectives": (1 + 4) * 4096 + 2 * 4096,
+    }
+    assert collectives(program) == {
+        "all-gather": {"calls": 1, "bytes": 3 / 4 * 4 * 4096},
+        "collective-permute": {"calls": 1, "bytes": 4096},
+    }
+
+
+@pytest.mark.usefixtures("libtpu")
+def test_a_kernel_reads_the_keys_for_each_block_of_queries():
+    shardings = Shardings(make_mesh(topology_devices("v5e:2x2")[:1]))
+    n, m, c = 1024, 2**20, 128  # the keys do not fit in VMEM
+    query, keys = (
+        jax.ShapeDtypeStruct((1, rows, c), jnp.bfloat16, sharding=shardings.replicated)
+        for rows in (n, m)
+    )
+    attention = functools.partial(softmax_attention, implementation="flash")
+    traced = jax.jit(attention).trace(query, keys, keys)
+    passes = kernel_passes(traced.jaxpr.jaxpr, "tpu")
+    assert passes == {((1, 1, n, c), *[(1, 1, m, c)] * 2, (1, 1, n, c)): (1, 2, 2, 1)}
+    text = traced.lower().compile().as_text()
+    (moved,) = traffic(Program(text, passes)).values()
+    assert moved == pytest.approx(2 * (2 * n + 2 * 2 * m) * c, rel=0.01)
 
 
 @pytest.mark.usefixtures("libtpu")

@@ -5,7 +5,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from jax.extend import core
+
+from nonlocal_jax.hlo import KernelPasses
 
 
 def count_multiply_adds(function: Callable[..., Any], *args: Any) -> int:
@@ -74,6 +77,45 @@ def equations(
         options = {"kernels": kernels, "path": inner_path, "times": times * _repetitions(equation)}
         for program in inner:
             yield from equations(program, platform, **options)
+
+
+def kernel_passes(jaxpr: core.Jaxpr, platform: str | None = None) -> KernelPasses:
+    """Returns how often each Pallas kernel of a program moves its operands and results.
+
+    A kernel moves a block of an array whenever the next point of its grid has another block. For
+    example, attention reads the keys again for every block of queries. Kernels whose blocks depend
+    on data are left out.
+
+    Args:
+      jaxpr: The program.
+      platform: See ``equations``.
+
+    Returns:
+      Maps the shapes of the operands and results of a kernel to a number for each of them.
+    """
+    passes = {}
+    for equation, _, _ in equations(jaxpr, platform, kernels=False):
+        if equation.primitive.name == "pallas_call":
+            shapes = tuple(v.aval.shape for v in (*equation.invars, *equation.outvars))
+            grid_mapping = equation.params["grid_mapping"]
+            mappings = grid_mapping.block_mappings
+            if len(mappings) == len(shapes):
+                passes[shapes] = tuple(
+                    _moved_blocks(mapping, grid_mapping.grid) * _block_size(mapping) / math.prod(s)
+                    for mapping, s in zip(mappings, shapes, strict=True)
+                )
+    return passes
+
+
+def _moved_blocks(mapping: Any, grid: tuple[int, ...]) -> int:
+    """Number of blocks of an array that a kernel moves. The last axis of its grid is fastest."""
+    points = np.indices(grid, np.int32).reshape(len(grid), -1)
+    indices = jax.vmap(core.jaxpr_as_fun(mapping.index_map_jaxpr))(*points)
+    return 1 + int(np.any(np.diff(np.stack(indices)), axis=0).sum())
+
+
+def _block_size(mapping: Any) -> int:
+    return math.prod(getattr(axis, "block_size", 1) for axis in mapping.block_shape)
 
 
 def _multiply_adds(equation: core.JaxprEqn) -> int:

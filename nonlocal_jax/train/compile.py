@@ -7,7 +7,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
@@ -16,7 +16,7 @@ from nonlocal_jax._files import write_file
 from nonlocal_jax.errors import first_line, is_out_of_memory
 from nonlocal_jax.evaluation import Predictor
 from nonlocal_jax.hlo import Program
-from nonlocal_jax.models.count import count_jaxpr
+from nonlocal_jax.models.count import count_jaxpr, kernel_passes
 from nonlocal_jax.sharding import (
     Shardings,
     check_batch_size,
@@ -28,7 +28,7 @@ from nonlocal_jax.topology import Chip, chip_of, compiled_report, topology_devic
 from nonlocal_jax.traffic import collectives, traffic
 from nonlocal_jax.train._necessary import necessary_traffic
 from nonlocal_jax.train.experiment import Experiment, create_experiment
-from nonlocal_jax.train.state import abstract_state
+from nonlocal_jax.train.state import TrainState, abstract_state
 from nonlocal_jax.train.step import make_train_step
 
 
@@ -57,16 +57,9 @@ def compile_train_step(
     check_batch_size(experiment.batch_size, shardings, config.train.get("accumulate", 1))
     state = abstract_state(experiment, shardings)
     batch = _sharded(experiment.task.batch(config), shardings)
-    parts = {
-        "parameters": _bytes_per_device(state.params),
-        "optimizer": _bytes_per_device(state.opt_state),
-        "batch_statistics": _bytes_per_device(state.batch_stats),
-        "batch": _bytes_per_device(batch),
-    }
     traced = make_train_step(experiment, shardings).trace(state, batch)
-    return _report(
-        experiment, "train", topology, devices, _size(state.params), traced, batch, parts, text
-    )
+    step = _step("train", traced, state, batch, optimizer=_bytes_per_device(state.opt_state))
+    return _report(config, topology, devices, step, text)
 
 
 def compile_evaluation(
@@ -86,15 +79,8 @@ def compile_evaluation(
         _, images, _ = traced.args_info[0]
     else:
         traced, images = _trace_model(experiment, shardings, state.variables)
-    batch = _sharded({"image": images}, shardings)
-    parts = {
-        "parameters": _bytes_per_device(state.params),
-        "batch_statistics": _bytes_per_device(state.batch_stats),
-        "batch": _bytes_per_device(batch),
-    }
-    return _report(
-        experiment, "evaluate", topology, devices, _size(state.params), traced, batch, parts, text
-    )
+    step = _step("evaluate", traced, state, _sharded({"image": images}, shardings))
+    return _report(config, topology, devices, step, text)
 
 
 def _trace_model(
@@ -133,10 +119,6 @@ def _sharded(batch: Mapping[str, Any], shardings: Shardings) -> dict[str, jax.Sh
     }
 
 
-def _size(tree: Any) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))
-
-
 def _bytes_per_device(tree: Any) -> int:
     return sum(
         leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape))
@@ -144,25 +126,56 @@ def _bytes_per_device(tree: Any) -> int:
     )
 
 
+class _Step(NamedTuple):
+    """A program, and what it is called with.
+
+    Attributes:
+      name: "train" or "evaluate".
+      traced: The program.
+      batch: The global batch.
+      parts: Bytes per device of the state and of the batch.
+      parameters: Number of parameters.
+    """
+
+    name: str
+    traced: jax.stages.Traced
+    batch: Mapping[str, jax.ShapeDtypeStruct]
+    parts: Mapping[str, int]
+    parameters: int
+
+
+def _step(
+    name: str,
+    traced: jax.stages.Traced,
+    state: TrainState,
+    batch: Mapping[str, jax.ShapeDtypeStruct],
+    **parts: int,
+) -> _Step:
+    parts = {
+        "parameters": _bytes_per_device(state.params),
+        **parts,
+        "batch_statistics": _bytes_per_device(state.batch_stats),
+        "batch": _bytes_per_device(batch),
+    }
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    return _Step(name, traced, batch, parts, parameters)
+
+
 def _report(
-    experiment: Experiment,
-    step: str,
+    config: ConfigDict,
     topology: str,
     devices: list[jax.Device],
-    parameters: int,
-    traced: jax.stages.Traced,
-    batch: Mapping[str, jax.ShapeDtypeStruct],
-    parts: Mapping[str, int],
+    step: _Step,
     text: str | os.PathLike[str] | None,
 ) -> dict[str, Any]:
-    config, chip = experiment.config, chip_of(topology)
+    chip, jaxpr = chip_of(topology), step.traced.jaxpr.jaxpr
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     places = {(getattr(d, "slice_index", 0), *d.coords) for d in devices}
     chips, cores = len(places), len(devices) // len(places)  # TPU v4 and 7x can have two cores
-    batch_size = jax.tree.leaves(batch)[0].shape[0]
+    batch_size = jax.tree.leaves(step.batch)[0].shape[0]
     report = {
         "experiment": config.name,
-        "step": step,
+        "step": step.name,
         "topology": topology,
         "device_kind": devices[0].device_kind,
         "slices": slices,
@@ -170,26 +183,27 @@ def _report(
         "chips": chips,
         "batch_size": batch_size,
         "batch": {
-            name: f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for name, leaf in batch.items()
+            name: f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+            for name, leaf in step.batch.items()
         },
         "context": config.mesh.context,
         "dtype": config.model.get("dtype"),
-        "parameters": parameters,
-        "remat": config.train.get("remat", False),
+        "parameters": step.parameters,
+        "remat": config.train.get("remat", "none"),
         "versions": {"jax": jax.__version__, "libtpu": _libtpu_version()},
     }
-    parts = {name: cores * size for name, size in parts.items()}
-    operations = 2 * count_jaxpr(traced.jaxpr.jaxpr, "tpu")
+    parts = {name: cores * size for name, size in step.parts.items()}
+    operations = 2 * count_jaxpr(jaxpr, "tpu")
     start = time.monotonic()
     try:
-        compiled = traced.lower().compile()
+        compiled = step.traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
         if not is_out_of_memory(error):
             raise
         return report | {
             "fits": False,
             "error": first_line(error),
-            "advice": _advice(config, step, batch_size, report["context"], chips),
+            "advice": _advice(config, step.name, batch_size, chips),
             "bytes_per_chip": {**parts, "memory": chip.memory},
             "flops_per_chip": operations / chips,
         }
@@ -197,7 +211,7 @@ def _report(
     hlo = compiled.as_text()
     if text is not None:
         write_file(text, hlo)
-    program = Program(hlo)
+    program = Program(hlo, kernel_passes(jaxpr, "tpu"))
     measured = compiled_report(compiled, cores)
     moved = {kind: cores * size for kind, size in traffic(program).items()}
     sent = {
@@ -205,14 +219,16 @@ def _report(
         for name, each in collectives(program).items()
     }
     needed = necessary_traffic(
-        traced.jaxpr.jaxpr,
+        jaxpr,
         chips,
         itemsize=2 if report["dtype"] == "bfloat16" else 4,
         state_bytes=parts["parameters"] + parts.get("optimizer", 0),
-        gradient_bytes=parts["parameters"] if step == "train" else 0,
+        gradient_bytes=parts["parameters"] if step.name == "train" else 0,
     )
-    if step == "evaluate":
+    if step.name == "evaluate":
         needed.pop("optimizer", None)
+        # What is in no layer, such as the normalization of the image.
+        moved["other layers"] = moved.get("other layers", 0) + moved.pop("optimizer", 0)
     roofline = _roofline(chip, operations / chips, sum(moved.values()), sent)
     return report | {
         "fits": True,
@@ -226,7 +242,7 @@ def _report(
         "collectives_per_chip": sent,
         "bytes_accessed_per_chip": measured["bytes_accessed_per_chip"],
         "roofline": roofline,
-        "throughput": _throughput(config, step, report, roofline["seconds"]),
+        "throughput": _throughput(config, step.name, report, roofline["seconds"]),
         "compile_seconds": round(seconds, 1),
     }
 
@@ -262,15 +278,15 @@ def _throughput(
     return rates
 
 
-def _advice(config: ConfigDict, step: str, batch_size: int, context: int, chips: int) -> str:
+def _advice(config: ConfigDict, step: str, batch_size: int, chips: int) -> str:
     """What needs less memory per chip."""
-    changes = []
+    context, changes = config.mesh.context, []
     if step == "train":
         if batch_size * context > chips:
             changes += ["fewer images per chip (--batch-size)"]
             changes += ["--config.train.accumulate=2"] if "accumulate" in config.train else []
-        if not config.train.get("remat", False) or config.train.remat == "none":
-            changes += ["--config.train.remat"]
+        if config.train.get("remat", "full") != "full":
+            changes += ["--config.train.remat=full"]
     if config.model.get("dtype") != "bfloat16":
         changes += ["--config.model.dtype=bfloat16"]
     changes += [f"--config.mesh.context={2 * context}, so that more chips share an image"]

@@ -29,7 +29,7 @@ def test_a_step_that_does_not_fit_is_a_result(config, monkeypatch):
     assert report["fits"] is False
     assert report["error"] == "RESOURCE_EXHAUSTED: Used 20G of 15.75G hbm."
     assert "fewer images per chip" in report["advice"]
-    assert "--config.train.remat" in report["advice"]
+    assert "--config.train.remat=full" in report["advice"]
     assert "--config.mesh.context=2" in report["advice"]
     sizes = report["bytes_per_chip"]
     assert sizes["optimizer"] == sizes["parameters"] + 4  # the momentum, and the number of steps
