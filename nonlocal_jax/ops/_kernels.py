@@ -11,8 +11,6 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jax._src import xla_bridge  # the only way to ask whether devices are initialized
-from jax._src.cudnn import fused_attention_stablehlo
 from jax.experimental.pallas.ops.tpu import flash_attention as tpu
 
 from nonlocal_jax.errors import InputError
@@ -118,6 +116,8 @@ def _capability() -> float | None:
     ``jax.devices()`` would initialize the devices, and ``jax.distributed.initialize`` fails after
     that.
     """
+    from jax._src import xla_bridge  # there is no public way to ask for this
+
     if not xla_bridge.backends_are_initialized():
         return None
     device = jax.devices()[0]
@@ -128,6 +128,9 @@ def _capability() -> float | None:
 @contextlib.contextmanager
 def _assume_hopper():
     """JAX traces cuDNN's attention only if this process has a GPU; a program may be for another."""
+    # Private modules are imported where they are used, so that a change of them affects only this.
+    from jax._src.cudnn import fused_attention_stablehlo
+
     answers = {
         "check_cudnn_version": lambda: 91000,
         "check_compute_capability": lambda capability: True,
