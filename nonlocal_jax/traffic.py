@@ -47,14 +47,14 @@ def kind(program: Program, computation: Computation, instruction: Instruction) -
     inner = list(program.fused(instruction))
     if any(_COLLECTIVE.match(i.opcode.removesuffix("-done")) for i in inner):
         return "collectives"
-    hero = next((i for i in inner if i.opcode == "convolution"), instruction)
-    if hero.opcode == "convolution" and hero.op_name.endswith("conv_general_dilated"):
-        return _convolution_kind(hero)
+    main = next((i for i in inner if i.opcode == "convolution"), instruction)
+    if main.opcode == "convolution" and main.op_name.endswith("conv_general_dilated"):
+        return _convolution_kind(main)
     if instruction.opcode in ("copy", "transpose", "copy-start", "copy-done"):
         return "copies"
     if any(i.opcode in ("reduce-window", "select-and-scatter") for i in inner):
         return "pooling"
-    return path_kind(hero.op_name)
+    return path_kind(main.op_name)
 
 
 def path_kind(path: str) -> str:
