@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import grain
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -13,8 +12,8 @@ from nonlocal_jax._progress import progress, report_compilation
 from nonlocal_jax.data import Example, Source, read_views
 from nonlocal_jax.data.clips import clip_label
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.evaluation._classes import dataset_classes
 from nonlocal_jax.evaluation._interrupt import check_interrupted, until_stopped
+from nonlocal_jax.evaluation._source import dataset_classes, examples_of_process
 from nonlocal_jax.evaluation.metrics import gather_shares, or_none, percent
 from nonlocal_jax.evaluation.videos import Variables, VideoPredictor, quick_config
 from nonlocal_jax.sharding import Shardings
@@ -122,14 +121,7 @@ def evaluator(
 
     def run(variables: Variables) -> dict[str, Any]:
         nonlocal compiled
-        if not len(source):
-            raise InputError(
-                f"the source {getattr(source, 'name', type(source).__name__)!r} has no examples; "
-                "check its directory and its split"
-            )
-        examples = grain.MapDataset.source(source)
-        if not together:
-            examples = examples[jax.process_index() :: jax.process_count()]
+        examples = examples_of_process(source, together=together)
         labels = []
         if not compiled:
             report_compilation("the network")

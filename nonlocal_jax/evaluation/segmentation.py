@@ -9,14 +9,13 @@ import numpy as np
 
 from nonlocal_jax._progress import progress, report_compilation
 from nonlocal_jax.data import Source, check_example
-from nonlocal_jax.errors import InputError
-from nonlocal_jax.evaluation._classes import dataset_classes
 from nonlocal_jax.evaluation._devices import local_shardings
 from nonlocal_jax.evaluation._interrupt import (
     Interrupted,
     check_interrupted,
     until_stopped,
 )
+from nonlocal_jax.evaluation._source import dataset_classes, examples_of_process
 from nonlocal_jax.evaluation.metrics import (
     markdown_table,
     or_none,
@@ -73,14 +72,7 @@ def evaluator(
 
     def run(variables: Variables) -> dict[str, Any]:
         nonlocal compiled
-        if not len(source):
-            raise InputError(
-                f"the source {getattr(source, 'name', type(source).__name__)!r} has no examples; "
-                "check its directory and its split"
-            )
-        examples = grain.MapDataset.source(source)
-        if not together:
-            examples = examples[jax.process_index() :: jax.process_count()]
+        examples = examples_of_process(source, together=together)
         if not compiled:
             report_compilation("the network, for a few sizes of images")
         compiled = True

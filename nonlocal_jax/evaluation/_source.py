@@ -1,9 +1,13 @@
-"""The names of a dataset and of its classes, for reports."""
+"""What an evaluation asks its source: the names of the classes, and the examples of a process."""
 
 from collections.abc import Mapping
 from typing import Any
 
+import grain
+import jax
+
 from nonlocal_jax.data import DATASETS, Dataset, Source
+from nonlocal_jax.errors import InputError
 
 
 def dataset_classes(source: Source, config: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
@@ -23,3 +27,22 @@ def dataset_classes(source: Source, config: Mapping[str, Any]) -> tuple[str, tup
     if name in DATASETS and len(DATASETS[name].classes) == num_classes:
         return name, DATASETS[name].classes
     return getattr(source, "name", name), tuple(map(str, range(num_classes)))
+
+
+def examples_of_process(source: Source, *, together: bool) -> grain.MapDataset:
+    """Returns the examples that this process evaluates: every n-th one for n processes.
+
+    Args:
+      source: All examples.
+      together: Whether the processes work on each example together, so that each has all of them.
+
+    Raises:
+      InputError: There are no examples.
+    """
+    if not len(source):
+        raise InputError(
+            f"the source {getattr(source, 'name', type(source).__name__)!r} has no examples; "
+            "check its directory and its split"
+        )
+    examples = grain.MapDataset.source(source)
+    return examples if together else examples[jax.process_index() :: jax.process_count()]
