@@ -195,6 +195,8 @@ class Program:
         kernel can read an array more than once.
         """
         opcode = instruction.opcode
+        if 'custom_call_target="AllocateBuffer"' in instruction.attributes:
+            return 0  # memory that a loop writes part by part
         if opcode == "custom-call":
             read = (shape for name in instruction.operands for shape in computation[name].shapes)
             arrays = (*read, *instruction.shapes)

@@ -52,6 +52,7 @@ ENTRY %main (a: f32[3,1024], b: bf16[20,100]) -> f32[1,1024] {
   %y.1 = $near get-tuple-element(%while), index=2
   %copy-start = ($far, $near, u32[]{:S(2)}) copy-start(%y.1)
   %copy-done = $far copy-done(%copy-start)
+  %buffer = $rows custom-call(), custom_call_target="AllocateBuffer"
   %copy = bf16[20,100]{0,1:T(8,128)(2,1)} copy(%b)
   ROOT %sum.1 = $far all-reduce(%copy-done), channel_id=1, replica_groups=$groups, to_apply=%add
 }
