@@ -128,7 +128,7 @@ def test_in_nnx(block, options, x64):
     value, gradients = step(model, x)
     chex.assert_trees_all_close(
         ((value, variables()["batch_stats"]), nnx.to_pure_dict(gradients)),
-        jax.value_and_grad(expected_loss, has_aux=True)(*given.values()),
+        jax.jit(jax.value_and_grad(expected_loss, has_aux=True))(*given.values()),
         rtol=1e-9,
         atol=1e-12,
     )
@@ -288,6 +288,6 @@ def test_derivatives(x64, mode, implementation, derivative):
         with pytest.raises(TypeError, match="forward-mode"):
             compute(function_of(block, x), x, t)
         return
-    actual = compute(function_of(block, x), x, t)
-    expected = compute(function_of(block.clone(implementation="dense"), x), x, t)
+    blocks = (block, block.clone(implementation="dense"))
+    actual, expected = (jax.jit(compute, static_argnums=0)(function_of(b, x), x, t) for b in blocks)
     np.testing.assert_allclose(actual, expected, rtol=1e-8, atol=1e-8 * np.max(np.abs(expected)))

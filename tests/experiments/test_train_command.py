@@ -38,7 +38,7 @@ def start(tmp_path):
     return start
 
 
-def test_stop_go_on_and_refuse(tmp_path, start):
+def test_stop_go_on_and_refuse(tmp_path, start, command):
     stopped = start("--profile=1:2")
     wait_for_step(stopped, 2)
     stopped.send_signal(signal.SIGTERM)
@@ -68,18 +68,18 @@ def test_stop_go_on_and_refuse(tmp_path, start):
     assert [r["step"] for r in records if "train/loss" in r] == list(range(1, 31))
     assert [r["step"] for r in records if "val/miou" in r] == [30]
 
-    other = start("--config.seed=1")
-    out, err = other.communicate()
-    assert other.returncode == 2
-    assert err.startswith("no cluster detected: running on one process\nerror: ")
+    other = [f"--workdir={tmp_path / 'run'}", *_ARGUMENTS, "--config.seed=1"]
+    status, _, err = command("train", *other)
+    assert status == 2
+    assert err.startswith("error: ")
     assert "seed is 0 in the checkpoint, 1 in the config" in err
     assert "Traceback" not in err
 
 
-def test_what_is_no_flag_is_refused(tmp_path, start):
-    run = start("config.steps=4")
-    _, errors = run.communicate()
-    assert run.returncode == 2
+def test_what_is_no_flag_is_refused(tmp_path, command):
+    workdir = f"--workdir={tmp_path / 'run'}"
+    status, _, errors = command("train", workdir, *_ARGUMENTS, "config.steps=4")
+    assert status == 2
     assert errors == "error: unexpected argument 'config.steps=4'; start flags with --\n"
     assert not (tmp_path / "run").exists()
 
