@@ -238,7 +238,8 @@ class Program:
         for user in inside.values():
             for i, operand in enumerate(user.operands):
                 if operand == name:
-                    if user.opcode in ("bitcast", "reshape"):
+                    # The root of a fusion is a view that the fusion around it reads.
+                    if user.opcode in ("bitcast", "reshape") and not user.is_root:
                         total += self._read_inside(inside, user.name, full)
                     else:
                         total += self._read(user, i, full)

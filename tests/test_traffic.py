@@ -79,6 +79,29 @@ def test_loops_slices_layouts_and_vector_memory():
     assert collectives(program) == {"all-reduce": {"calls": 1, "bytes": 2 * 3 / 4 * 4096}}
 
 
+def test_a_fusion_reads_what_a_fusion_inside_of_it_passes_on():
+    """The inner fusion is a view of the operand, which the outer one reads whole."""
+    program = Program("""HloModule jit_f
+
+%inner (p: f32[8,1024]) -> f32[1,8,1024] {
+  %p = f32[8,1024]{1,0:T(8,128)} parameter(0)
+  ROOT %view = f32[1,8,1024]{2,1,0:T(8,128)} bitcast(%p)
+}
+
+%outer (q: f32[8,1024]) -> f32[1,8,1024] {
+  %q = f32[8,1024]{1,0:T(8,128)} parameter(0)
+  %nested = f32[1,8,1024]{2,1,0:T(8,128)} fusion(%q), kind=kLoop, calls=%inner
+  ROOT %negative = f32[1,8,1024]{2,1,0:T(8,128)S(1)} negate(%nested)
+}
+
+ENTRY %main (a: f32[8,1024]) -> f32[1,8,1024] {
+  %a = f32[8,1024]{1,0:T(8,128)} parameter(0)
+  ROOT %fusion = f32[1,8,1024]{2,1,0:T(8,128)S(1)} fusion(%a), kind=kLoop, calls=%outer
+}
+""")
+    assert traffic(program) == {"optimizer": 4 * 8 * 1024}
+
+
 def test_groups_and_small_types():
     assert Shape("pred[7,3]{1,0}").bytes == 21
     assert Shape("s4[8]{0:E(4)}").bytes == 4
