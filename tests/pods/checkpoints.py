@@ -44,8 +44,8 @@ def _load_steps(run: pathlib.Path) -> list[int]:
     return steps
 
 
-def _alone(number: int) -> dict:
-    """The environments of a run of one process, or of several."""
+def _environments(number: int) -> dict:
+    """The option of ``Processes`` for a run of one process, or of two."""
     return {"environments": [{}]} if number == 1 else {}
 
 
@@ -67,7 +67,7 @@ def _fails(processes: Processes, message: str) -> float:
 
 def _resumes(directory: pathlib.Path, number: int, step: int) -> None:
     """Goes on from a step to the last one."""
-    with Processes(directory, faults=[{}] * number, **_alone(number)) as again:
+    with Processes(directory, faults=[{}] * number, **_environments(number)) as again:
         again.succeed()
         assert f"from step {step} of 12" in again.out(0), again.log()
 
@@ -75,7 +75,7 @@ def _resumes(directory: pathlib.Path, number: int, step: int) -> None:
 def full_disk(directory: pathlib.Path, *, number: int) -> str:
     """The disk is full when step 8 is saved, in the background."""
     faults = [{**_SLOW, "full_disk_at": 8}, *[_SLOW] * (number - 1)]
-    with Processes(directory, faults=faults, **_alone(number)) as processes:
+    with Processes(directory, faults=faults, **_environments(number)) as processes:
         seconds = _fails(processes, "cannot save a checkpoint to .*: No space left on device; the ")
     steps = _load_steps(directory / "run")
     _resumes(directory, number, 4)
@@ -85,7 +85,7 @@ def full_disk(directory: pathlib.Path, *, number: int) -> str:
 def no_directory(directory: pathlib.Path, *, number: int) -> str:
     """The directory of a save cannot be made."""
     checkpoints, aside = directory / "run" / "checkpoints", directory / "aside"
-    with Processes(directory, faults=[_SLOW] * number, **_alone(number)) as processes:
+    with Processes(directory, faults=[_SLOW] * number, **_environments(number)) as processes:
         processes.wait_for("saved step 4")
         checkpoints.rename(aside)
         checkpoints.touch()
@@ -99,11 +99,11 @@ def no_directory(directory: pathlib.Path, *, number: int) -> str:
 
 def truncated(directory: pathlib.Path, *, number: int) -> str:
     """A file of the newest checkpoint is cut in half."""
-    with Processes(directory, faults=[_SLOW] * number, **_alone(number)) as processes:
+    with Processes(directory, faults=[_SLOW] * number, **_environments(number)) as processes:
         processes.succeed()
     file = max((directory / "run/checkpoints/12/variables/d").iterdir())
     os.truncate(file, file.stat().st_size // 2)
-    with Processes(directory, faults=[{}] * number, **_alone(number)) as processes:
+    with Processes(directory, faults=[{}] * number, **_environments(number)) as processes:
         processes.wait_for("from step 8 of 12")
         seconds = time.time() - processes.started
         processes.succeed()
