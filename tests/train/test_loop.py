@@ -3,15 +3,17 @@ import json
 import os
 import re
 import shutil
+from collections import Counter
 
 import jax
 import numpy as np
 import pytest
 
-from nonlocal_jax import compilation, convert
+from nonlocal_jax import convert
 from nonlocal_jax.configs.video import get_config
 from nonlocal_jax.data import Dataset
 from nonlocal_jax.errors import InputError
+from nonlocal_jax.tasks import get_task
 from nonlocal_jax.train import NonFiniteError, loop
 from nonlocal_jax.train._memory import memory_errors
 from tests.helpers import read_metrics, train
@@ -101,13 +103,36 @@ def test_the_same_seed_gives_the_same_parameters(config, source, tmp_path):
     assert any(not np.array_equal(x, y) for x, y in zip(a, c, strict=True))
 
 
-def test_a_second_start_compiles_nothing(config, source, tmp_path):
-    """The tests of this directory have a cache that the first run fills."""
-    for name in "ab":
+@pytest.fixture
+def lookups():
+    """Counts how often JAX looks for a program in its cache, and how often it finds one."""
+    events = Counter()
+
+    def add(event, **_):
+        events[event.rpartition("/")[2]] += 1
+
+    jax.monitoring.register_event_listener(add)
+    yield events
+    jax.monitoring.unregister_event_listener(add)
+
+
+@pytest.mark.parametrize("name", ["another", "resumed"])
+def test_a_second_start_compiles_nothing(config, source, tmp_path, lookups, name):
+    """Neither for the steps nor for anything around them, in any thread.
+
+    The tests of this directory have a cache that the first run fills.
+    """
+    for start in ("first", name):
         jax.clear_caches()
-        with compilation.count_programs() as programs:
-            train(config, tmp_path / name, source)
-    assert programs["built"] == programs["read"] > 0
+        lookups.clear()
+        evaluate = get_task(config).evaluator(config, source, quick=True)
+        train(config, tmp_path / "run", source, evaluate=evaluate)
+        if name == "another":
+            (tmp_path / "run").rename(tmp_path / start)
+        else:  # killed after step 4
+            shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")
+    assert lookups["compile_requests_use_cache"] == lookups["cache_hits"] > 50
+    print(lookups)
 
 
 def test_tensorboard_has_the_records(config, source, tmp_path):
