@@ -178,8 +178,8 @@ def different(directory: pathlib.Path, *, fact: str) -> str:
 def check_refused(second: Processes, first: Processes, workdir: str, locks: pathlib.Path) -> str:
     """A second pair ends with a message that names the first one. Returns how soon.
 
-    The time of ``locks`` is that of the attempt to lock the work directory. How long the second pair
-    needs to start Python and to connect before that depends on the machine.
+    The time of ``locks`` is that of its attempt to lock the work directory. How long it needs to
+    start Python and to connect before that depends on the machine.
     """
     ends = second.ends()
     assert [status for status, _ in ends] == [2, 2], second.log()
