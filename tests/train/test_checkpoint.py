@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import time
+import types
 
 import jax
 import numpy as np
@@ -411,6 +412,32 @@ def test_a_full_disk_is_one_error_and_keeps_the_states_before(
             checkpoints.save(state.replace(step=state.step + 5))
     assert "\n" not in str(error.value)
     assert int(_restore(tmp_path / "run", _config()).step) == 4
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's threads
+def test_a_write_of_orbax_that_fails_is_one_error(tmp_path):
+    """It fails in a thread of its own, here because of the limit of the size of a file."""
+    resource = pytest.importorskip("resource")
+    array = jax.numpy.asarray(np.random.default_rng(0).standard_normal(1_000_000, np.float32))
+    parts = {"variables": {"x": array}, "progress": {"x": array}}
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def run():
+        with Checkpoints(tmp_path, _config(), "fingerprint") as checkpoints:
+            checkpoints.save(types.SimpleNamespace(step=1, **parts))
+            checkpoints._checkpointer.wait_until_finished()
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
+            try:
+                checkpoints.save(types.SimpleNamespace(step=2, **parts))
+                while True:
+                    checkpoints.check()
+                    time.sleep(0.01)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    with pytest.raises(InputError, match=r"cannot save a checkpoint to \S*: File too large; the "):
+        run()
+    assert [step.name for step in finished_steps(tmp_path / "checkpoints")] == ["1"]
 
 
 def test_a_failed_save_is_reported_before_the_next_one(workdir, state, tmp_path, monkeypatch):
