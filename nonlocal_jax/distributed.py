@@ -102,9 +102,11 @@ def initialize(
         if mode == "auto" and not signs:
             print("no cluster detected: running on one process", file=sys.stderr)
             return
-        found = f"{' and '.join(signs)} set" if signs else "nothing set"
+        found = "and no variable of a cluster is set"
+        if signs:
+            found = f"with {' and '.join(signs)} set"
         raise InputError(
-            f"JAX detects no cluster ({first_line(error)}), with {found}; on Kubernetes, run "
+            f"JAX detects no cluster ({first_line(error)}), {found}; on Kubernetes, run "
             "pip install 'jax[k8s]'; without a launcher, set JAX_COORDINATOR_ADDRESS=HOST:PORT, "
             f"JAX_NUM_PROCESSES and JAX_PROCESS_ID for each process; {off}"
         ) from error

@@ -5,7 +5,9 @@ import os
 from collections.abc import Collection
 
 # What the operating system says of a disk that is full, fails, or cannot be written.
-_DISK_REASONS = [os.strerror(getattr(errno, name)) for name in ("ENOSPC", "EDQUOT", "EIO", "EROFS")]
+_DISK_REASONS = [
+    os.strerror(getattr(errno, name)) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EIO", "EROFS")
+]
 
 
 class InputError(ValueError):

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from absl import logging
+from etils import epath
 from ml_collections import ConfigDict
 
 from nonlocal_jax import distributed
@@ -21,6 +22,8 @@ from nonlocal_jax.errors import InputError, disk_reason, first_line, is_out_of_m
 from nonlocal_jax.train.state import TrainState
 
 _KEEP = 3
+# The object of Orbax that commits a save in a bucket.
+_COMMIT = "commit_success.txt"
 # Seconds that a save may take. Orbax measures them with the system clock. When the clock is set
 # forward by more, for example after a start without a network, the save fails.
 _TIMEOUT = 100 * 365 * 24 * 3600
@@ -95,7 +98,8 @@ class Checkpoints:
             "init": None if init is None else str(absolute_path(init)),
         }
         self._steps: list[int] = distributed.from_first(self._clean)
-        self._scores: Mapping[int, float] = {}
+        # Unknown until the first call of ``save``. Until then no state is removed.
+        self._scores: Mapping[int, float] | None = None
         options = ocp.AsyncOptions(timeout_secs=_TIMEOUT, create_directories_asynchronously=False)
         items = ocp.CompositeOptions(async_options=options)
         self._checkpointer = ocp.AsyncCheckpointer(
@@ -133,7 +137,8 @@ class Checkpoints:
         if kind is None or jax.process_count() == 1:
             with self._saving():
                 self._checkpointer.close()
-                self._remove_old()
+                if kind is None:
+                    self._remove_old()
 
     @property
     def latest_step(self) -> int | None:
@@ -163,6 +168,7 @@ class Checkpoints:
             full.
         """
         step = int(state.step)
+        self._scores = scores or {}
         if step in (0, self.latest_step):
             return
         args = ocp.args.Composite(
@@ -172,20 +178,21 @@ class Checkpoints:
         )
         with self._saving():
             self._checkpointer.wait_until_finished()
-            self._scores = scores or {}
             self._remove_old()
             self._checkpointer.save(self.directory / str(step), args=args)
         self._steps.append(step)
 
     def _remove_old(self) -> None:
         """Removes all states but the last ones and the best one. No save is in progress."""
+        if self._scores is None:
+            return
         scored = [step for step in self._steps if step in self._scores]
         best = max(scored, key=self._scores.__getitem__, default=None)
         for step in self._steps[:-_KEEP]:
             if step != best:
                 self._steps.remove(step)
                 if jax.process_index() == 0:
-                    (self.directory / str(step)).rmtree(missing_ok=True)
+                    _remove(self.directory / str(step))
 
     @contextlib.contextmanager
     def _saving(self) -> Iterator[None]:
@@ -263,3 +270,14 @@ class Checkpoints:
                 f"{self.directory.parent} belongs to another run; use a new --workdir, or undo "
                 f"these changes:{listing(different)}"
             )
+
+
+def _remove(step: epath.Path) -> None:
+    """Removes a state. If this is interrupted, the rest is that of an interrupted save."""
+    if not step.exists():
+        return
+    if is_bucket(step):
+        (step / _COMMIT).unlink(missing_ok=True)
+    else:
+        step = step.rename(f"{step}{ocp.utils.TMP_DIR_SUFFIX}")
+    step.rmtree()

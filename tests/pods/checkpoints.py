@@ -22,6 +22,7 @@ from tests.data import archives
 from tests.helpers import child_environment, free_port
 from tests.pods import emulator
 from tests.pods.pair import HEARTBEAT, Processes, jax_variables
+from tests.pods.processes import check_refused
 
 _SLOW = {"seconds_per_example": 0.1}
 
@@ -44,8 +45,8 @@ def _load_steps(run: pathlib.Path) -> list[int]:
     return steps
 
 
-def _alone(number: int) -> dict:
-    """The environments of a run of one process, or of several."""
+def _environments(number: int) -> dict:
+    """The option of ``Processes`` for a run of one process, or of two."""
     return {"environments": [{}]} if number == 1 else {}
 
 
@@ -67,7 +68,7 @@ def _fails(processes: Processes, message: str) -> float:
 
 def _resumes(directory: pathlib.Path, number: int, step: int) -> None:
     """Goes on from a step to the last one."""
-    with Processes(directory, faults=[{}] * number, **_alone(number)) as again:
+    with Processes(directory, faults=[{}] * number, **_environments(number)) as again:
         again.succeed()
         assert f"from step {step} of 12" in again.out(0), again.log()
 
@@ -75,7 +76,7 @@ def _resumes(directory: pathlib.Path, number: int, step: int) -> None:
 def full_disk(directory: pathlib.Path, *, number: int) -> str:
     """The disk is full when step 8 is saved, in the background."""
     faults = [{**_SLOW, "full_disk_at": 8}, *[_SLOW] * (number - 1)]
-    with Processes(directory, faults=faults, **_alone(number)) as processes:
+    with Processes(directory, faults=faults, **_environments(number)) as processes:
         seconds = _fails(processes, "cannot save a checkpoint to .*: No space left on device; the ")
     steps = _load_steps(directory / "run")
     _resumes(directory, number, 4)
@@ -85,7 +86,7 @@ def full_disk(directory: pathlib.Path, *, number: int) -> str:
 def no_directory(directory: pathlib.Path, *, number: int) -> str:
     """The directory of a save cannot be made."""
     checkpoints, aside = directory / "run" / "checkpoints", directory / "aside"
-    with Processes(directory, faults=[_SLOW] * number, **_alone(number)) as processes:
+    with Processes(directory, faults=[_SLOW] * number, **_environments(number)) as processes:
         processes.wait_for("saved step 4")
         checkpoints.rename(aside)
         checkpoints.touch()
@@ -99,11 +100,11 @@ def no_directory(directory: pathlib.Path, *, number: int) -> str:
 
 def truncated(directory: pathlib.Path, *, number: int) -> str:
     """A file of the newest checkpoint is cut in half."""
-    with Processes(directory, faults=[_SLOW] * number, **_alone(number)) as processes:
+    with Processes(directory, faults=[_SLOW] * number, **_environments(number)) as processes:
         processes.succeed()
     file = max((directory / "run/checkpoints/12/variables/d").iterdir())
     os.truncate(file, file.stat().st_size // 2)
-    with Processes(directory, faults=[{}] * number, **_alone(number)) as processes:
+    with Processes(directory, faults=[{}] * number, **_environments(number)) as processes:
         processes.wait_for("from step 8 of 12")
         seconds = time.time() - processes.started
         processes.succeed()
@@ -172,19 +173,18 @@ def bucket(directory: pathlib.Path) -> str:
         with start("undisturbed", {}) as pair:
             pair.succeed()
         slow = {"seconds_per_image": 30, "images": str(directory / "images")}
-        with start("gs://bucket/run", slow) as pair:
-            pair.wait_for("saved step 4")
-            pair.wait_for("compiling the network")  # the evaluation at step 6
-            with start("gs://bucket/run", {}) as second:
-                ends = second.ends()
-                assert [status for status, _ in ends] == [2, 2], second.log()
-                holder = f"(process {pair.processes[0].pid} on {socket.gethostname()}, since"
-                for index in range(2):
-                    assert f"another run uses gs://bucket/run {holder}" in second.err(index)
-                refused = max(end for _, end in ends) - second.started
-            pair.processes[1].kill()
-            status, _ = pair.ends()[0]
-            assert status != 0, pair.log()
+        for process in range(2):
+            with start("gs://bucket/run", slow) as pair:
+                if process == 0:
+                    pair.wait_for("saved step 4")
+                pair.wait_for("compiling the network")  # the evaluation at step 6
+                if process == 0:
+                    locks = directory / "locks"
+                    with start("gs://bucket/run", {"locks": str(locks)}) as second:
+                        refused = check_refused(second, pair, "gs://bucket/run", locks)
+                pair.processes[process].kill()
+                status, _ = pair.ends()[1 - process]
+                assert status != 0, pair.log()
         with start("gs://bucket/run", {}) as pair:
             pair.succeed()
             step = re.search(r"from step (\d+) of 12", pair.out(0))
@@ -200,8 +200,8 @@ def bucket(directory: pathlib.Path) -> str:
     local = [*directory.rglob("gs:*"), *pathlib.Path.cwd().glob("gs:*")]
     assert not local, local
     return (
-        f"a second pair is refused {refused:.1f} s after its start, with host and process; after "
-        f"SIGKILL of process 1, the restarted pair goes on at once from step {step[1]} and ends "
+        f"a second pair is refused {refused}, with host and process; after SIGKILL of process 0, "
+        f"and then of process 1, the restarted pair goes on at once from step {step[1]} and ends "
         "bit for bit as undisturbed; no local directory gs:"
     )
 

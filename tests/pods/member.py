@@ -7,11 +7,14 @@ slow, and ``seconds_per_save`` the end of a save. After ``unreadable`` reads, tr
 damaged, and the file ``marker`` tells when. The read after ``stall`` reads takes
 ``seconds_of_stall``. ``data`` is the seed of other data. ``images`` is a file to which every
 evaluated image appends the time when it began. The disk is full when the step ``full_disk_at`` is
-saved. With ``data_of_config``, the data are those of the config.
+saved. With ``data_of_config``, the data are those of the config. ``locks`` is a file whose
+time is that of the attempt to lock the work directory. ``record`` is a directory for the saved and
+restored states and the batches, with all their shards.
 """
 
 import dataclasses
 import errno
+import itertools
 import json
 import math
 import os
@@ -21,13 +24,16 @@ import signal
 import sys
 import time
 
+import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from nonlocal_jax import tasks
 from nonlocal_jax.convert import _checksums
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.evaluation import predictor
 from nonlocal_jax.evaluation._layout import lay_out
+from nonlocal_jax.train import loop
 
 # Number of examples. Their fingerprint reads the first, the last and the one in the middle.
 TRAINING = 12
@@ -77,6 +83,48 @@ def _full_at(step, function):
     return write
 
 
+def _marking(path, function):
+    def mark_and_call(*arguments):
+        pathlib.Path(path).touch()
+        return function(*arguments)
+
+    return mark_and_call
+
+
+def _record(directory):
+    def write(name, tree):
+        leaves = [
+            jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+            for x in jax.tree.leaves(tree)
+        ]
+        leaves = multihost_utils.process_allgather(leaves, tiled=True)
+        if jax.process_index() == 0:
+            np.savez(f"{directory}/{name}", *leaves)
+
+    save, restore, to_global = loop.Checkpoints.save, loop.Checkpoints.restore, loop.to_global
+    steps = itertools.count(1)
+
+    def recorded_save(checkpoints, state, scores=None):
+        write(f"saved_{int(state.step)}", state)
+        save(checkpoints, state, scores)
+
+    def recorded_restore(checkpoints, target):
+        nonlocal steps
+        state = restore(checkpoints, target)
+        if state is not None:
+            write(f"restored_{int(state.step)}", state)
+            steps = itertools.count(int(state.step) + 1)
+        return state
+
+    def recorded_batch(batch, shardings):
+        arrays = to_global(batch, shardings)
+        write(f"batch_{next(steps)}", arrays)
+        return arrays
+
+    loop.Checkpoints.save, loop.Checkpoints.restore = recorded_save, recorded_restore
+    loop.to_global = recorded_batch
+
+
 def main():
     # A shell that started the tests in the background ignores Ctrl-C in all of their processes.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -100,6 +148,10 @@ def main():
     _checksums.write = _after(faults.get("seconds_per_save", 0), _checksums.write)
     if "full_disk_at" in faults:
         _checksums.write = _full_at(faults["full_disk_at"], _checksums.write)
+    if "locks" in faults:
+        loop.locked = _marking(faults["locks"], loop.locked)
+    if "record" in faults:
+        _record(faults["record"])
     sys.argv = [f"experiments.{command}", *options]
     runpy.run_module(f"experiments.{command}", run_name="__main__", alter_sys=True)
 

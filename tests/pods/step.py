@@ -21,11 +21,14 @@ def _losses(workdir: pathlib.Path) -> list[float]:
 
 def sharded(directory: pathlib.Path) -> str:
     """Two processes hold half of the state each. One process goes on with it."""
-    one_process = {"faults": [{}], "environments": [{}]}
+    of_pair, of_one = (directory / f"records_{number}" for number in (2, 1))
+    for path in (of_pair, of_one):
+        path.mkdir()
+    one_process = {"faults": [{"record": str(of_one)}], "environments": [{}]}
     ema = "--config.train.ema=0.9"
     with Processes(directory, flags=("--workdir=one", ema), **one_process) as one:
         one.succeed()
-    with Processes(directory, flags=_FSDP) as pair:
+    with Processes(directory, flags=_FSDP, faults=[{"record": str(of_pair)}] * 2) as pair:
         pair.succeed()
     run, other = directory / "run", directory / "one"
     np.testing.assert_allclose(_losses(run), _losses(other), rtol=1e-4)
@@ -40,9 +43,15 @@ def sharded(directory: pathlib.Path) -> str:
     with Processes(directory, flags=("--workdir=run", ema), **one_process) as resumed:
         resumed.succeed()
         assert "from step 8 of 12" in resumed.out(0), resumed.log()
+    for name, saved in (("restored_8", "saved_8"), ("batch_9", "batch_9")):
+        with np.load(of_one / f"{name}.npz") as a, np.load(of_pair / f"{saved}.npz") as b:
+            assert a.files == b.files
+            for file in a.files:
+                np.testing.assert_array_equal(a[file], b[file])
     np.testing.assert_allclose(_losses(run), losses, rtol=1e-4)
     return (
-        f"variables within {worst:.1e} of one process; one process goes on from step 8 of the pair"
+        f"variables within {worst:.1e} of one process; one process goes on from step 8 of the "
+        "pair, with the same state and the same next batch bit for bit"
     )
 
 

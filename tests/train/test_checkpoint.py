@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import itertools
 import os
@@ -5,6 +6,7 @@ import re
 import shutil
 import subprocess
 import time
+import types
 
 import jax
 import numpy as np
@@ -79,6 +81,48 @@ def test_the_best_state_is_kept_too(state, tmp_path):
                 known = {s: score for s, score in scores.items() if s < step}
                 checkpoints.save(state.replace(step=state.step + step), known)
         assert _names(tmp_path) == ["2", *map(str, steps[-3:])]
+
+
+@pytest.fixture
+def with_best(workdir, tmp_path):
+    """A work directory that kept step 1 as the best one beside steps 2, 3 and 4."""
+    shutil.copytree(workdir, tmp_path / "run")
+    shutil.copytree(workdir / "checkpoints" / "2", tmp_path / "run" / "checkpoints" / "1")
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("ends", ["refused", "stopped", "finished"])
+def test_a_second_start_without_a_new_state_keeps_the_best(with_best, state, ends):
+    refused = pytest.raises(InputError) if ends == "refused" else contextlib.nullcontext()
+    with refused, Checkpoints(with_best, _config(), "fingerprint") as checkpoints:
+        if ends == "finished":
+            checkpoints.save(state.replace(step=state.step + 4), {1: 0.9, 3: 0.8})
+        if ends == "refused":
+            raise InputError("it belongs to another run")
+    assert _names(with_best) == ["1", "2", "3", "4"]
+
+
+def test_a_last_state_that_is_the_best_is_the_only_best(with_best, state):
+    """The run evaluates it after it is saved."""
+    with Checkpoints(with_best, _config(), "fingerprint") as checkpoints:
+        checkpoints.save(state.replace(step=state.step + 4), {1: 0.8, 4: 0.9})
+    assert _names(with_best) == ["2", "3", "4"]
+
+
+def test_a_state_that_is_half_removed_does_not_count(workdir, state, tmp_path, monkeypatch):
+    def be_killed(step, **_):
+        (step / "SHA256SUMS").unlink()
+
+    shutil.copytree(workdir, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        with Checkpoints(tmp_path / "run", _config(), "fingerprint") as checkpoints:
+            patch.setattr(type(checkpoints.directory), "rmtree", be_killed)
+            checkpoints.save(state.replace(step=state.step + 5))
+        steps = finished_steps(checkpoints.directory)
+    assert [step.name for step in steps] == ["3", "4", "5"]
+    assert len(_names(tmp_path / "run")) == 4
+    with Checkpoints(tmp_path / "run", _config(), "fingerprint"):
+        assert _names(tmp_path / "run") == ["3", "4", "5"]
 
 
 # The kernels are split over the axis "data".
@@ -370,6 +414,32 @@ def test_a_full_disk_is_one_error_and_keeps_the_states_before(
     assert int(_restore(tmp_path / "run", _config()).step) == 4
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's threads
+def test_a_write_of_orbax_that_fails_is_one_error(tmp_path):
+    """It fails in a thread of its own, here because of the limit of the size of a file."""
+    resource = pytest.importorskip("resource")
+    array = jax.numpy.asarray(np.random.default_rng(0).standard_normal(1_000_000, np.float32))
+    parts = {"variables": {"x": array}, "progress": {"x": array}}
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def run():
+        with Checkpoints(tmp_path, _config(), "fingerprint") as checkpoints:
+            checkpoints.save(types.SimpleNamespace(step=1, **parts))
+            checkpoints._checkpointer.wait_until_finished()
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
+            try:
+                checkpoints.save(types.SimpleNamespace(step=2, **parts))
+                while True:
+                    checkpoints.check()
+                    time.sleep(0.01)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    with pytest.raises(InputError, match=r"cannot save a checkpoint to \S*: File too large; the "):
+        run()
+    assert [step.name for step in finished_steps(tmp_path / "checkpoints")] == ["1"]
+
+
 def test_a_failed_save_is_reported_before_the_next_one(workdir, state, tmp_path, monkeypatch):
     def fail(directory):
         raise _FULL
@@ -433,6 +503,12 @@ def test_the_checksums_of_a_bucket_are_those_of_its_objects(workdir, monkeypatch
     (step / "commit_success.txt").write_text("")
     assert finished_steps(step.parent) == [step]
     assert convert.read_dataset("gs://bucket/run") is None
+    with monkeypatch.context() as patch:  # killed while the state is removed
+        patch.setattr(type(step), "rmtree", lambda path: None)
+        checkpoint._remove(step)
+    assert finished_steps(step.parent) == []
+    assert [partial.get() for partial in ocp.utils.tmp_checkpoints(step.parent)] == [step]
+    (step / "commit_success.txt").write_text("")
     del objects["/bucket/run/checkpoints/4/metadata/metadata"]
     with pytest.raises(InputError, match="all checkpoints are damaged"):
         convert.read_dataset("gs://bucket/run")

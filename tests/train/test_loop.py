@@ -3,18 +3,20 @@ import json
 import os
 import re
 import shutil
+from collections import Counter
 
 import jax
 import numpy as np
 import pytest
 
-from nonlocal_jax import compilation, convert
+from nonlocal_jax import convert
 from nonlocal_jax.configs.video import get_config
 from nonlocal_jax.data import Dataset
 from nonlocal_jax.errors import InputError
+from nonlocal_jax.tasks import get_task
 from nonlocal_jax.train import NonFiniteError, loop
 from nonlocal_jax.train._memory import memory_errors
-from tests.helpers import read_metrics, train
+from tests.helpers import one_device, read_metrics, train
 
 
 class Evaluate:
@@ -101,13 +103,42 @@ def test_the_same_seed_gives_the_same_parameters(config, source, tmp_path):
     assert any(not np.array_equal(x, y) for x, y in zip(a, c, strict=True))
 
 
-def test_a_second_start_compiles_nothing(config, source, tmp_path):
-    """The tests of this directory have a cache that the first run fills."""
-    for name in "ab":
+@pytest.fixture
+def lookups():
+    """Counts how often JAX looks for a program in its cache, and how often it finds one."""
+    events = Counter()
+
+    def add(event, **_):
+        events[event.rpartition("/")[2]] += 1
+
+    jax.monitoring.register_event_listener(add)
+    yield events
+    jax.monitoring.unregister_event_listener(add)
+
+
+def test_a_second_start_compiles_nothing(config, source, tmp_path, lookups):
+    """Neither the steps nor what is around them, in any thread, also if the run is resumed.
+
+    The tests of this directory have a cache that the first run fills.
+    """
+    config.steps = 2
+    config.train.update(checkpoint_every=1, evaluate_every=2)
+
+    def start(name):
         jax.clear_caches()
-        with compilation.count_programs() as programs:
-            train(config, tmp_path / name, source)
-    assert programs["built"] == programs["read"] > 0
+        lookups.clear()
+        evaluate = get_task(config).evaluator(
+            config, source[:2], quick=True, shardings=one_device()
+        )
+        train(config, tmp_path / name, source, evaluate=evaluate)
+        return lookups["compile_requests_use_cache"], lookups["cache_hits"]
+
+    start("a")
+    looked_for, found = start("b")
+    assert found == looked_for > 0
+    shutil.rmtree(tmp_path / "a" / "checkpoints" / "2")
+    looked_for, found = start("a")
+    assert found == looked_for > 0
 
 
 def test_tensorboard_has_the_records(config, source, tmp_path):
