@@ -73,7 +73,7 @@ class Lease:
         self._other = self._other or (generation, now)
         is_renewed = generation != self._other[0]
         idle = 0.0 if is_renewed else now - self._other[1]
-        if holder is None or self._is_over(holder, idle):
+        if holder is None or _is_over(holder, idle):
             if not self._write(generation):
                 return _POLL  # another run was faster
             self._thread.start()
@@ -116,13 +116,6 @@ class Lease:
             with contextlib.suppress(Exception):
                 self._store.write("", None, if_equal=self._generation).result(timeout=_PATIENCE)
 
-    def _is_over(self, holder: dict[str, Any], idle: float) -> bool:
-        """Returns whether a lease that did not change for ``idle`` seconds is over."""
-        if holder["machine"] == self._holder["machine"]:
-            is_late = time.time() > holder["renewed"] + holder["seconds"]
-            return is_late or _is_gone(holder["pid"])
-        return idle > holder["seconds"]
-
     def _write(self, generation: bytes) -> bool:
         """Writes the lease if nobody else has written it. Returns whether it is ours."""
         while True:
@@ -163,6 +156,14 @@ def _parse(value: bytes) -> dict[str, Any] | None:
     except (ValueError, TypeError, KeyError):
         return None
     return holder
+
+
+def _is_over(holder: dict[str, Any], idle: float) -> bool:
+    """Returns whether a lease that did not change for ``idle`` seconds is over."""
+    if holder["machine"] == _machine():
+        is_late = time.time() > holder["renewed"] + holder["seconds"]
+        return is_late or _is_gone(holder["pid"])
+    return idle > holder["seconds"]
 
 
 def _is_gone(pid: int) -> bool:

@@ -103,6 +103,7 @@ def test_the_lease_of_a_killed_process_is_free_at_once_or_when_it_is_over(
     killed = leases(pid=gone.pid)
     assert killed.acquire() == 0
     killed._released.set()
+    killed._thread.join()
     elsewhere = leases(**_ELSEWHERE)
     assert elsewhere.acquire() == 0
     # It was only suspended, and notices.
