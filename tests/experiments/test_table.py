@@ -15,7 +15,7 @@ ROW = "nonlocal_r50-d8_769x769_40k_cityscapes"  # published: 78.33, and 79.92 wi
 
 
 def write_run(directory, config, metrics):
-    """A finished work directory without the files of its checkpoints, whose evaluations are in metrics.json."""
+    """A finished work directory without the files of a checkpoint. metrics.json has its values."""
     directory.mkdir(parents=True)
     (directory / "config.json").write_text(config.to_json())
     (directory / "checkpoints" / str(config.steps) / "variables").mkdir(parents=True)
