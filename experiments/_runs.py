@@ -1,12 +1,13 @@
 """Reads the work directories of training runs."""
 
 import json
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from etils import epath
 
+from nonlocal_jax.convert._orbax import DIRECTORY, finished_steps
 from nonlocal_jax.errors import InputError
+from nonlocal_jax.train.log import read_records
 
 CONFIG, RECORDS, METRICS = "config.json", "metrics.jsonl", "metrics.json"
 
@@ -37,20 +38,15 @@ def read_run(workdir: epath.Path) -> Run | None:
     Raises:
       InputError: A file cannot be read.
     """
-    import orbax.checkpoint as ocp
-
     if not (workdir / CONFIG).exists():
         return None
     config = read_json(workdir / CONFIG)
     if type(config.get("steps")) is not int:
         raise InputError(f"{workdir / CONFIG} has no number of steps; it is not from `train`")
-    evaluations = [r for r in _records(workdir / RECORDS) if any(k.startswith("val/") for k in r)]
-    steps = [
-        int(path.name)
-        for path in (workdir / "checkpoints").glob("*")
-        if path.name.isdecimal() and ocp.utils.is_checkpoint_finalized(path)
-    ]
-    return Run(config, max(steps, default=0), evaluations[-1] if evaluations else {})
+    records = read_records(workdir / RECORDS)
+    evaluations = [r for r in records if any(name.startswith("val/") for name in r)]
+    steps = finished_steps(workdir / DIRECTORY)
+    return Run(config, int(steps[-1].name) if steps else 0, evaluations[-1] if evaluations else {})
 
 
 def read_json(path: epath.Path) -> dict[str, Any]:
@@ -66,14 +62,3 @@ def read_json(path: epath.Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"cannot read {path}: it is no JSON object; remove it, or write it again")
     return value
-
-
-def _records(path: epath.Path) -> Iterator[dict[str, Any]]:
-    """Yields the records of a log, without lines that a killed process left unfinished."""
-    for line in path.read_bytes().splitlines() if path.exists() else ():
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(record, dict) and type(record.get("step")) is int:
-            yield record

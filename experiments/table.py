@@ -115,7 +115,8 @@ def _logged(run: Run) -> dict[str, Any]:
 def _directories(directory: epath.Path) -> Iterator[epath.Path]:
     yield directory
     for path in sorted(directory.iterdir()):
-        if path.name != "checkpoints" and path.is_dir():
+        # The launchers keep compiled programs in a hidden directory.
+        if path.name != "checkpoints" and not path.name.startswith(".") and path.is_dir():
             yield from _directories(path)
 
 

@@ -50,7 +50,8 @@ _ALLOW_NON_FINITE = cli.define_allow_non_finite()
 _STALL_TIMEOUT = flags.DEFINE_float(
     "stall_timeout",
     600,
-    "Seconds after which a step that does not end prints the stacks of all threads, once.",
+    "Seconds after which a step that does not end prints the stacks of all threads, once, or 0 for "
+    "no report.",
     lower_bound=0,
 )
 _PROFILE = flags.DEFINE_string(

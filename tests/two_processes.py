@@ -39,7 +39,7 @@ with pytest.raises(InputError, match=r"^process 1: b.png is damaged$"):
 # A run of processes that differ ends in all of them, before anything is compiled.
 config = base_config("toy", task="toy", steps=2, learning_rate=0.1, weight_decay=0.0)
 config.model = {"network": "toy"}
-config.data.batch_size = 2
+config.data.update(batch_size=2, cache=str(directory / "cache"))
 
 
 def examples(value):
@@ -56,6 +56,7 @@ for seed, value, workdir, message in (
     config.seed = seed
     with pytest.raises(InputError, match=message):
         train(config, workdir, examples(value))
+assert not (directory / "cache").exists()
 with locked(directory / "run"):
     distributed.gather(lambda: None)
     with pytest.raises(InputError, match=rf"another run uses {directory}/run \(process \d+ on"):

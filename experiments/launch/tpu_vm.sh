@@ -16,8 +16,9 @@ read_arguments "$@"
 read -ra options <<<"${QUEUE_FLAGS-}"
 read -ra files <<<"${ARCHIVE_FLAGS-}"
 code=nonlocal_jax.tar.gz
-# Ends a process of an earlier attempt, and makes the environment. The hosts have an older Python.
-setup="pkill -f '[e]xperiments.train'; mkdir -p nonlocal_jax && tar -xzf $code -C nonlocal_jax && \
+# Ends an earlier attempt, which may save for two minutes, and makes an environment with Python 3.11.
+setup="pkill -f '[e]xperiments.train'; for _ in \$(seq 120); do pgrep -f '[e]xperiments.train' >/dev/null || break; sleep 1; done; \
+pkill -KILL -f '[e]xperiments.train'; mkdir -p nonlocal_jax && tar -xzf $code -C nonlocal_jax && \
 cd nonlocal_jax && python3 -m pip install -q --user uv && export PATH=~/.local/bin:\$PATH && \
 { test -x .venv/bin/python || uv venv -q --python=3.11; } && uv pip install -q -r requirements.txt -e '.[all,gcs,tpu]'"
 
@@ -48,7 +49,8 @@ for config in "${configs[@]}"; do
   {
     status=0
     restart "$workdir" attempt "$name" "${command[@]}" || status=$?
-    delete "$name" && exit "$status"
+    [ -z "$(state "$name")" ] || delete "$name" || status=$?
+    exit "$status"
   } > >(sed "s/^/$name: /") 2>&1 &
   running+=($!)
 done

@@ -120,7 +120,7 @@ def _is_step(path: epath.Path) -> bool:
 
 def finished_steps(directory: epath.Path) -> list[epath.Path]:
     """Returns the steps in a directory "checkpoints", in increasing order."""
-    steps = [step for step in directory.glob("*") if step.name.isdigit() and _is_step(step)]
+    steps = [step for step in directory.glob("*") if step.name.isdecimal() and _is_step(step)]
     return sorted(steps, key=lambda step: int(step.name))
 
 

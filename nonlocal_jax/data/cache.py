@@ -19,6 +19,7 @@ import numpy as np
 from etils import epath
 
 from nonlocal_jax._files import PathLike, local_path, make_directory
+from nonlocal_jax._interrupt import check_interrupted, until_stopped
 from nonlocal_jax._progress import progress
 from nonlocal_jax.data._cores import parallel_map
 from nonlocal_jax.data._once import create_once
@@ -106,7 +107,7 @@ def _write(source: Source, path: epath.Path, partial: epath.Path) -> None:
             open(partial / "data", "wb") as file,
             contextlib.closing(parallel_map(source.__getitem__, range(len(source)))) as examples,
         ):
-            for example in progress(examples, len(source), description, "example"):
+            for example in until_stopped(progress(examples, len(source), description, "example")):
                 entry, written = _append(file, written, example)
                 index.append(entry)
                 if len(index) == _SAMPLE:
@@ -114,6 +115,7 @@ def _write(source: Source, path: epath.Path, partial: epath.Path) -> None:
                     needed = written * (len(source) - len(index)) // len(index)
                     if needed > shutil.disk_usage(partial).free:
                         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            check_interrupted()
             # Padding, because a file without bytes cannot be mapped.
             written += file.write(bytes(_ALIGNMENT))
             file.flush()

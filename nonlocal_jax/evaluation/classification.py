@@ -8,11 +8,11 @@ import grain
 import numpy as np
 from ml_collections import ConfigDict
 
+from nonlocal_jax._interrupt import check_interrupted, until_stopped
 from nonlocal_jax._progress import progress, report_compilation
 from nonlocal_jax.data import Example, Source, read_views
 from nonlocal_jax.data.clips import clip_label
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.evaluation._interrupt import check_interrupted, until_stopped
 from nonlocal_jax.evaluation._source import dataset_classes, examples_of_process
 from nonlocal_jax.evaluation.metrics import gather_shares, or_none, percent
 from nonlocal_jax.evaluation.videos import Variables, VideoPredictor, quick_config

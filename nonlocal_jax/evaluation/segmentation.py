@@ -7,14 +7,14 @@ import grain
 import jax
 import numpy as np
 
-from nonlocal_jax._progress import progress, report_compilation
-from nonlocal_jax.data import Source, check_example
-from nonlocal_jax.evaluation._devices import local_shardings
-from nonlocal_jax.evaluation._interrupt import (
+from nonlocal_jax._interrupt import (
     Interrupted,
     check_interrupted,
     until_stopped,
 )
+from nonlocal_jax._progress import progress, report_compilation
+from nonlocal_jax.data import Source, check_example
+from nonlocal_jax.evaluation._devices import local_shardings
 from nonlocal_jax.evaluation._source import dataset_classes, examples_of_process
 from nonlocal_jax.evaluation.metrics import (
     markdown_table,

@@ -26,15 +26,22 @@ _FILE = ".lock"
 
 
 @contextlib.contextmanager
-def locked(workdir: PathLike) -> Iterator[Callable[[], None]]:
+def locked(
+    workdir: PathLike, stop_requested: Callable[[], bool] = lambda: False
+) -> Iterator[Callable[[], None]]:
     """Locks a work directory. A process that is killed loses its lock.
 
     Of several processes of a run, only the first one locks. In a bucket it holds a ``Lease``, and
     yields a function that raises an ``InputError`` if it has lost it. If the holder of the lease is
     on another host and may have been killed, this waits until the lease is over.
 
+    Args:
+      workdir: The directory.
+      stop_requested: Whether to stop waiting. All processes call it equally often.
+
     Raises:
-      InputError: Another run has locked the directory. All processes raise it.
+      InputError: Another run has locked the directory, or the wait was stopped. All processes raise
+        it.
     """
     workdir = as_path(workdir)
     if not is_bucket(workdir):
@@ -54,6 +61,11 @@ def locked(workdir: PathLike) -> Iterator[Callable[[], None]]:
     # Each call returns soon, because the other processes cannot wait for minutes.
     while wait := distributed.from_first(acquire):
         time.sleep(wait)
+        if stop_requested():
+            raise InputError(
+                f"stopped by a signal while waiting for the end of another run in {workdir}; run "
+                "the same command again to resume"
+            )
     if lease is None:  # not the first process
         yield lambda: None
         return

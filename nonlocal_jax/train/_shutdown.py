@@ -12,8 +12,8 @@ import jax
 from jax.experimental import multihost_utils
 
 from nonlocal_jax import distributed
+from nonlocal_jax._interrupt import Interrupted, interruptible
 from nonlocal_jax._signals import STOP_SIGNALS
-from nonlocal_jax.evaluation._interrupt import Interrupted, interruptible
 
 Value = TypeVar("Value")
 
@@ -27,15 +27,17 @@ _TICK = 0.1
 class ShutdownRequest:
     """Context manager that catches the first SIGTERM, SIGINT or SIGHUP.
 
-    A later signal ends the process as usual, but not within a second, so that the state can be
-    saved. Signals that the process ignores stay ignored, such as SIGHUP with ``nohup``.
+    In a run of one process, a later signal ends the process as usual, but not within a second, so
+    that the state can be saved. Signals that the process ignores stay ignored, such as SIGHUP with
+    ``nohup``.
 
     Python delivers signals only to the main thread. In other threads the context manager does
     nothing.
 
     Several processes must stop at the same step. JAX's preemption service catches SIGTERM in any of
     them, and tells all of them at which of their questions to stop: the one after the last question
-    that any process has asked. They number their questions, and no process skips a number.
+    that any process has asked. They number their questions, and no process skips a number. Further
+    SIGTERMs have no effect, so only SIGKILL ends a process that hangs.
 
     Attributes:
       signal: The signal that was caught, or None. Of several processes, those that did not catch it
@@ -73,7 +75,7 @@ class ShutdownRequest:
         return self.signal is not None
 
     def interrupt(self, function: Callable[[], Value]) -> Value | None:
-        """Calls a function without side effects. Returns None if a signal interrupts the call.
+        """Calls a function. Returns None if a signal interrupts the call, which may be anywhere.
 
         Several processes interrupt it where it uses ``until_stopped``.
         """
@@ -92,7 +94,7 @@ class ShutdownRequest:
         return value
 
     def _interrupt_all(self, function: Callable[[], Value]) -> Value | None:
-        # The processes evaluate examples of their own, so they ask at different times. Their
+        # The processes work on examples of their own, so they ask at different times. Their
         # questions are numbered by the time, so that all reach the same number almost at once.
         start, first = time.monotonic(), self._questions
 

@@ -9,11 +9,11 @@ class StallReport:
     """Context manager that prints the stacks of all threads, once, if a step takes too long.
 
     Args:
-      timeout: The number of seconds, or None for no report.
+      timeout: The number of seconds, or None or 0 for no report.
     """
 
     def __init__(self, timeout: float | None):
-        self._timeout = timeout if sys.__stderr__ is not None else None
+        self._timeout = timeout if timeout and sys.__stderr__ is not None else None
         self._since: float | None = None
 
     def __enter__(self) -> "StallReport":

@@ -5,7 +5,7 @@ import math
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -38,8 +38,12 @@ class NonFiniteError(InputError):
     """The loss, its gradient or the parameters are not finite. The same config would fail again."""
 
 
-def _read(path: epath.Path, last_step: int) -> list[dict[str, Any]]:
-    """Reads the records up to a step. Skips other lines, with one warning."""
+def read_records(path: epath.Path) -> list[dict[str, Any]]:
+    """Reads ``metrics.jsonl``. Skips lines that are no records, with one warning.
+
+    Raises:
+      InputError: The path is something else than a file.
+    """
     if path.exists() and not is_bucket(path):
         check_is_file(path)
     lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
@@ -48,7 +52,7 @@ def _read(path: epath.Path, last_step: int) -> list[dict[str, Any]]:
         record = _parse(line)
         if record is None:
             skipped.append(str(number))
-        elif record["step"] <= last_step:
+        else:
             records.append(record)
     if skipped:
         logging.warning("skipped what is no record in %s, line %s", path, ", ".join(skipped))
@@ -85,14 +89,20 @@ class RunLog:
       workdir: Directory of the run.
       step: Number of updates of the restored state.
       headline: Name of the metric that ``curves.png`` shows next to the loss.
+      check: Called before a file is written. If it raises an error, the file is unchanged.
     """
 
-    def __init__(self, workdir: PathLike, step: int, headline: str):
+    def __init__(
+        self, workdir: PathLike, step: int, headline: str, check: Callable[[], None] = lambda: None
+    ):
         self._workdir = as_path(workdir)
         self._path = self._workdir / "metrics.jsonl"
         self._headline = headline
+        self._check = check
         self._writes = jax.process_index() == 0
-        self.records = from_first(lambda: _read(self._path, step))
+        self.records = from_first(
+            lambda: [record for record in read_records(self._path) if record["step"] <= step]
+        )
         self._rewrite()
         # tensorboardX writes to local directories.
         is_local = self._writes and not is_bucket(self._workdir)
@@ -107,6 +117,7 @@ class RunLog:
                 self.flush()
             return
         if self._writes:
+            self._check()
             append_line(self._path, json.dumps(record))
         self._in_file = len(self.records)
         if self._scalars is not None:
@@ -119,6 +130,7 @@ class RunLog:
 
     def _rewrite(self) -> None:
         if self._writes:
+            self._check()
             write_file(self._path, "".join(json.dumps(r) + "\n" for r in self.records))
         self._in_file, self._written = len(self.records), time.monotonic()
 
@@ -159,7 +171,9 @@ class RunLog:
         if self._writes and self.records:
             from nonlocal_jax.visualize.curves import curves_png  # imports matplotlib
 
-            write_file(self._workdir / "curves.png", curves_png(self.records, self._headline))
+            curves = curves_png(self.records, self._headline)
+            self._check()
+            write_file(self._workdir / "curves.png", curves)
 
 
 class Monitor:

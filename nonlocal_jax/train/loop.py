@@ -98,7 +98,7 @@ def train(
 
     Several processes call it with the same arguments. They check that before the first step.
     SIGTERM, SIGHUP or Ctrl-C in one of them stops all of them. An evaluation is interrupted only
-    if it comes from ``Task.evaluator``.
+    if it comes from ``Task.evaluator``. Further SIGTERMs have no effect.
 
     Args:
       config: Config of the experiment.
@@ -123,14 +123,15 @@ def train(
         ``sharding.make_shardings``.
       dtype: Type of the parameters and statistics. float64 is for exact comparisons.
       stall_timeout: If a step takes more seconds than this, the stacks of all threads are printed,
-        once. The first step, which compiles, does not count.
+        once. The first step, which compiles, does not count. Default, and 0: no report.
       profile: The first and the last of the steps that process 0 traces, into ``workdir/profile``.
 
     Raises:
       InputError: The config does not fit the devices, the checkpoint, the classes of the source or
         the run in ``workdir``, or ``reinit_head``, ``new_blocks`` or ``allow_non_finite`` is set
-        without ``init``. Also if another run uses ``workdir``, if the memory or the disk is full,
-        or if the processes have different configs, data, versions or work directories.
+        without ``init``. Also if another run uses ``workdir`` or a signal ends the wait for its
+        end, if the memory or the disk is full, or if the processes have different configs, data,
+        versions or work directories.
       NonFiniteError: The loss or the parameters are not finite. The message names the step. The
         checkpoints before it are kept.
     """
@@ -165,10 +166,8 @@ def train(
         shutdown = stack.enter_context(ShutdownRequest())  # until the last save has ended
 
         distributed.gather(lambda: str(make_directory(workdir)))
-        check_lock = stack.enter_context(locked(workdir))
+        check_lock = stack.enter_context(locked(workdir, shutdown.requested))
         distributed.check_shared(workdir)
-        if cache is not None:
-            source = cached(source, cache)
         run = distributed.agree(
             lambda: {
                 "config": json.loads(config.to_json()),
@@ -178,6 +177,10 @@ def train(
                 "new_blocks": new_blocks,
             }
         )
+        if cache is not None:
+            # A run that is stopped here ends below, before the first step.
+            source = shutdown.interrupt(lambda: cached(source, cache)) or source
+            check_lock()
         dataset = getattr(source, "dataset", None)
         # The attribute of this name in sources of other projects is something else.
         classes = dataset.to_json() if isinstance(dataset, Dataset) else None
@@ -196,7 +199,7 @@ def train(
             state = create_state(experiment, shardings, variables, dtype)
         step = int(state.step)
         headline = task.headline if isinstance(task.headline, str) else task.headline(config)
-        log = RunLog(workdir, step, headline)
+        log = RunLog(workdir, step, headline, check_lock)
         stack.callback(log.close)
         if jax.process_index() == 0:
             write_file(workdir / "config.json", config.to_json(indent=2) + "\n")
@@ -238,6 +241,11 @@ def train(
                     log.add_evaluation(step, scalars)
                     log.draw()
 
+        def save() -> None:
+            monitor.flush()
+            check_lock()
+            checkpoints.save(state, log.scores())
+
         # If the run was stopped or killed during an evaluation, that evaluation runs now.
         evaluate_if_due()
         if step < config.steps:
@@ -266,11 +274,9 @@ def train(
                 check_lock()
                 checkpoints.check()
                 if is_due(config.train.checkpoint_every):
-                    monitor.flush()
-                    checkpoints.save(state, log.scores())
+                    save()
                 evaluate_if_due()
                 stall.start_step()
-        monitor.flush()
-        checkpoints.save(state, log.scores())
+        save()
         log.draw()
     return Result(state, log.latest(), shutdown.signal)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from nonlocal_jax import data
+from nonlocal_jax._interrupt import Interrupted, interruptible
 from nonlocal_jax.data import _cores
 from nonlocal_jax.errors import InputError
 from tests.data import archives
@@ -154,6 +155,14 @@ def test_damage_and_other_types_are_reported(tmp_path):
     for value in (b"", [1], np.array(["a"], object)):
         with pytest.raises(InputError, match="the field 'x' of example 3 is of the type"):
             data.cached([{"id": 3, "x": value}], tmp_path)
+
+
+def test_a_stop_of_several_processes_leaves_nothing(tmp_path):
+    answers = iter([False, True, True])
+    examples = [{"label": np.zeros(4)}] * 3
+    with pytest.raises(Interrupted), interruptible(lambda: next(answers)):
+        data.cached(examples, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_error_of_the_source_leaves_nothing(tmp_path):

@@ -97,6 +97,7 @@ def training(config, runs, *flags):
         "experiments.train",
         f"--config={config}",
         f"--workdir={runs}/{name}",
+        f"--compilation-cache={runs}/.compiled",
         *flags,
     ]
 
@@ -189,6 +190,20 @@ def test_slurm_restarts_as_long_as_an_attempt_saves(launch, tmp_path, plan, atte
     assert err.count("; again from step ") == attempts - 1
 
 
+@pytest.mark.parametrize(
+    ("script", "variables"), [("slurm.sbatch", TASK), ("tpu_vm.sh", {"ZONE": "us-west4-a"})]
+)
+def test_a_finished_run_is_not_started_again(launch, tmp_path, script, variables):
+    (tmp_path / "saved").write_text("finished\n")
+    process = launch(script, ROW, "/runs", **variables)
+    out, err = process.communicate()
+    assert (process.returncode, out, err) == (0, "", "")
+    assert not (tmp_path / "attempts").exists()
+    if script == "tpu_vm.sh":
+        (line,) = (tmp_path / "gcloud").read_text().splitlines()
+        assert " describe " in line
+
+
 def test_slurm_queues_the_job_again_before_its_time_limit(launch, tmp_path):
     process = launch("slurm.sbatch", ROW, "/runs", plan=["finished sleep 1"], **TASK)
     while not (tmp_path / "attempts").exists():
@@ -215,6 +230,28 @@ def test_a_pod_passes_sigterm_on(launch, tmp_path):
     assert process.returncode == 143
 
 
+@pytest.mark.parametrize("seconds", [2, 300])
+def test_a_tpu_vm_ends_the_attempt_before(launch, tmp_path, environment, seconds):
+    """By SIGTERM. Only if it is still saving after two minutes, it is killed."""
+    process = launch("tpu_vm.sh", "--dry-run", ROW, "gs://bucket/seed0", ZONE="us-west4-a")
+    line = process.communicate()[0].splitlines()[3]
+    stop = shlex.split(line)[7].removeprefix("--command=").partition("mkdir")[0]
+    for name, text in {
+        "pgrep": f'[ "$(grep -c sleep "$STATE/calls")" -lt {seconds} ]',
+        "pkill": 'echo "pkill $*" >>"$STATE/calls"',
+        "sleep": 'echo "sleep $*" >>"$STATE/calls"',
+    }.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    subprocess.run(["sh", "-c", stop], env=environment, check=True)
+    pattern = "[e]xperiments.train"
+    assert (tmp_path / "calls").read_text().splitlines() == [
+        f"pkill -f {pattern}",
+        *["sleep 1"] * min(seconds, 120),
+        f"pkill -KILL -f {pattern}",
+    ]
+
+
 def test_only_the_pod_of_process_0_gives_up(launch, tmp_path):
     loop = tmp_path / "loop.sh"
     loop.write_text('. experiments/launch/common.sh; restart "$@"')
@@ -237,7 +274,7 @@ def test_a_tpu_vm_is_created_again_after_a_preemption(launch, tmp_path):
         *(*created, *run),
         *("describe", "delete", *created[1:], *run),
         *("describe", *run),
-        "delete",
+        *("describe", "delete"),
     ]
 
 

@@ -15,10 +15,10 @@ ROW = "nonlocal_r50-d8_769x769_40k_cityscapes"  # published: 78.33, and 79.92 wi
 
 
 def write_run(directory, config, metrics):
-    """A finished work directory without its checkpoints, whose evaluations are in metrics.json."""
+    """A finished work directory without the files of a checkpoint. metrics.json has its values."""
     directory.mkdir(parents=True)
     (directory / "config.json").write_text(config.to_json())
-    (directory / "checkpoints" / str(config.steps)).mkdir(parents=True)
+    (directory / "checkpoints" / str(config.steps) / "variables").mkdir(parents=True)
     record = {"step": config.steps, "val/miou": 0.1}
     (directory / "metrics.jsonl").write_text(json.dumps(record) + "\n")
     values = {
@@ -46,6 +46,7 @@ def test_seeds_share_a_row_and_protocols_do_not(command, tmp_path):
     protocol = nlj.evaluation.Predictor(config, multi_scale=True).protocol
     write_run(tmp_path / "flip", config, {"miou": 0.8, "protocol": protocol})
     other = {**protocol, "ratios": [1.0, 2.0]}
+    write_run(tmp_path / ".compiled" / "ignored", config, {"miou": 0.9, "protocol": protocol})
     config.steps = 100
     write_run(tmp_path / "other", config, {"miou": 0.8, "protocol": other})
     status, out, err = command("table", tmp_path)

@@ -8,6 +8,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -102,6 +103,7 @@ def test_the_lease_of_a_killed_process_is_free_at_once_or_when_it_is_over(
     killed = leases(pid=gone.pid)
     assert killed.acquire() == 0
     killed._released.set()
+    killed._thread.join()
     elsewhere = leases(**_ELSEWHERE)
     assert elsewhere.acquire() == 0
     # It was only suspended, and notices.
@@ -117,13 +119,78 @@ def test_the_lease_of_a_killed_process_is_free_at_once_or_when_it_is_over(
         time.sleep(0.1)
     message = r"process 7 on far has not renewed .*; if it was killed, this run starts in \d+ s"
     assert len(re.findall(message, capsys.readouterr().out)) == 1
+    # The clocks of two hosts may differ. What counts is how long this host has seen no renewal.
+    wall, now = time.time, time.monotonic
+    monkeypatch.setattr(time, "time", lambda: wall() + 200)
+    assert late.acquire() > 0
     # Of two that see that it is over, one gets it.
     stale = late._store.read("").result().stamp.generation
-    now = time.time
-    monkeypatch.setattr(time, "time", lambda: now() + 200)
+    monkeypatch.setattr(time, "monotonic", lambda: now() + 200)
     assert late.acquire() == 0
     assert not leases()._write(stale)
     late.check()
+
+
+class _Slow:
+    """An object store that is out of reach for some seconds."""
+
+    def __init__(self, store):
+        self._store = store
+        self.reachable = threading.Event()
+
+    def __getattr__(self, name):
+        self.reachable.wait()
+        return getattr(self._store, name)
+
+
+def test_a_holder_without_network_notices_by_its_own_clock(leases, monkeypatch):
+    monkeypatch.setattr(_lease, "_PATIENCE", 0.1)
+    lease = leases(seconds=0.4)
+    assert lease.acquire() == 0
+    lease._store = slow = _Slow(lease._store)
+    begin = time.monotonic()
+    lease.check()
+    time.sleep(0.5)
+    with pytest.raises(InputError, match=r"has lost its lease .*not renewed for \d s\); this proc"):
+        lease.check()
+    # The end of a run does not wait for the network.
+    lease.release()
+    assert time.monotonic() - begin < 2
+    slow.reachable.set()
+
+
+def test_a_lease_counts_from_before_its_write(leases):
+    lease = leases(seconds=0.4)
+    absent = lease._store.read("").result().stamp.generation
+    lease._store = slow = _Slow(lease._store)
+    threading.Timer(0.5, slow.reachable.set).start()
+    assert lease._write(absent)
+    with pytest.raises(InputError, match="not renewed"):
+        lease.check()
+
+
+def test_a_write_whose_answer_is_lost_is_repeated(leases):
+    lease, absent = leases(), leases()._store.read("").result().stamp.generation
+    assert lease._write(absent)
+    first = lease._generation
+    assert lease._write(absent)
+    assert lease._generation != first
+    assert lease._store.read("").result().stamp.generation == lease._generation
+
+
+def test_a_signal_ends_the_wait_for_a_lease(leases, tmp_path, monkeypatch):
+    holder = leases(**_ELSEWHERE)
+    assert holder.acquire() == 0
+    holder._released.set()
+    monkeypatch.setattr(_lock, "is_bucket", lambda _: True)
+    monkeypatch.setattr(_lock, "Lease", lambda url, seconds: leases(seconds))
+    answers = iter([False, True])
+    message = "stopped by a signal while waiting for the end of another run in .*; run the same"
+    with (
+        pytest.raises(InputError, match=message),
+        locked(tmp_path, lambda: next(answers)),
+    ):
+        pass
 
 
 def test_in_a_bucket_a_run_holds_a_lease(tmp_path, monkeypatch):
@@ -140,10 +207,10 @@ def test_in_a_bucket_a_run_holds_a_lease(tmp_path, monkeypatch):
         with pytest.raises(InputError, match="another run uses"), locked(tmp_path):
             pass
         check()
-        made[0]._lost = "no network"
-        with pytest.raises(InputError, match=r"lost its lease .* \(no network\)"):
+        made[0]._is_taken = True
+        with pytest.raises(InputError, match=r"lost its lease .* \(another run has taken it\)"):
             check()
-        made[0]._lost = None
+        made[0]._is_taken = False
     assert not list(tmp_path.iterdir())
 
 

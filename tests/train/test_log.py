@@ -1,3 +1,4 @@
+import contextlib
 import json
 import math
 import os
@@ -10,10 +11,11 @@ import jax.numpy as jnp
 import pytest
 
 from nonlocal_jax._files import write_file
-from nonlocal_jax.train import NonFiniteError, log
+from nonlocal_jax.errors import InputError
+from nonlocal_jax.train import NonFiniteError, log, loop
 from nonlocal_jax.train._next_batch import NextBatch
 from nonlocal_jax.train.log import Monitor, RunLog
-from tests.helpers import bucket_in_memory, read_metrics
+from tests.helpers import bucket_in_memory, read_metrics, train
 
 
 def _metrics(loss=1.0, grad_norm=1.0, param_norm=1.0):
@@ -133,6 +135,29 @@ def test_in_a_bucket_the_records_are_written_every_ten_seconds(monkeypatch):
     lines = objects["/bucket/run/metrics.jsonl"].getvalue().splitlines()
     assert [json.loads(line) for line in lines] == run_log.records
     assert RunLog("gs://bucket/run", 24, "miou").records == run_log.records[:24]
+
+
+def test_a_run_that_has_lost_its_lease_writes_nothing(config, source, tmp_path, monkeypatch):
+    """Here it is lost in an evaluation."""
+    lost = []
+
+    @contextlib.contextmanager
+    def locked(*_):
+        yield check
+
+    def check():
+        if lost:
+            raise InputError("lost the lease")
+
+    def evaluate(variables):
+        lost.append((tmp_path / "metrics.jsonl").read_text())
+        return {"miou": 0.5}
+
+    monkeypatch.setattr(loop, "locked", locked)
+    with pytest.raises(InputError, match="lost the lease"):
+        train(config, tmp_path, source, evaluate=evaluate)
+    assert [(tmp_path / "metrics.jsonl").read_text()] == lost
+    assert not (tmp_path / "curves.png").exists()
 
 
 def test_the_score_of_a_step_is_its_headline_metric(tmp_path):

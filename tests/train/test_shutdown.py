@@ -1,5 +1,6 @@
 """Signals, in this process. Runs in processes of their own are in test_restart.py."""
 
+import os
 import signal
 import threading
 import time
@@ -52,10 +53,14 @@ class Source(list):
     """Examples, one of which takes long."""
 
     slow = None
+    caching = False
     released = threading.Event()
 
     def __getitem__(self, index):
-        if index == self.slow:
+        if index == self.slow and self.caching:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)
+        elif index == self.slow:
             signal.raise_signal(signal.SIGTERM)
             self.released.wait(60)
         return super().__getitem__(index)
@@ -93,3 +98,13 @@ def test_a_run_that_waits_for_data_or_evaluates_stops_and_resumes(
         for name in ("run", "alone")
     ]
     assert evaluated == [[3, 6], [3, 6]]
+
+
+def test_a_run_that_caches_its_examples_stops(config, source, tmp_path):
+    config.data.cache = str(tmp_path / "cache")
+    slow = Source(source)
+    slow.slow, slow.caching = 7, True
+    result = train(config, tmp_path / "run", slow)
+    assert (result.signal, int(result.state.step)) == (signal.SIGTERM, 0)
+    assert not list((tmp_path / "cache").rglob("*"))
+    assert not list((tmp_path / "run" / "checkpoints").glob("*"))

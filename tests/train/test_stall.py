@@ -2,6 +2,8 @@
 
 import time
 
+import pytest
+
 from nonlocal_jax.train._stall import StallReport
 
 
@@ -19,7 +21,8 @@ def test_a_step_that_takes_too_long_prints_the_stacks_once(capfd):
     assert "test_stall.py" in err
 
 
-def test_without_a_timeout_nothing_is_printed(capfd):
-    with StallReport(None) as stall:
+@pytest.mark.parametrize("timeout", [None, 0.0])
+def test_without_a_timeout_nothing_is_printed(capfd, timeout):
+    with StallReport(timeout) as stall:
         stall.start_step()
     assert not capfd.readouterr().err

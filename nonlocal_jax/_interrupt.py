@@ -1,4 +1,4 @@
-"""How several processes interrupt an evaluation. One process is interrupted by an exception."""
+"""How several processes interrupt long work. One process is interrupted by an exception."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +17,7 @@ _stop_requested: Callable[[], bool] = _never
 
 
 class Interrupted(BaseException):  # like KeyboardInterrupt, nothing else catches it
-    """Ends an evaluation, because the run is to stop."""
+    """Ends the work, because the run is to stop."""
 
 
 @contextlib.contextmanager
@@ -45,7 +45,7 @@ def until_stopped(items: Iterable[Item], *, together: bool = False) -> Iterator[
 
 
 def check_interrupted() -> None:
-    """Ends an evaluation that is incomplete. Call it after the last exchange between the processes.
+    """Ends work that is incomplete. Call it after the last exchange between the processes.
 
     Raises:
       Interrupted: The run is to stop.
