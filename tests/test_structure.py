@@ -14,7 +14,7 @@ LAYERS = (
     ("_lazy", "errors", "hlo"),
     ("configs",),
     ("distributed",),
-    ("_files", "_progress", "_signals", "config", "sharding", "topology", "traffic"),
+    ("_files", "_interrupt", "_progress", "_signals", "config", "sharding", "topology", "traffic"),
     ("compilation",),
     ("ops",),
     ("layers",),

@@ -18,6 +18,12 @@ from nonlocal_jax.train.log import Monitor, RunLog
 from tests.helpers import bucket_in_memory, read_metrics, train
 
 
+@pytest.fixture(autouse=True)
+def _without_tensorboard(monkeypatch):
+    """The threads of its writers would outlive the logs that a test does not close."""
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+
+
 def _metrics(loss=1.0, grad_norm=1.0, param_norm=1.0):
     return {
         "loss": jnp.float32(loss),
