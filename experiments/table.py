@@ -165,7 +165,8 @@ class _Table:
                 _title(metrics["experiment"], run and run.config),
                 _protocol(metrics["protocol"]),
                 _TITLES[metric],
-                _published(metrics, metric),
+                # The value of an unfinished run is not comparable.
+                None if run and not run.finished else _published(metrics, metric),
                 metrics["step"],
             )
             value = 100 * metrics[metric]
@@ -191,7 +192,7 @@ class _Table:
             )
             yield f"| {' | '.join(cells)} |"
         if self.left_out:
-            yield "\nNot in the table:\n"
+            yield "\nUnfinished, or without a value:\n"
             yield from (f"- {line}" for line in self.left_out)
 
 
