@@ -32,7 +32,7 @@ ready() {
 # creation of a slice, because one that appears later would not be deleted.
 attempt() {
   local status=0 group=''
-  trap '[ -z "$group" ] || kill -- "-$group"; exit 143' TERM
+  trap '[ -z "$group" ] || kill -- "-$group"; exit 143' TERM INT
   ready "$1" || return
   set -m
   work "$@" </dev/null & group=$!
@@ -48,7 +48,7 @@ delete() {
   local error
   for _ in {1..5}; do
     if [ -z "$dry_run" ] && [ "$(state "$1")" = NONE ]; then return; fi
-    if error=$(tpus queued-resources delete "$1" --force 2>&1); then echo "$error"; return; fi
+    if error=$(tpus queued-resources delete "$1" --force 2>&1); then echo "${error:-deleted}"; return; fi
     sleep 60
   done
   echo "$error; THE SLICE MAY STILL EXIST AND COST MONEY. Delete it with this command:" >&2
