@@ -20,7 +20,7 @@ join() {
 restart() {
   local workdir=$1 saved before='' status attempt='' terminated='' failures=0 tries
   shift
-  trap 'terminated=1; [ -z "$attempt" ] || terminate "$attempt"' TERM INT
+  trap 'terminated=1; [ -z "$attempt" ] || terminate "$attempt"' TERM
   while :; do
     tries=0
     until saved=$(python -m experiments.launch.saved "$workdir"); do

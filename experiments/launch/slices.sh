@@ -32,7 +32,7 @@ ready() {
 # creation of a slice, because one that appears later would not be deleted.
 attempt() {
   local status=0 group=''
-  trap '[ -z "$group" ] || kill -- "-$group"; exit 143' TERM INT
+  trap '[ -z "$group" ] || kill -- "-$group"; exit 143' TERM
   ready "$1" || return
   set -m
   work "$@" </dev/null & group=$!
