@@ -220,7 +220,9 @@ def test_each_runs_has_names_of_its_own(launch):
 
 def test_a_refused_jobset_does_not_keep_back_the_others(launch, tmp_path, environment):
     kubectl = tmp_path / "bin/kubectl"
-    kubectl.write_text('#!/bin/sh\necho >>"$STATE/kubectl"\n[ "$(wc -l <"$STATE/kubectl")" != 1 ]\n')
+    kubectl.write_text(
+        '#!/bin/sh\necho >>"$STATE/kubectl"\n[ "$(wc -l <"$STATE/kubectl")" != 1 ]\n'
+    )
     kubectl.chmod(0o755)
     (tmp_path / "names").write_text("\n".join(match_configs(ROWS)[:2]) + "\n")
     process = launch("jobset.sh", ROW, "gs://bucket/seed0", IMAGE="registry/image")
@@ -236,7 +238,10 @@ TASK = {
     "SLURM_CPUS_PER_TASK": "2",
 }
 # Saves when it gets SIGTERM.
-TRAINS = "0 echo $$ >$STATE/pid; trap 'echo 10 | tee $STATE/ended >$STATE/saved; exit 0' TERM; while :; do /bin/sleep 0.05; done"
+TRAINS = (
+    "0 echo $$ >$STATE/pid; trap 'echo 10 | tee $STATE/ended >$STATE/saved; exit 0' TERM;"
+    " while :; do /bin/sleep 0.05; done"
+)
 
 
 def wait_for(path):
