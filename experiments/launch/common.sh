@@ -24,7 +24,7 @@ use() {
   workdir=$runs/${1#*:}
   command=(python -m experiments.train "--config=$1" "--workdir=$workdir"
     "--compilation-cache=$runs/.compiled" "${flags[@]}")
-  name=$(basename "$runs")-${1#*:}
+  name=${runs##*/}-${1#*:}
   sum=$(cksum <<<"$workdir")
   printf -v name '%.44s-%04x' "${name//[_.]/-}" "$((${sum%% *} & 65535))"
 }

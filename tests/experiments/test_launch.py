@@ -146,6 +146,9 @@ def of_jobset(output):
     assert all(len(jobset["metadata"]["name"]) <= 63 - len("-w-0-123-abcde") for jobset in jobsets)
     (job,) = jobsets[0]["spec"]["replicatedJobs"]
     assert job["template"]["spec"]["parallelism"] == job["template"]["spec"]["completions"] == 2
+    (rule,) = job["template"]["spec"]["podFailurePolicy"]["rules"]
+    assert rule["onExitCodes"]["operator"] == "In"
+    assert rule["onExitCodes"]["values"] == [3]  # restart.sh gave up
     containers = [
         jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"][0]
         for jobset in jobsets
