@@ -11,6 +11,7 @@
 set -euo pipefail
 source experiments/launch/common.sh
 read_arguments "$@"
+check_cloud
 export IMAGE=${IMAGE:?is not set; use IMAGE=ADDRESS with the container image}
 export ACCELERATOR=${ACCELERATOR:-tpu-v5-lite-podslice} TOPOLOGY=${TOPOLOGY:-2x4}
 export HOSTS=${HOSTS:-2} CHIPS=${CHIPS:-4} SERVICE_ACCOUNT=${SERVICE_ACCOUNT:-default}
@@ -23,6 +24,7 @@ print(template.substitute(os.environ, ARGUMENTS=json.dumps(sys.argv[1:])))' "$wo
   if [ -n "$dry_run" ]; then
     printf "kubectl apply --filename=- <<'END'\n%s\nEND\n" "$jobset"
   else
-    kubectl apply --filename=- <<<"$jobset"
+    kubectl apply --filename=- <<<"$jobset" || status=1
   fi
 done
+exit "${status-0}"

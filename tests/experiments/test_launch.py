@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import yaml
@@ -24,7 +25,9 @@ FLAGS = ("--data-dir=gs://bucket/data", "--config.data.crop=(64,64)")
 PYTHON = """#!/usr/bin/env bash
 case "$1 $2" in
   "-m experiments") cat "$STATE/names" ;;
-  "-m experiments.launch.saved") cat "$STATE/saved" ;;
+  "-m experiments.launch.saved")
+    if [ -s "$STATE/unreadable" ]; then sed -i 1d "$STATE/unreadable"; exit 2; fi
+    cat "$STATE/saved" ;;
   "-m experiments.train")
     echo "$*" >>"$STATE/attempts"
     read -r saved end <<<"$(sed -n "$(wc -l <"$STATE/attempts")p" "$STATE/plan")"
@@ -40,11 +43,27 @@ SLURM_PROCID=0 "$@"
 GCLOUD = """#!/usr/bin/env bash
 echo "$*" >>"$STATE/gcloud"
 case "$*" in
-  *" describe "*) cat "$STATE/slice" 2>/dev/null ;;
-  *" create "*) echo ACTIVE >"$STATE/slice" ;;
-  *" delete "*) rm -f "$STATE/slice" ;;
+  *" describe "*) cat "$STATE/slice" 2>/dev/null || { echo "NOT_FOUND: no slice" >&2; exit 1; } ;;
+  *" create "*)
+    [ -z "$SLOW" ] || /bin/sleep "$SLOW"
+    created=$(sed -n "$(grep -c " create " "$STATE/gcloud")p" "$STATE/created" 2>/dev/null)
+    echo "${created:-ACTIVE}" >"$STATE/slice" ;;
+  *" delete "*)
+    if [ -s "$STATE/undeletable" ]; then sed -i 1d "$STATE/undeletable"; exit 1; fi
+    rm -f "$STATE/slice" "$STATE/lost" ;;
   *"experiments.train --config"*) eval "${7##*activate && }" ;;
+  *" scp "*)  # the state of a lost slice is shown late
+    if [ -e "$STATE/lost" ]; then
+      echo >>"$STATE/lost"
+      [ "$(wc -l <"$STATE/lost")" -lt 4 ] || echo SUSPENDED >"$STATE/slice"
+      exit 1
+    fi ;;
 esac
+"""
+# Signals the processes of a step, not srun.
+SCANCEL = """#!/usr/bin/env bash
+echo "$*" >>"$STATE/scancel"
+kill -TERM "$(cat "$STATE/pid")"
 """
 
 
@@ -58,7 +77,9 @@ def environment(tmp_path):
         "srun": SRUN,
         "gcloud": GCLOUD,
         "git": "#!/bin/sh\n",
-        "scontrol": '#!/bin/sh\necho "$@" >>"$STATE/scontrol"\n',
+        "scontrol": '#!/bin/sh\necho "$@" >>"$STATE/scontrol"; exit "${REFUSED:-0}"\n',
+        "scancel": SCANCEL,
+        "sleep": '#!/bin/sh\necho "$@" >>"$STATE/sleeps"; exec /bin/sleep 0.01\n',
     }
     for name, text in scripts.items():
         (commands / name).write_text(text)
@@ -83,6 +104,7 @@ def launch(tmp_path, environment):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
 
     return launch
@@ -113,7 +135,7 @@ def of_tpu_vm(output):
     assert archive[:2] == ["git", "archive"]
     verbs = ["create", "scp", "ssh", "ssh", "delete"]
     assert [line[4] for line in lines] == verbs * (len(lines) // 5)
-    assert all(line[5].replace("-", "").isalnum() for line in lines[::5])
+    assert len({line[5] for line in lines[::5]}) == len(lines) // 5
     return [shlex.split(line[7].partition("activate && ")[2]) for line in lines[3::5]]
 
 
@@ -121,15 +143,19 @@ def of_jobset(output):
     documents = re.findall(r"^kubectl apply --filename=- <<'END'\n(.*?)\nEND$", output, re.S | re.M)
     jobsets = [yaml.safe_load(text) for text in documents]
     assert len({jobset["metadata"]["name"] for jobset in jobsets}) == len(jobsets)
+    assert all(len(jobset["metadata"]["name"]) <= 63 - len("-w-0-123-abcde") for jobset in jobsets)
     (job,) = jobsets[0]["spec"]["replicatedJobs"]
     assert job["template"]["spec"]["parallelism"] == job["template"]["spec"]["completions"] == 2
+    (rule,) = job["template"]["spec"]["podFailurePolicy"]["rules"]
+    assert rule["onExitCodes"]["operator"] == "In"
+    assert rule["onExitCodes"]["values"] == [3]  # restart.sh gave up
     containers = [
         jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"][0]
         for jobset in jobsets
     ]
     assert {container["image"] for container in containers} == {"registry/image"}
     for container in containers:
-        assert container["command"][2] == '. experiments/launch/common.sh; restart "$@"'
+        assert container["command"][2] == '. experiments/launch/restart.sh; restart "$@"'
     return [container["args"][1:] for container in containers]
 
 
@@ -167,7 +193,65 @@ def test_missing_arguments(launch, script, message):
     assert (process.returncode, err) == (2, f"{message}\n")
 
 
-TASK = {"SLURM_ARRAY_TASK_ID": "0", "SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "2"}
+CLOUDS = [("tpu_vm.sh", {"ZONE": "us-west4-a"}), ("jobset.sh", {"IMAGE": "registry/image"})]
+
+
+@pytest.mark.parametrize(("script", "variables"), CLOUDS)
+@pytest.mark.parametrize(
+    ("runs", "message"),
+    [
+        ("runs/seed0", "RUNS is runs/seed0, which is lost with the slice; use a bucket"),
+        ("gs://bucket", "RUNS is gs://bucket, which is lost with the slice; use a bucket"),
+        ("gs://bucket/2Seed", "the cloud does not allow the name 2Seed-nonlocal-r50-d8"),
+    ],
+)
+def test_runs_which_a_cloud_cannot_have(launch, tmp_path, script, variables, runs, message):
+    process = launch(script, ROW, runs, **variables)
+    out, err = process.communicate()
+    assert (process.returncode, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(message)
+    assert not (tmp_path / "gcloud").exists()
+
+
+def test_each_runs_has_names_of_its_own(launch):
+    names = set()
+    for runs in ("gs://bucket/f32/seed0", "gs://bucket/bf16/seed0"):
+        process = launch("tpu_vm.sh", "--dry-run", ROW, runs, ZONE="us-west4-a")
+        names.add(shlex.split(process.communicate()[0].splitlines()[1])[5])
+    assert len(names) == 2
+
+
+def test_a_refused_jobset_does_not_keep_back_the_others(launch, tmp_path, environment):
+    kubectl = tmp_path / "bin/kubectl"
+    kubectl.write_text(
+        '#!/bin/sh\necho >>"$STATE/kubectl"\n[ "$(wc -l <"$STATE/kubectl")" != 1 ]\n'
+    )
+    kubectl.chmod(0o755)
+    (tmp_path / "names").write_text("\n".join(match_configs(ROWS)[:2]) + "\n")
+    process = launch("jobset.sh", ROW, "gs://bucket/seed0", IMAGE="registry/image")
+    process.communicate()
+    assert process.returncode == 1
+    assert (tmp_path / "kubectl").read_text() == "\n\n"
+
+
+TASK = {
+    "SLURM_ARRAY_JOB_ID": "7",
+    "SLURM_ARRAY_TASK_ID": "0",
+    "SLURM_JOB_ID": "7",
+    "SLURM_CPUS_PER_TASK": "2",
+}
+# Saves when it gets SIGTERM.
+TRAINS = (
+    "0 echo $$ >$STATE/pid; trap 'echo 10 | tee $STATE/ended >$STATE/saved; exit 0' TERM;"
+    " while :; do /bin/sleep 0.05; done"
+)
+
+
+def wait_for(path):
+    end = time.monotonic() + 20
+    while not (path.exists() and path.read_text()):
+        assert time.monotonic() < end, path
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize(
@@ -175,9 +259,10 @@ TASK = {"SLURM_ARRAY_TASK_ID": "0", "SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": 
     [
         (["10 kill -KILL $$", "20 exit 1", "finished exit 0"], 3, 0),
         (["10 exit 0", "finished exit 0"], 2, 0),  # SIGTERM, after which the command saves
-        (["0 exit 2"], 1, 2),
-        (["10 exit 134", "10 exit 134"], 2, 134),
-        (["0 exit 0"], 1, 1),
+        (["0 exit 2"], 1, 3),  # a mistake in the command
+        (["10 exit 134", "10 exit 134", "10 exit 134"], 3, 3),
+        (["0 exit 1", "10 exit 1", "10 exit 1", "finished exit 0"], 4, 0),
+        (["0 exit 0", "0 exit 0"], 2, 3),
     ],
 )
 def test_slurm_restarts_as_long_as_an_attempt_saves(launch, tmp_path, plan, attempts, status):
@@ -195,7 +280,7 @@ def test_slurm_restarts_as_long_as_an_attempt_saves(launch, tmp_path, plan, atte
 )
 def test_a_finished_run_is_not_started_again(launch, tmp_path, script, variables):
     (tmp_path / "saved").write_text("finished\n")
-    process = launch(script, ROW, "/runs", **variables)
+    process = launch(script, ROW, "gs://bucket/runs", **variables)
     out, err = process.communicate()
     assert (process.returncode, out, err) == (0, "", "")
     assert not (tmp_path / "attempts").exists()
@@ -204,27 +289,39 @@ def test_a_finished_run_is_not_started_again(launch, tmp_path, script, variables
         assert " describe " in line
 
 
-def test_slurm_queues_the_job_again_before_its_time_limit(launch, tmp_path):
-    process = launch("slurm.sbatch", ROW, "/runs", plan=["finished sleep 1"], **TASK)
-    while not (tmp_path / "attempts").exists():
-        pass
+@pytest.mark.parametrize("refused", ["0", "1"])
+def test_slurm_saves_and_queues_one_task_again_before_its_time_limit(launch, tmp_path, refused):
+    process = launch("slurm.sbatch", ROW, "/runs", plan=[TRAINS], **TASK, REFUSED=refused)
+    wait_for(tmp_path / "pid")
     process.send_signal(signal.SIGUSR1)
+    _, err = process.communicate()
+    assert process.returncode == 143, err
+    assert (tmp_path / "scancel").read_text() == "--signal=TERM 7_0\n"
+    assert (tmp_path / "saved").read_text() == "10\n"
+    assert (tmp_path / "scontrol").read_text() == "requeue 7_0\n"
+    assert err.count("submit it again") == int(refused)
+
+
+@pytest.mark.parametrize(("failures", "status"), [(29, 0), (30, 1)])
+def test_the_saved_step_is_read_again_after_a_failure(launch, tmp_path, failures, status):
+    (tmp_path / "unreadable").write_text("\n" * failures)
+    process = launch("slurm.sbatch", ROW, "/runs", plan=["finished exit 0"], **TASK)
     process.communicate()
-    assert process.returncode == 0
-    assert (tmp_path / "scontrol").read_text() == "requeue 7\n"
+    assert process.returncode == status
+    assert (tmp_path / "sleeps").read_text() == "10\n" * 29
+    assert (tmp_path / "attempts").exists() == (status == 0)
 
 
 def test_a_pod_passes_sigterm_on(launch, tmp_path):
     """Like the container of jobset.yaml."""
     loop = tmp_path / "loop.sh"
-    loop.write_text('. experiments/launch/common.sh; restart "$@"')
-    plan = ["10 trap 'exit 0' TERM; while :; do sleep 0.1; done"]
+    loop.write_text('. experiments/launch/restart.sh; restart "$@"')
+    plan = ["10 trap 'exit 0' TERM; while :; do /bin/sleep 0.1; done"]
     command = training(*match_configs(ROW), "/runs")
     process = launch(
         os.path.relpath(loop, ROOT / "experiments/launch"), "/runs", *command, plan=plan
     )
-    while not (tmp_path / "attempts").exists():
-        pass
+    wait_for(tmp_path / "attempts")
     process.send_signal(signal.SIGTERM)
     process.communicate()
     assert process.returncode == 143
@@ -234,8 +331,10 @@ def test_a_pod_passes_sigterm_on(launch, tmp_path):
 def test_a_tpu_vm_ends_the_attempt_before(launch, tmp_path, environment, seconds):
     """By SIGTERM. Only if it is still saving after two minutes, it is killed."""
     process = launch("tpu_vm.sh", "--dry-run", ROW, "gs://bucket/seed0", ZONE="us-west4-a")
-    line = process.communicate()[0].splitlines()[3]
+    lines = process.communicate()[0].splitlines()
+    line = lines[3]
     stop = shlex.split(line)[7].removeprefix("--command=").partition("mkdir")[0]
+    assert stop.removesuffix("; ") in shlex.split(lines[4])[7]
     for name, text in {
         "pgrep": f'[ "$(grep -c sleep "$STATE/calls")" -lt {seconds} ]',
         "pkill": 'echo "pkill $*" >>"$STATE/calls"',
@@ -244,7 +343,7 @@ def test_a_tpu_vm_ends_the_attempt_before(launch, tmp_path, environment, seconds
         (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
         (tmp_path / "bin" / name).chmod(0o755)
     subprocess.run(["sh", "-c", stop], env=environment, check=True)
-    pattern = "[e]xperiments.train"
+    pattern = "^python -m experiments.train"
     assert (tmp_path / "calls").read_text().splitlines() == [
         f"pkill -f {pattern}",
         *["sleep 1"] * min(seconds, 120),
@@ -254,7 +353,7 @@ def test_a_tpu_vm_ends_the_attempt_before(launch, tmp_path, environment, seconds
 
 def test_only_the_pod_of_process_0_gives_up(launch, tmp_path):
     loop = tmp_path / "loop.sh"
-    loop.write_text('. experiments/launch/common.sh; restart "$@"')
+    loop.write_text('. experiments/launch/restart.sh; restart "$@"')
     path = os.path.relpath(loop, ROOT / "experiments/launch")
     command = training(*match_configs(ROW), "/runs")
     plan = ["0 exit 1", "0 exit 1", "finished exit 0"]
@@ -263,19 +362,88 @@ def test_only_the_pod_of_process_0_gives_up(launch, tmp_path):
     assert process.returncode == 0
 
 
-def test_a_tpu_vm_is_created_again_after_a_preemption(launch, tmp_path):
-    plan = ["10 echo SUSPENDED >$STATE/slice; exit 1", "20 exit 1", "finished exit 0"]
-    process = launch("tpu_vm.sh", ROW, "gs://bucket/seed0", *FLAGS, plan=plan, ZONE="us-west4-a")
-    out, err = process.communicate()
-    assert process.returncode == 0, out + err
+def gcloud(tmp_path):
+    """The calls of gcloud, without what reads the state of the slice."""
     verbs = [line.split()[3] for line in (tmp_path / "gcloud").read_text().splitlines()]
-    created, run = ["describe", "create", "describe"], ["scp", "ssh", "ssh"]
-    assert verbs == [
-        *(*created, *run),
-        *("describe", "delete", *created[1:], *run),
-        *("describe", *run),
-        *("describe", "delete"),
-    ]
+    return [verb for verb in verbs if verb != "describe"]
+
+
+RUN = ["scp", "ssh", "ssh"]
+
+
+@pytest.mark.parametrize(
+    ("plan", "created", "calls"),
+    [
+        (  # after a save, then with a process that fails
+            ["10 echo SUSPENDED >$STATE/slice; exit 1", "20 exit 1", "finished exit 0"],
+            [],
+            ["create", *RUN, "delete", "create", *RUN, *RUN, "delete"],
+        ),
+        (  # three times before the first save
+            ["0 echo SUSPENDED >$STATE/slice; exit 1"] * 3 + ["finished exit 0"],
+            [],
+            ["create", *RUN, "delete"] * 4,
+        ),
+        (  # before the first save, and the state is shown late
+            ["0 echo >$STATE/lost; exit 1", "finished exit 0"],
+            [],
+            ["create", *RUN, *["scp"] * 5, "delete", "create", *RUN, "delete"],
+        ),
+        (  # the connection is lost
+            ["0 exit 255"] * 3 + ["finished exit 0"],
+            [],
+            ["create", *RUN * 4, "delete"],
+        ),
+        (  # while the slice is created
+            ["finished exit 0"],
+            ["FAILED", "SUSPENDED"],
+            ["create", "delete", "create", "delete", "create", *RUN, "delete"],
+        ),
+    ],
+)
+def test_a_tpu_vm_is_created_again_after_a_preemption(launch, tmp_path, plan, created, calls):
+    (tmp_path / "created").write_text("".join(f"{state}\n" for state in created))
+    process = launch("tpu_vm.sh", ROW, "gs://bucket/seed0", *FLAGS, plan=plan, ZONE="us-west4-a")
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 0, out + err
+    assert gcloud(tmp_path) == calls
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGTERM])
+@pytest.mark.parametrize("during", ["create", "training"])
+def test_no_slice_is_left_after_a_signal(launch, tmp_path, number, during):
+    slow = "0.5" if during == "create" else ""
+    process = launch(
+        "tpu_vm.sh", ROW, "gs://bucket/seed0", plan=[TRAINS], ZONE="us-west4-a", SLOW=slow
+    )
+    wait_for(tmp_path / ("gcloud" if slow else "pid"))
+    if slow:
+        while "create" not in gcloud(tmp_path):
+            time.sleep(0.01)
+    if number == signal.SIGTERM:
+        process.send_signal(number)
+    else:  # a terminal signals all processes
+        os.killpg(process.pid, number)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 143, out + err
+    assert gcloud(tmp_path) == ["create", *([] if slow else RUN), "delete"]
+    assert not (tmp_path / "slice").exists()
+    if not slow:
+        wait_for(tmp_path / "ended")
+
+
+@pytest.mark.parametrize("failures", [4, 5])
+def test_a_slice_is_deleted_again_after_a_failure(launch, tmp_path, failures):
+    (tmp_path / "undeletable").write_text("\n" * failures)
+    process = launch(
+        "tpu_vm.sh", ROW, "gs://bucket/seed0", plan=["finished exit 0"], ZONE="us-west4-a"
+    )
+    out, _ = process.communicate()
+    name = (tmp_path / "gcloud").read_text().split()[4]
+    command = f"gcloud compute tpus queued-resources delete {name} --force --zone=us-west4-a"
+    assert process.returncode == (failures == 5)
+    assert (f"{name}: {command}\n" in out) == (failures == 5)
+    assert (tmp_path / "slice").exists() == (failures == 5)
 
 
 def test_the_commands_of_the_page(environment):
