@@ -182,9 +182,9 @@ def test_a_dry_run_prints_the_commands(launch, tmp_path, script, read, variables
 @pytest.mark.parametrize(
     ("script", "message"),
     [
-        ("slurm.sbatch", "use: experiments/launch/slurm.sbatch [--dry-run] PATTERN RUNS [FLAG]..."),
-        ("tpu_vm.sh", "use: experiments/launch/tpu_vm.sh [--dry-run] PATTERN RUNS [FLAG]..."),
-        ("jobset.sh", "use: experiments/launch/jobset.sh [--dry-run] PATTERN RUNS [FLAG]..."),
+        ("slurm.sbatch", "usage: experiments/launch/slurm.sbatch [--dry-run] PATTERN RUNS [FLAG]..."),
+        ("tpu_vm.sh", "usage: experiments/launch/tpu_vm.sh [--dry-run] PATTERN RUNS [FLAG]..."),
+        ("jobset.sh", "usage: experiments/launch/jobset.sh [--dry-run] PATTERN RUNS [FLAG]..."),
     ],
 )
 def test_missing_arguments(launch, script, message):
