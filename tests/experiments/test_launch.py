@@ -92,12 +92,16 @@ def environment(tmp_path):
 @pytest.fixture
 def launch(tmp_path, environment):
     """Starts a launcher: launch(script, arguments, plan=lines, **variables)."""
+    started = []
 
     def launch(script, *arguments, plan=(), **variables):
         if ROWS in arguments:
             (tmp_path / "names").write_text("\n".join(match_configs(ROWS)) + "\n")
         (tmp_path / "plan").write_text("".join(f"{line}\n" for line in plan))
-        return subprocess.Popen(
+        # A shell that started the tests in the background ignores Ctrl-C in all of their processes,
+        # and a launcher could not trap it.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        process = subprocess.Popen(
             ["bash", f"experiments/launch/{script}", *arguments],
             cwd=ROOT,
             env={**environment, **variables},
@@ -106,8 +110,15 @@ def launch(tmp_path, environment):
             text=True,
             start_new_session=True,
         )
+        signal.signal(signal.SIGINT, before)
+        started.append(process)
+        return process
 
-    return launch
+    yield launch
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
 def training(config, runs, *flags):
@@ -182,7 +193,10 @@ def test_a_dry_run_prints_the_commands(launch, tmp_path, script, read, variables
 @pytest.mark.parametrize(
     ("script", "message"),
     [
-        ("slurm.sbatch", "usage: experiments/launch/slurm.sbatch [--dry-run] PATTERN RUNS [FLAG]..."),
+        (
+            "slurm.sbatch",
+            "usage: experiments/launch/slurm.sbatch [--dry-run] PATTERN RUNS [FLAG]...",
+        ),
         ("tpu_vm.sh", "usage: experiments/launch/tpu_vm.sh [--dry-run] PATTERN RUNS [FLAG]..."),
         ("jobset.sh", "usage: experiments/launch/jobset.sh [--dry-run] PATTERN RUNS [FLAG]..."),
     ],
@@ -404,7 +418,7 @@ RUN = ["scp", "ssh", "ssh"]
 def test_a_tpu_vm_is_created_again_after_a_preemption(launch, tmp_path, plan, created, calls):
     (tmp_path / "created").write_text("".join(f"{state}\n" for state in created))
     process = launch("tpu_vm.sh", ROW, "gs://bucket/seed0", *FLAGS, plan=plan, ZONE="us-west4-a")
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 0, out + err
     assert gcloud(tmp_path) == calls
 
@@ -424,7 +438,7 @@ def test_no_slice_is_left_after_a_signal(launch, tmp_path, number, during):
         process.send_signal(number)
     else:  # a terminal signals all processes
         os.killpg(process.pid, number)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 143, out + err
     assert gcloud(tmp_path) == ["create", *([] if slow else RUN), "delete"]
     assert not (tmp_path / "slice").exists()
