@@ -7,11 +7,7 @@ import grain
 import jax
 import numpy as np
 
-from nonlocal_jax._interrupt import (
-    Interrupted,
-    check_interrupted,
-    until_stopped,
-)
+from nonlocal_jax._interrupt import Interrupted, check_interrupted, until_stopped
 from nonlocal_jax._progress import progress, report_compilation
 from nonlocal_jax.data import Source, check_example
 from nonlocal_jax.evaluation._devices import local_shardings

@@ -22,8 +22,6 @@ from nonlocal_jax.errors import InputError, disk_reason, first_line, is_out_of_m
 from nonlocal_jax.train.state import TrainState
 
 _KEEP = 3
-# The object of Orbax that commits a save in a bucket.
-_COMMIT = "commit_success.txt"
 # Seconds that a save may take. Orbax measures them with the system clock. When the clock is set
 # forward by more, for example after a start without a network, the save fails.
 _TIMEOUT = 100 * 365 * 24 * 3600
@@ -277,7 +275,7 @@ def _remove(step: epath.Path) -> None:
     if not step.exists():
         return
     if is_bucket(step):
-        (step / _COMMIT).unlink(missing_ok=True)
+        (step / ocp.path.atomicity.COMMIT_SUCCESS_FILE).unlink(missing_ok=True)
     else:
         step = step.rename(f"{step}{ocp.utils.TMP_DIR_SUFFIX}")
     step.rmtree()

@@ -58,8 +58,7 @@ def compile_train_step(
     state = abstract_state(experiment, shardings)
     batch = _sharded(experiment.task.batch(config), shardings)
     traced = make_train_step(experiment, shardings).trace(state, batch)
-    step = _step("train", traced, state, batch, optimizer=_bytes_per_device(state.opt_state))
-    return _report(config, topology, devices, step, text)
+    return _report(config, topology, devices, _Step("train", traced, state, batch), text)
 
 
 def compile_evaluation(
@@ -79,8 +78,8 @@ def compile_evaluation(
         _, images, _ = traced.args_info[0]
     else:
         traced, images = _trace_model(experiment, shardings, state.variables)
-    step = _step("evaluate", traced, state, _sharded({"image": images}, shardings))
-    return _report(config, topology, devices, step, text)
+    batch = _sharded({"image": images}, shardings)
+    return _report(config, topology, devices, _Step("evaluate", traced, state, batch), text)
 
 
 def _trace_model(
@@ -132,33 +131,14 @@ class _Step(NamedTuple):
     Attributes:
       name: "train" or "evaluate".
       traced: The program.
+      state: The state. The evaluation uses only its variables.
       batch: The global batch.
-      parts: Bytes per device of the state and of the batch.
-      parameters: Number of parameters.
     """
 
     name: str
     traced: jax.stages.Traced
+    state: TrainState
     batch: Mapping[str, jax.ShapeDtypeStruct]
-    parts: Mapping[str, int]
-    parameters: int
-
-
-def _step(
-    name: str,
-    traced: jax.stages.Traced,
-    state: TrainState,
-    batch: Mapping[str, jax.ShapeDtypeStruct],
-    **parts: int,
-) -> _Step:
-    parts = {
-        "parameters": _bytes_per_device(state.params),
-        **parts,
-        "batch_statistics": _bytes_per_device(state.batch_stats),
-        "batch": _bytes_per_device(batch),
-    }
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    return _Step(name, traced, batch, parts, parameters)
 
 
 def _report(
@@ -188,11 +168,19 @@ def _report(
         },
         "context": config.mesh.context,
         "dtype": config.model.get("dtype"),
-        "parameters": step.parameters,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(step.state.params)),
         "remat": config.train.get("remat", "none"),
         "versions": {"jax": jax.__version__, "libtpu": _libtpu_version()},
     }
-    parts = {name: cores * size for name, size in step.parts.items()}
+    parts = {
+        "parameters": step.state.params,
+        "optimizer": step.state.opt_state,
+        "batch_statistics": step.state.batch_stats,
+        "batch": step.batch,
+    }
+    if step.name == "evaluate":
+        del parts["optimizer"]
+    parts = {name: cores * _bytes_per_device(tree) for name, tree in parts.items()}
     operations = 2 * count_jaxpr(jaxpr, "tpu")
     start = time.monotonic()
     try:
