@@ -1,6 +1,7 @@
 """Runs commands as a user does, in the tests' own process."""
 
 import runpy
+import signal
 import sys
 
 import pytest
@@ -15,10 +16,12 @@ def command(monkeypatch, capsys):
         if name in ("train", "evaluate"):  # this process may have used its devices already
             arguments = (*arguments, "--distributed=off")
         monkeypatch.setattr(sys, "argv", [f"experiments.{name}", *map(str, arguments)])
+        on_closed_pipe = signal.getsignal(signal.SIGPIPE)  # `python -m experiments` changes it
         try:
             with pytest.raises(SystemExit) as exit_info:
                 runpy.run_module(f"experiments.{name}", run_name="__main__")
         finally:
+            signal.signal(signal.SIGPIPE, on_closed_pipe)
             _forget_flags()
         captured = capsys.readouterr()
         return exit_info.value.code or 0, captured.out, captured.err
