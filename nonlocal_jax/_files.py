@@ -133,7 +133,7 @@ def make_directory(path: PathLike) -> epath.Path:
       InputError: The directory cannot be created or is not writable.
     """
     directory = as_path(path)
-    with _writing(directory, "to the directory "):
+    with writing(directory, "to the directory "):
         if is_bucket(directory):
             probe = directory / f".writable-{uuid.uuid4().hex}"
             probe.write_bytes(b"")
@@ -166,7 +166,7 @@ def replacing(path: PathLike) -> Iterator[epath.Path]:
             yield partial
             write_file(path, partial.read_bytes())
         return
-    with _writing(path):
+    with writing(path):
         _remove_abandoned(path.parent)
         with _partial_directory(path) as directory:
             partial = directory / path.name
@@ -246,12 +246,12 @@ def append_line(path: PathLike, line: str) -> None:
     Raises:
       InputError: The file cannot be written.
     """
-    with _writing(path), open(path, "a") as file:
+    with writing(path), open(path, "a") as file:
         file.write(line + "\n")
 
 
 @contextlib.contextmanager
-def _writing(path: PathLike, what: str = "") -> Iterator[None]:
+def writing(path: PathLike, what: str = "") -> Iterator[None]:
     """Turns an error of writing a path into an ``InputError``."""
     try:
         yield
@@ -272,7 +272,7 @@ def write_file(path: PathLike, data: str | bytes) -> None:
     data = data.encode() if isinstance(data, str) else data
     path = as_path(path)
     if is_bucket(path):
-        with _writing(path):
+        with writing(path):
             path.write_bytes(data)
         return
     with replacing(path) as partial:

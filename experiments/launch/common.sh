@@ -29,8 +29,11 @@ use() {
   printf -v name '%.44s-%04x' "${name//[_.]/-}" "$((${sum%% *} & 65535))"
 }
 
-# Ends with status 2 unless RUNS is in a bucket and all names are valid in the cloud.
+# check_cloud VARIABLE ADVICE
+#
+# Ends with status 2 unless VARIABLE is set, RUNS is in a bucket, and all names are valid in the cloud.
 check_cloud() {
+  [ -n "${!1-}" ] || { echo "$1 is not set; $2" >&2; exit 2; }
   if [[ $runs != gs://?*/?* ]]; then
     echo "RUNS is $runs, which is lost with the slice; use a bucket, such as gs://BUCKET/seed0" >&2
     exit 2

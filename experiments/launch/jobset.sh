@@ -11,8 +11,8 @@
 set -euo pipefail
 source experiments/launch/common.sh
 read_arguments "$@"
-check_cloud
-export IMAGE=${IMAGE:?is not set; use IMAGE=ADDRESS with the container image}
+check_cloud IMAGE 'use IMAGE=ADDRESS with the container image'
+export IMAGE
 export ACCELERATOR=${ACCELERATOR:-tpu-v5-lite-podslice} TOPOLOGY=${TOPOLOGY:-2x4}
 export HOSTS=${HOSTS:-2} CHIPS=${CHIPS:-4} SERVICE_ACCOUNT=${SERVICE_ACCOUNT:-default}
 

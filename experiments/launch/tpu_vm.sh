@@ -14,8 +14,7 @@ source experiments/launch/common.sh
 source experiments/launch/restart.sh
 source experiments/launch/slices.sh
 read_arguments "$@"
-check_cloud
-: "${ZONE:?is not set; use ZONE=us-west4-a, or the zone of your quota}"
+check_cloud ZONE 'use ZONE=us-west4-a, or the zone of your quota'
 read -ra options <<<"${QUEUE_FLAGS-}"
 read -ra files <<<"${ARCHIVE_FLAGS-}"
 code=nonlocal_jax.tar.gz

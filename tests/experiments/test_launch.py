@@ -211,6 +211,15 @@ CLOUDS = [("tpu_vm.sh", {"ZONE": "us-west4-a"}), ("jobset.sh", {"IMAGE": "regist
 
 
 @pytest.mark.parametrize(("script", "variables"), CLOUDS)
+def test_a_missing_variable(launch, script, variables):
+    process = launch(script, ROW, "gs://bucket/seed0", **dict.fromkeys(variables, ""))
+    _, err = process.communicate()
+    (name,) = variables
+    assert (process.returncode, err.count("\n")) == (2, 1)
+    assert err.startswith(f"{name} is not set; use {name}=")
+
+
+@pytest.mark.parametrize(("script", "variables"), CLOUDS)
 @pytest.mark.parametrize(
     ("runs", "message"),
     [

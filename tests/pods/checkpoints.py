@@ -25,6 +25,8 @@ from tests.pods.pair import HEARTBEAT, Processes, jax_variables
 from tests.pods.processes import check_refused
 
 _SLOW = {"seconds_per_example": 0.1}
+# Bytes of a full disk that are free: more than lines of the log, less than a state.
+_LEFT = 100_000
 
 
 def _variables(run: epath.Path | pathlib.Path) -> dict:
@@ -74,12 +76,22 @@ def _resumes(directory: pathlib.Path, number: int, step: int) -> None:
 
 
 def full_disk(directory: pathlib.Path, *, number: int) -> str:
-    """The disk is full when step 8 is saved, in the background."""
-    faults = [{**_SLOW, "full_disk_at": 8}, *[_SLOW] * (number - 1)]
-    with Processes(directory, faults=faults, **_environments(number)) as processes:
-        seconds = _fails(processes, "cannot save a checkpoint to .*: No space left on device; the ")
-    steps = _load_steps(directory / "run")
-    _resumes(directory, number, 4)
+    """The disk is full when step 8 is saved, in the background. Only root can mount one."""
+    run = directory / "run"
+    run.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", run], check=True)
+    try:
+        with Processes(directory, faults=[_SLOW] * number, **_environments(number)) as processes:
+            processes.wait_for("saved step 4")
+            rest = os.statvfs(run).f_bavail * os.statvfs(run).f_frsize - _LEFT
+            (run / "other").write_bytes(bytes(rest))
+            message = "cannot save a checkpoint to .*: No space left on device; the "
+            seconds = _fails(processes, message)
+        steps = _load_steps(run)
+        (run / "other").unlink()
+        _resumes(directory, number, 4)
+    finally:
+        subprocess.run(["umount", "--lazy", run], check=True)
     return f"exits 2 after {seconds:.1f} s with one message; saved steps {steps} load"
 
 
