@@ -21,7 +21,7 @@ _INSTRUCTION = re.compile(r"\s*(ROOT )?%?(\S+) = (.*)")
 # Instructions that move nothing, or whose bytes the matching "-start" has counted.
 _FREE = re.compile(
     "parameter|constant|get-tuple-element|tuple|bitcast|after-all|opt-barrier|partition-id|"
-    "replica-id|iota|domain|add-dependency|async-update|async-done"
+    "replica-id|iota|domain|add-dependency|async-update|async-done|call-done"
 )
 _SLICES = ("slice", "dynamic-slice", "gather")
 
@@ -169,9 +169,10 @@ class Program:
                 case "conditional":
                     for branch in instruction.branches:
                         yield from self.instructions(branch, times)
-                case "call" | "async-start":
-                    attribute = "to_apply" if instruction.opcode == "call" else "calls"
-                    yield from self.instructions(instruction.called(attribute), times)
+                case "call" | "call-start":  # the latter on a SparseCore
+                    yield from self.instructions(instruction.called("to_apply"), times)
+                case "async-start":
+                    yield from self.instructions(instruction.called("calls"), times)
                 case opcode if not _FREE.fullmatch(opcode) and not instruction.is_view:
                     yield computation, instruction, times
 

@@ -117,6 +117,11 @@ _ASYNCHRONOUS = string.Template("""HloModule jit_f, is_scheduled=true
   ROOT %all-gather = $rows all-gather(%q), channel_id=1, replica_groups=[2,4]<=[8]
 }
 
+%offloaded (u: f32[1,1024]) -> f32[1,1024] {
+  %u = $row parameter(0)
+  ROOT %all-reduce = $row all-reduce(%u), channel_id=3, replica_groups=[2,4]<=[8]
+}, execution_thread="sparsecore"
+
 %if (r: f32[1,1024]) -> f32[1,1024] {
   %r = $row parameter(0)
   ROOT %negate = $row negate(%r)
@@ -133,6 +138,8 @@ ENTRY %main (a: f32[1,1024], p: pred[]) -> f32[1,1024] {
   %async-done = $rows async-done(%async-start)
   %start = ($row, $row, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%a), channel_id=2
   %done = $row collective-permute-done(%start)
+  %call-start = (($row), $row) call-start(%a), to_apply=%offloaded
+  %call-done = $row call-done(%call-start)
   ROOT %c = $row conditional(%p, %a, %a), true_computation=%if, false_computation=%else
 }
 """)
@@ -141,14 +148,15 @@ ENTRY %main (a: f32[1,1024], p: pred[]) -> f32[1,1024] {
 def test_asynchronous_instructions_and_branches():
     row, rows = "f32[1,1024]{1,0:T(1,128)}", "f32[4,1024]{1,0:T(4,128)}"
     program = Program(_ASYNCHRONOUS.substitute(row=row, rows=rows))
-    # The gathered rows, the permuted one, and the negated one.
+    # The gathered rows, the permuted one, the reduced one, and the negated one.
     assert traffic(program) == {
         "optimizer": 2 * 4096,
-        "collectives": (1 + 4) * 4096 + 2 * 4096,
+        "collectives": (1 + 4) * 4096 + 2 * 4096 + 2 * 4096,
     }
     assert collectives(program) == {
         "all-gather": {"calls": 1, "bytes": 3 / 4 * 4 * 4096},
         "collective-permute": {"calls": 1, "bytes": 4096},
+        "all-reduce": {"calls": 1, "bytes": 2 * 3 / 4 * 4096},
     }
 
 
