@@ -11,6 +11,8 @@ config. Runs that are unfinished or cannot be read are listed below the table.
 """
 
 import json
+import math
+import os
 import statistics
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -19,8 +21,8 @@ from etils import epath
 from flax.traverse_util import flatten_dict
 
 from experiments import cli
-from experiments._runs import METRICS, Run, read_json, read_run
-from nonlocal_jax._files import as_path
+from experiments._runs import CONFIG, METRICS, Run, read_json, read_run
+from nonlocal_jax._files import as_path, is_bucket
 from nonlocal_jax.configs import segmentation, video
 from nonlocal_jax.errors import InputError
 
@@ -112,12 +114,17 @@ def _logged(run: Run) -> dict[str, Any]:
     return {**metrics, **shared, "protocol": protocol, "step": run.step}
 
 
-def _directories(directory: epath.Path) -> Iterator[epath.Path]:
+def _directories(directory: epath.Path, seen: set[str]) -> Iterator[epath.Path]:
+    """Yields a directory and those below it, except those in ``seen``, to which it adds them."""
+    real = str(directory) if is_bucket(directory) else os.path.realpath(directory)
+    if real in seen:  # by a symbolic link, or because two arguments overlap
+        return
+    seen.add(real)
     yield directory
     for path in sorted(directory.iterdir()):
         # The launchers keep compiled programs in a hidden directory.
         if path.name != "checkpoints" and not path.name.startswith(".") and path.is_dir():
-            yield from _directories(path)
+            yield from _directories(path, seen)
 
 
 class _Table:
@@ -144,6 +151,9 @@ class _Table:
                 self.left_out.append(
                     f"{directory}: unfinished, step {run.step} of {run.config['steps']}"
                 )
+        except (KeyError, TypeError) as error:
+            files = f"{METRICS} is not from `evaluate`, or {CONFIG} not from `train`"
+            self.left_out.append(f"{directory}: {files}: {error!r}")
         except InputError as error:
             self.left_out.append(f"{directory}: {error}")
 
@@ -160,20 +170,18 @@ class _Table:
         metric = next((name for name in _TITLES if metrics.get(name) is not None), None)
         if metric is None:
             raise InputError(f"there is no value of {' or '.join(_TITLES.values())}")
-        try:
-            row = _Row(
-                _title(metrics["experiment"], run and run.config),
-                _protocol(metrics["protocol"]),
-                _TITLES[metric],
-                # The value of an unfinished run is not comparable.
-                None if run and not run.finished else _published(metrics, metric),
-                metrics["step"],
-            )
-            value = 100 * metrics[metric]
-        except (KeyError, TypeError) as error:
-            raise InputError(f"{METRICS} is not from `evaluate`: {error!r}") from error
+        if not math.isfinite(value := metrics[metric]):
+            raise InputError(f"the {_TITLES[metric]} is {value}")
+        row = _Row(
+            _title(metrics["experiment"], run and run.config),
+            _protocol(metrics["protocol"]),
+            _TITLES[metric],
+            # The value of an unfinished run is not comparable.
+            None if run and not run.finished else _published(metrics, metric),
+            metrics["step"],
+        )
         seed = run.config.get("seed", "?") if run else "?"
-        self.rows.setdefault(row, {})[str(path.absolute())] = seed, value
+        self.rows.setdefault(row, {})[str(path.absolute())] = seed, 100 * value
 
     def lines(self) -> Iterator[str]:
         """Yields the lines of the table in Markdown."""
@@ -206,12 +214,12 @@ def _order(row: _Row) -> tuple[Any, ...]:
 def main(arguments: list[str]) -> None:
     if len(arguments) == 1:
         raise InputError("there is no directory; use: python -m experiments.table DIR...")
-    table = _Table()
+    table, seen = _Table(), set()
     for name in arguments[1:]:
         directory = as_path(name)
         if not directory.is_dir():
             raise InputError(f"there is no directory {name}; use one with runs")
-        for path in _directories(directory):
+        for path in _directories(directory, seen):
             table.add(path)
     if not table.rows and not table.left_out:
         raise InputError(f"there are no runs in {' and '.join(arguments[1:])}")

@@ -3,14 +3,17 @@
 
 # Reads [--dry-run] PATTERN RUNS [FLAG]... into dry_run, pattern, runs, flags and configs.
 read_arguments() {
+  local word words=() names
   dry_run='' configs=()
-  if [ "${1-}" = --dry-run ]; then dry_run=1 && shift; fi
-  if [ $# -lt 2 ]; then
+  for word; do
+    case $word in --dry-run) dry_run=1 ;; *) words+=("$word") ;; esac
+  done
+  pattern=${words[0]-} runs=${words[1]-} flags=("${words[@]:2}")
+  while [[ $runs == */ ]]; do runs=${runs%/}; done
+  if [[ -z $pattern || -z $runs || $runs == -* ]]; then
     echo "usage: $0 [--dry-run] PATTERN RUNS [FLAG]..." >&2
     exit 2
   fi
-  pattern=$1 runs=${2%/} flags=("${@:3}")
-  local names
   names=$(python -m experiments names "$pattern") || exit
   mapfile -t configs <<<"$names"
 }
@@ -29,9 +32,8 @@ use() {
   printf -v name '%.44s-%04x' "${name//[_.]/-}" "$((${sum%% *} & 65535))"
 }
 
-# check_cloud VARIABLE ADVICE
-#
-# Ends with status 2 unless VARIABLE is set, RUNS is in a bucket, and all names are valid in the cloud.
+# check_cloud VARIABLE ADVICE: ends with status 2 unless VARIABLE is set, RUNS is in a bucket, and the
+# cloud allows all names.
 check_cloud() {
   [ -n "${!1-}" ] || { echo "$1 is not set; $2" >&2; exit 2; }
   if [[ $runs != gs://?*/?* ]]; then

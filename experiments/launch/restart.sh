@@ -14,8 +14,8 @@ join() {
 #
 # Ends with status 0 when the run in WORKDIR is finished, with 143 after SIGTERM, which it passes on,
 # with 1 if it cannot read WORKDIR for five minutes, and with 3 when it gives up: after two attempts in
-# a row that saved nothing, or one that ended with status 2, which means a mistake in the command.
-# The second attempt is needed because a lost host is often not known yet when the first one ends.
+# a row that saved nothing. It waits for a minute between them, because the network may have failed,
+# or a host that is lost is not known yet.
 # An attempt with status 75 does not count, because the slice or the connection to it was lost.
 restart() {
   local workdir=$1 saved before='' status attempt='' terminated='' failures=0 tries
@@ -33,11 +33,16 @@ restart() {
     if [ -n "$before" ]; then
       if [ "$saved" != "$before" ] || [ "$status" = 75 ]; then failures=0; else failures=$((failures + 1)); fi
       # In a JobSet, every pod has this loop, and the pod of process 0, which saves, decides.
-      if [ "${JOB_COMPLETION_INDEX:-0}" = 0 ] && { [ "$failures" = 2 ] || [ "$failures $status" = '1 2' ]; }; then
+      if [ "${JOB_COMPLETION_INDEX:-0}" = 0 ] && [ "$failures" = 2 ]; then
         echo "restart: the attempt ended with status $status and saved nothing after step $saved" >&2
         return 3
       fi
       echo "restart: the attempt ended with status $status; again from step $saved" >&2
+      if [ "$failures" -gt 0 ]; then
+        sleep 60 >/dev/null 2>&1 &
+        wait "$!" || :  # SIGTERM interrupts it
+        [ -z "$terminated" ] || return 143
+      fi
     fi
     before=$saved status=0
     "$@" &

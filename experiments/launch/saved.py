@@ -2,7 +2,7 @@
 
     python -m experiments.launch.saved WORKDIR
 
-The launchers compare what it prints before and after each attempt, see common.sh.
+The launchers compare what it prints before and after each attempt, see restart.sh.
 """
 
 from experiments import cli

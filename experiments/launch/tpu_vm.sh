@@ -15,9 +15,9 @@ source experiments/launch/restart.sh
 source experiments/launch/slices.sh
 read_arguments "$@"
 check_cloud ZONE 'use ZONE=us-west4-a, or the zone of your quota'
-read -ra options <<<"${QUEUE_FLAGS-}"
-read -ra files <<<"${ARCHIVE_FLAGS-}"
-code=nonlocal_jax.tar.gz
+read -r -d '' -a options <<<"${QUEUE_FLAGS-}" || :
+read -r -d '' -a files <<<"${ARCHIVE_FLAGS-}" || :
+code=nonlocal_jax.tar.gz batch=-oBatchMode=yes  # ssh would wait for a passphrase
 # Ends an earlier attempt, which may save for two minutes. The shell of this line does not match "^".
 stop="t='^python -m experiments.train'; pkill -f \"\$t\"; \
 for _ in \$(seq 120); do pgrep -f \"\$t\" >/dev/null || break; sleep 1; done; \
@@ -33,15 +33,16 @@ create() {
 }
 # Runs a command on all hosts. gcloud repeats it after a lost connection, so it ends the one before.
 work() {
-  retry tpus tpu-vm scp "$code" "$1:" --worker=all &&
-    retry tpus tpu-vm ssh "$1" --worker=all "--command=$setup" &&
+  retry tpus tpu-vm scp "$directory/$code" "$1:" --worker=all "--scp-flag=$batch" &&
+    retry tpus tpu-vm ssh "$1" --worker=all "--command=$setup" "--ssh-flag=$batch" &&
     tpus tpu-vm ssh "$1" --worker=all "--command=$stop; cd nonlocal_jax && . .venv/bin/activate && $(quoted "${@:2}")" \
-      --ssh-flag=-oServerAliveInterval=60
+      "--ssh-flag=$batch" --ssh-flag=-oServerAliveInterval=60
 }
 
-run git archive "--output=$code" "${files[@]}" HEAD
-trap '' INT HUP PIPE  # for the processes below, which delete their slices also without a terminal
-running=()
+# Slices that are created again get the same archive, whatever other launchers do.
+if [ -z "$dry_run" ]; then directory=$(mktemp -d) && trap 'rm -r "$directory"' EXIT; fi
+run git archive "--output=${directory=.}/$code" "${files[@]}" HEAD
+trap '' INT HUP PIPE && running=()  # the processes below delete their slices also without a terminal
 for config in "${configs[@]}"; do
   use "$config"
   if [ -n "$dry_run" ]; then create "$name"; work "$name" "${command[@]}"; delete "$name"; continue; fi

@@ -1,5 +1,6 @@
 """The launchers, with stand-ins for the commands of clouds and of Slurm, and for the training."""
 
+import itertools
 import os
 import pathlib
 import re
@@ -180,8 +181,11 @@ def of_jobset(output):
 )
 @pytest.mark.parametrize(("pattern", "number"), [(ROW, 1), (ROWS, 44)])
 def test_a_dry_run_prints_the_commands(launch, tmp_path, script, read, variables, pattern, number):
-    process = launch(script, "--dry-run", pattern, "gs://bucket/seed0/", *FLAGS, **variables)
+    arguments = [pattern, "gs://bucket/seed0//", *FLAGS]
+    process = launch(script, "--dry-run", *arguments, **variables)
     out, err = process.communicate()
+    process = launch(script, *arguments, "--dry-run", **variables)
+    assert process.communicate() == (out, "")
     assert (process.returncode, err) == (0, "")
     configs = match_configs(pattern)
     assert len(configs) == number
@@ -201,8 +205,9 @@ def test_a_dry_run_prints_the_commands(launch, tmp_path, script, read, variables
         ("jobset.sh", "usage: experiments/launch/jobset.sh [--dry-run] PATTERN RUNS [FLAG]..."),
     ],
 )
-def test_missing_arguments(launch, script, message):
-    process = launch(script, ROW)
+@pytest.mark.parametrize("arguments", [[ROW], [ROW, ""], [ROW, "/"], [ROW, "--data-dir=/data"]])
+def test_missing_arguments(launch, script, message, arguments):
+    process = launch(script, *arguments)
     _, err = process.communicate()
     assert (process.returncode, err) == (2, f"{message}\n")
 
@@ -282,7 +287,7 @@ def wait_for(path):
     [
         (["10 kill -KILL $$", "20 exit 1", "finished exit 0"], 3, 0),
         (["10 exit 0", "finished exit 0"], 2, 0),  # SIGTERM, after which the command saves
-        (["0 exit 2"], 1, 3),  # a mistake in the command
+        (["0 exit 2", "10 exit 2", "10 exit 2", "finished exit 0"], 4, 0),  # without a network
         (["10 exit 134", "10 exit 134", "10 exit 134"], 3, 3),
         (["0 exit 1", "10 exit 1", "10 exit 1", "finished exit 0"], 4, 0),
         (["0 exit 0", "0 exit 0"], 2, 3),
@@ -296,6 +301,11 @@ def test_slurm_restarts_as_long_as_an_attempt_saves(launch, tmp_path, plan, atte
     ran = (tmp_path / "attempts").read_text().splitlines()
     assert ran == [" ".join(command[1:])] * attempts
     assert err.count("; again from step ") == attempts - 1
+    saved = ["0", *(line.split()[0] for line in plan)]
+    failures = sum(before == after for before, after in itertools.pairwise(saved))
+    sleeps = tmp_path / "sleeps"
+    waits = sleeps.read_text().splitlines() if sleeps.exists() else []
+    assert waits == ["60"] * (failures - (status == 3))
 
 
 @pytest.mark.parametrize(
@@ -500,3 +510,34 @@ def test_each_launcher_has_less_than_60_lines():
     for path in (ROOT / "experiments/launch").iterdir():
         if path.is_file():
             assert len(path.read_text().splitlines()) < 60, path
+
+
+def test_the_words_of_a_variable_may_be_on_several_lines(launch):
+    flags = "--spot\n--service-account=a@b\n"
+    variables = {"ZONE": "us-west4-a", "QUEUE_FLAGS": flags, "ARCHIVE_FLAGS": "--prefix=a\n-v"}
+    process = launch("tpu_vm.sh", "--dry-run", ROW, "gs://bucket/seed0", **variables)
+    archive, create, *_ = process.communicate()[0].splitlines()
+    assert "--spot --service-account=a@b " in create
+    assert archive.endswith(" --prefix=a -v HEAD")
+    process = launch("slurm.sbatch", "--dry-run", ROW, "/runs", SBATCH_FLAGS="--nodes=2\n--time=1")
+    assert " --nodes=2 --time=1 " in process.communicate()[0]
+
+
+def test_slices_that_are_created_again_get_the_archive_of_their_own_launcher(
+    launch, tmp_path, environment
+):
+    git = tmp_path / "bin/git"
+    git.write_text('#!/bin/sh\ntouch "${2#--output=}"; echo "${2#--output=}" >>"$STATE/archives"\n')
+    plan = ["0 echo SUSPENDED >$STATE/slice; exit 1", "finished exit 0"]
+    for _ in range(2):
+        (tmp_path / "saved").write_text("0\n")
+        (tmp_path / "attempts").unlink(missing_ok=True)
+        process = launch("tpu_vm.sh", ROW, "gs://bucket/seed0", plan=plan, ZONE="us-west4-a")
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, out + err
+    archives = (tmp_path / "archives").read_text().splitlines()
+    lines = (tmp_path / "gcloud").read_text().splitlines()
+    copied = [line.split()[4] for line in lines if " scp " in line]
+    assert copied == [name for archive in archives for name in [archive] * 2]
+    assert len(set(archives)) == 2
+    assert not any(pathlib.Path(archive).parent.exists() for archive in archives)

@@ -80,7 +80,7 @@ def test_videos(command, tmp_path, name, metric, title, published):
 def test_runs_that_are_unfinished_or_cannot_be_read_are_listed(command, tmp_path):
     config = segmentation.get_config(ROW)
     protocol = nlj.evaluation.Predictor(config).protocol
-    for name in ("unfinished", "damaged", "foreign", "undefined"):
+    for name in ("unfinished", "damaged", "foreign", "nan", "old", "text", "undefined"):
         write_run(tmp_path / name, config, {"miou": 0.5, "protocol": protocol})
     (tmp_path / "unfinished" / "checkpoints" / "40000").rename(
         tmp_path / "unfinished" / "checkpoints" / "4000"
@@ -89,19 +89,38 @@ def test_runs_that_are_unfinished_or_cannot_be_read_are_listed(command, tmp_path
     (tmp_path / "damaged" / "metrics.json").write_text("{")
     (tmp_path / "foreign" / "metrics.json").write_text('{"miou": 0.5}')
     (tmp_path / "undefined" / "metrics.json").write_text('{"miou": null}')
+    (tmp_path / "nan" / "metrics.json").write_text('{"miou": NaN}')
+    (tmp_path / "text" / "metrics.json").write_text('{"miou": "0.7"}')
+    (tmp_path / "old" / "metrics.json").unlink()
+    (tmp_path / "old" / "config.json").write_text('{"steps": 40000}')
     (tmp_path / "damaged" / "config.json").write_text("[]")
     status, out, err = command("table", tmp_path)
     assert (status, err) == (0, "")
     assert cells(out) == []
     listed = dict(line[2:].split(": ", 1) for line in out.splitlines() if line.startswith("- "))
     assert [path.rpartition("/")[2] for path in listed] == [
-        *("damaged", "foreign", "undefined", "unfinished"),
+        *("damaged", "foreign", "nan", "old", "text", "undefined", "unfinished"),
     ]
-    damaged, foreign, undefined, unfinished = listed.values()
+    damaged, foreign, nan, old, text, undefined, unfinished = listed.values()
     assert "is no JSON object" in damaged
-    assert foreign == "metrics.json is not from `evaluate`: KeyError('experiment')"
+    files = "metrics.json is not from `evaluate`, or config.json not from `train`: "
+    assert foreign == f"{files}KeyError('experiment')"
+    assert nan == "the mIoU is nan"
+    assert old == f"{files}KeyError('evaluation')"
+    assert text.startswith(f"{files}TypeError(")
     assert undefined == "there is no value of mIoU or top-1 or mAP"
     assert unfinished == "unfinished, step 4000 of 40000"
+
+
+def test_a_run_counts_once(command, tmp_path):
+    config = segmentation.get_config(ROW)
+    protocol = nlj.evaluation.Predictor(config).protocol
+    write_run(tmp_path / "seed0" / ROW, config, {"miou": 0.78, "protocol": protocol})
+    (tmp_path / "latest").symlink_to("seed0")
+    (tmp_path / "seed0" / "loop").symlink_to(tmp_path)
+    _, out, _ = command("table", tmp_path, tmp_path / "seed0")
+    ((*_, ours, _, _, seeds, _),) = cells(out)
+    assert (ours, seeds) == ("78.00", "1 (0)")
 
 
 def test_refuses(command, tmp_path):
