@@ -96,12 +96,12 @@ LOWER := .venv-lower-bounds
 check-lower-bounds:
 	test -x $(LOWER)/bin/python || $(PYTHON) -m venv $(LOWER)
 	$(LOWER)/bin/python -m pip install --quiet uv
-	VIRTUAL_ENV=$(LOWER) $(LOWER)/bin/uv pip install --resolution=lowest-direct -e '.[all,demo,dev]'
+	VIRTUAL_ENV=$(LOWER) $(LOWER)/bin/uv pip install --resolution=lowest-direct -e '.[all,demo,dev,gcs]'
 	$(LOWER)/bin/python -m pytest -o filterwarnings=default tests/blocks/test_interface.py \
 		tests/convert/test_checkpoints.py tests/data/test_cache.py tests/data/test_images.py \
 		tests/data/test_pipeline.py tests/experiments/test_evaluate_predict.py \
 		tests/experiments/test_predict_videos.py tests/experiments/test_train_command.py \
-		tests/test_leaves.py tests/visualize
+		tests/test_leaves.py tests/train/test_tensorboard.py tests/visualize
 
 check-cuda-hlo: .venv-cuda-hlo/.ready
 	PYTHONPATH=. JAX_PLATFORMS=cpu .venv-cuda-hlo/bin/python tests/cuda/check_hlo.py
