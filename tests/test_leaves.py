@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
@@ -110,7 +110,13 @@ def test_a_field_is_refused_by_its_name_or_trains(name, field):
         assert field.rpartition(".")[2].removeprefix("block_") in message, repr(value)
         return None
 
-    @settings(max_examples=6, derandomize=True, deadline=None, database=None)
+    @settings(
+        max_examples=6,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow],  # on a busy machine
+    )
     @given(st.one_of(changed(before[field]), SCALARS, SEQUENCES, SEQUENCES.map(tuple)))
     def draw(value):
         config = ConfigDict(unflatten_dict({**before, field: value}, sep="."))

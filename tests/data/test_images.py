@@ -211,12 +211,18 @@ def test_a_pipe_or_a_device_is_refused_at_once(tmp_path):
         (".webp", "a WebP image"),
         (".gif", "a GIF image"),
         (".tiff", "a TIFF image"),
-        (".avif", "an AVIF image"),
     ],
 )
 def test_images_of_other_formats_are_recognized(tmp_path, picture, suffix, what):
     path = save(tmp_path / f"a{suffix}", picture)
     with pytest.raises(InputError, match=f"{path} is {what}; export or convert it to JPEG or PNG"):
+        data.read_image(path)
+
+
+def test_avif_images_are_recognized(tmp_path):
+    path = tmp_path / "a.avif"
+    path.write_bytes(b"\0\0\0\x20ftypavif\0\0\0\0avifmif1" + bytes(100))
+    with pytest.raises(InputError, match=f"{path} is an AVIF image; export or convert it"):
         data.read_image(path)
 
 
