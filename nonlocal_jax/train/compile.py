@@ -17,13 +17,7 @@ from nonlocal_jax.errors import first_line, is_out_of_memory
 from nonlocal_jax.evaluation import Predictor
 from nonlocal_jax.hlo import Program
 from nonlocal_jax.models.count import count_jaxpr, kernel_passes
-from nonlocal_jax.sharding import (
-    Shardings,
-    check_batch_size,
-    make_shardings,
-    split_positions,
-    use_mesh,
-)
+from nonlocal_jax.sharding import Shardings, make_shardings, split_positions, use_mesh
 from nonlocal_jax.topology import Chip, chip_of, compiled_report, topology_devices
 from nonlocal_jax.traffic import collectives, traffic
 from nonlocal_jax.train._necessary import necessary_traffic
@@ -54,7 +48,7 @@ def compile_train_step(
     """
     experiment = create_experiment(config)
     devices, shardings = _devices(config, topology)
-    check_batch_size(experiment.batch_size, shardings, config.train.get("accumulate", 1))
+    experiment.check_batch(shardings)
     state = abstract_state(experiment, shardings)
     batch = _sharded(experiment.task.batch(config), shardings)
     traced = make_train_step(experiment, shardings).trace(state, batch)

@@ -15,13 +15,7 @@ from nonlocal_jax import convert, distributed
 from nonlocal_jax._files import PathLike, as_path, make_directory, write_file
 from nonlocal_jax.data import Dataset, cached, fingerprint, train_batches
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.sharding import (
-    Shardings,
-    check_batch_size,
-    make_shardings,
-    process_rows,
-    to_global,
-)
+from nonlocal_jax.sharding import Shardings, make_shardings, process_rows, to_global
 from nonlocal_jax.tasks import Task
 from nonlocal_jax.train._lock import locked
 from nonlocal_jax.train._memory import memory_errors
@@ -148,7 +142,7 @@ def train(
     experiment = create_experiment(config)
     task, batch_size = experiment.task, experiment.batch_size
     shardings = shardings or make_shardings(config.mesh)
-    check_batch_size(batch_size, shardings, config.train.get("accumulate", 1))
+    experiment.check_batch(shardings)
     if profile is not None and not 1 <= profile[0] <= profile[1] <= config.steps:
         raise InputError(
             f"--profile={profile[0]}:{profile[1]} (profile) does not name steps of the run; use "
