@@ -119,6 +119,7 @@ def train(
       stall_timeout: If a step takes more seconds than this, the stacks of all threads are printed,
         once. The first step, which compiles, does not count. Default, and 0: no report.
       profile: The first and the last of the steps that process 0 traces, into ``workdir/profile``.
+        If the trace cannot be written in the end, there is a warning.
 
     Raises:
       InputError: The config does not fit the devices, the checkpoint, the classes of the source or
@@ -162,6 +163,7 @@ def train(
         distributed.gather(lambda: str(make_directory(workdir)))
         check_lock = stack.enter_context(locked(workdir, shutdown.requested))
         distributed.check_shared(workdir)
+        distributed.from_first(lambda: profile and str(make_directory(workdir / "profile")))
         run = distributed.agree(
             lambda: {
                 "config": json.loads(config.to_json()),
