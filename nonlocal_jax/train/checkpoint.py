@@ -227,7 +227,7 @@ class Checkpoints:
             ) from error
 
     def restore(self, target: TrainState) -> TrainState | None:
-        """Restores the last state, or returns None if there is no state.
+        """Restores the last state, or returns None if there is no state. Waits for the last save.
 
         Args:
           target: Shapes, types and shardings of the state, see ``abstract_state``.
@@ -236,6 +236,8 @@ class Checkpoints:
           InputError: The states belong to another run, or the last state cannot be read. For
             another run, the message lists the differences.
         """
+        with self._saving():
+            self._checkpointer.wait_until_finished()
         step = self.latest_step
         if step is None:
             return None

@@ -39,7 +39,7 @@ class Result(NamedTuple):
     Attributes:
       state: The last state. It has been saved, unless its step is 0.
       metrics: The last value of every metric, such as "train/loss".
-      signal: The signal that stopped the run before its last step, or None.
+      signal: The signal that stopped the run before its last step or its last evaluation, or None.
     """
 
     state: TrainState
@@ -83,7 +83,8 @@ def train(
     as an uninterrupted run on the same devices: the state, the data and the random numbers are
     functions of the seed and the step. After SIGTERM, SIGHUP or Ctrl-C, the function finishes the
     current step, saves the state and returns. An evaluation is interrupted, and runs again when the
-    run is resumed.
+    run is resumed. So are the statistics of ``train.precise_batch_norm``. If they are those of the
+    last checkpoint, the resumed run repeats the last step.
 
     It writes ``config.json``, ``checkpoints/STEP``, ``metrics.jsonl`` and ``curves.png`` to
     ``workdir``. Step n is the state after n updates. With ``train.precise_batch_norm``, evaluations
@@ -182,8 +183,11 @@ def train(
         classes = dataset.to_json() if isinstance(dataset, Dataset) else None
         checkpoints = stack.enter_context(Checkpoints(workdir, config, run["data"], classes, init))
         stack.enter_context(memory_errors(config))
-        state = checkpoints.restore(abstract_state(experiment, shardings, dtype))
-        if state is None:
+
+        def last_saved() -> TrainState:
+            state = checkpoints.restore(abstract_state(experiment, shardings, dtype))
+            if state is not None:
+                return state
             variables = None
             if init is not None:
                 options = {
@@ -192,7 +196,9 @@ def train(
                     "allow_non_finite": allow_non_finite,
                 }
                 variables = convert.load(init, config.model, **options, seed=config.seed)
-            state = create_state(experiment, shardings, variables, dtype)
+            return create_state(experiment, shardings, variables, dtype)
+
+        state = last_saved()
         step = int(state.step)
         headline = task.headline if isinstance(task.headline, str) else task.headline(config)
         log = RunLog(workdir, step, headline, check_lock)
@@ -220,6 +226,7 @@ def train(
             workers=workers,
         )
         precise = precise_batch_norm(experiment, shardings, batches_from)
+        is_precise = config.train.get("precise_batch_norm", 0) > 0
 
         def is_due(every: int) -> bool:
             return step % every == 0 or step == config.steps
@@ -264,15 +271,24 @@ def train(
                 step += 1
                 monitor.add(step, metrics, waited)
                 stall.pause()
-                if step == config.steps:
+                if step == config.steps and is_precise:
                     monitor.flush()
-                    state = precise(state)
+                    state = shutdown.interrupt(functools.partial(precise, state))
+                    if state is None:
+                        # The last state needs them, so a resumed run repeats the last step.
+                        state = last_saved()
+                        step = int(state.step)
+                        break
                 check_lock()
                 checkpoints.check()
-                if is_due(config.train.checkpoint_every):
+                # The state before the last step is saved for a stop during the final statistics.
+                if is_due(config.train.checkpoint_every) or (
+                    is_precise and step == config.steps - 1
+                ):
                     save()
                 evaluate_if_due()
                 stall.start_step()
         save()
         log.draw()
-    return Result(state, log.latest(), shutdown.signal)
+    is_done = step == config.steps and (evaluate is None or log.was_evaluated(step))
+    return Result(state, log.latest(), None if is_done else shutdown.signal)
