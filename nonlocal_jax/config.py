@@ -167,6 +167,17 @@ def optional(leaf: Leaf) -> Leaf:
     )
 
 
+def partition() -> Leaf:
+    """A mesh axis or None for each axis of an array. A mesh axis splits at most one of them."""
+    axes = sequence(optional(choice("data", "fsdp", "context")))
+
+    def accepts(value: Any) -> bool:
+        return axes.accepts(value) and all(a is None or value.count(a) == 1 for a in value)
+
+    rule = ", with each name at most once"
+    return Leaf(axes.one + rule, axes.many + rule, accepts)
+
+
 def mapping() -> Leaf:
     """A mapping. Its fields are not checked."""
     return Leaf("a mapping", "mappings", lambda value: isinstance(value, (Mapping, ConfigDict)))
@@ -198,7 +209,7 @@ LEAVES: Mapping[str, Leaf] = {
     "schedule.warmup_factor": number(0, 1),
     "mesh.context": integer(1),
     "mesh.fsdp": integer(1),
-    "mesh.rules": sequence(pair(regex(), sequence(optional(choice("data", "fsdp", "context"))))),
+    "mesh.rules": sequence(pair(regex(), partition())),
     "train.log_every": integer(1),
     "train.checkpoint_every": integer(1),
     "train.evaluate_every": integer(1),

@@ -78,6 +78,8 @@ def initialize(
     _check_slurm()
     signs = [name for name in _SIGNS if name in os.environ]
     off = "to run on one process, use --distributed=off"
+    # JAX reads JAX_COORDINATOR_ADDRESS itself, but not these two.
+    number, index = map(_integer, ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
     # JAX waits in silence for 5 minutes, and then ends the process.
     waiting = threading.Timer(
         _PATIENCE, print, [f"waiting for the other processes; {off}"], {"file": sys.stderr}
@@ -85,11 +87,6 @@ def initialize(
     waiting.daemon = True
     waiting.start()
     try:
-        # JAX reads JAX_COORDINATOR_ADDRESS itself, but not these two.
-        number, index = (
-            int(value) if (value := os.environ.get(name)) else None
-            for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-        )
         jax.config.update("jax_enable_preemption_service", preemption)
         with warnings.catch_warnings():  # in every Kubernetes pod, also of one process
             warnings.simplefilter("ignore")
@@ -117,6 +114,14 @@ def initialize(
         ) from error
     finally:
         waiting.cancel()
+
+
+def _integer(name: str) -> int | None:
+    """Returns the value of an environment variable, or None if it is not set or empty."""
+    text = os.environ.get(name, "")
+    if text and not text.isdecimal():
+        raise InputError(f"{name} is {text!r}, which is not an integer; set it to one, or unset it")
+    return int(text) if text else None
 
 
 def _check_slurm() -> None:

@@ -106,7 +106,7 @@ class Shardings:
     @property
     def batch_parts(self) -> int:
         """The number of parts that a batch is split into."""
-        return _number_of_parts(self.mesh, self.batch_spec[0])
+        return _number_of_parts(self.mesh, next(iter(self.batch_spec), None))
 
     @property
     def replicated(self) -> NamedSharding:

@@ -104,7 +104,11 @@ def bucket_in_memory(monkeypatch):
         def _strip_protocol(cls, path):
             return super()._strip_protocol(os.fspath(path).replace("gs://", "memory://", 1))
 
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    # epath remembers whether TensorFlow is installed.
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: name if name == "gcsfs" else find(name)
+    )
     monkeypatch.setattr(backend.fsspec_backend, "_get_filesystem", lambda name: Bucket())
     return Bucket.store
 

@@ -14,6 +14,7 @@ from nonlocal_jax.config import (
     number,
     optional,
     pair,
+    partition,
     regex,
     sequence,
     text,
@@ -77,6 +78,12 @@ def test_lists_of_a_json_file_pass():
         ("schedule.warmup_steps", 2**31, "an integer of at least 0 and at most 2147483647"),
         ("train.log_every", 0, "a positive integer"),
         ("mesh.context", 0, "a positive integer"),
+        (
+            "mesh.rules",
+            (("kernel", ("data", "data")),),
+            "a tuple of pairs (a regular expression, a tuple of values that are None or 'data', "
+            "'fsdp' or 'context', with each name at most once)",
+        ),
         ("model", 3, "a mapping"),
         ("optimizer.learning_rate", -0.01, "a positive number"),
         ("optimizer.learning_rate", float("nan"), "a positive number"),
@@ -140,6 +147,7 @@ def test_leaves_of_the_model_are_not_checked():
         (sequence(integer(), 2, ascending=True), [(1, 1), (1, 2)], [(2, 1), (1,), ("a", 1)]),
         (pair(text(), integer()), [("a", 1), ["a", 1]], [("a",), (1, "a"), "a1"]),
         (optional(integer()), [None, 1], ["None"]),
+        (partition(), [(), [None, "fsdp", None]], [("data", None, "data"), ("x",), "data", None]),
         (mapping(), [{}, segmentation.get_config()], [None, ()]),
     ],
 )

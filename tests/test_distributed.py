@@ -49,6 +49,14 @@ def test_with_a_sign_of_a_cluster_it_does_not(initialize, monkeypatch, variable)
         distributed.initialize("auto")
 
 
+@pytest.mark.parametrize("name", ["JAX_NUM_PROCESSES", "JAX_PROCESS_ID"])
+def test_a_variable_that_is_no_integer_is_named(initialize, monkeypatch, name):
+    monkeypatch.setenv(name, "abc")
+    with pytest.raises(InputError, match=f"^{name} is 'abc', which is not an integer; set it to"):
+        distributed.initialize("auto")
+    initialize.assert_not_called()
+
+
 @pytest.mark.parametrize("variables", [_SLURM, _INTERACTIVE])
 def test_a_job_of_several_tasks_needs_srun(initialize, monkeypatch, variables):
     for name, value in variables.items():

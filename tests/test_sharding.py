@@ -113,6 +113,16 @@ def test_the_rows_of_any_mesh_make_the_global_batch(axes):
         sharding.check_batch_size(7, shardings)
 
 
+def test_a_batch_that_every_device_has_is_one_part():
+    shardings = Shardings(make_mesh(), batch_spec=PartitionSpec())
+    batch = {"image": np.arange(12.0).reshape(3, 4)}
+    assert shardings.batch_parts == 1
+    assert list(sharding.process_rows(shardings, 3)) == [0, 1, 2]
+    image = sharding.to_global(batch, shardings)["image"]
+    assert image.is_fully_replicated
+    np.testing.assert_array_equal(image, batch["image"])
+
+
 @pytest.mark.usefixtures("libtpu")
 def test_the_rows_of_a_pod():
     """On v5e:16x16, a host has 2x2 chips of a mesh of 256: two pairs of rows."""

@@ -108,7 +108,8 @@ class BatchNorm(nn.Module):
         else:
             axis_name = None if self.is_initializing() else self.axis_name
             if mask is None:
-                n = math.prod(x.shape[axis] for axis in axes)
+                # A float, because 2**31 is too large for JAX's int32.
+                n = float(math.prod(x.shape[axis] for axis in axes))
                 n *= 1 if axis_name is None else jax.lax.axis_size(axis_name)
             else:
                 n = over_devices(jnp.sum(mask, axes, dtype=wide), axis_name)

@@ -32,7 +32,7 @@ def necessary_traffic(
       jaxpr: The step, over all chips.
       chips: Number of chips that the batch is split over.
       itemsize: Bytes per number of an activation.
-      state_bytes: Bytes per chip of the parameters and of the optimizer state.
+      state_bytes: Bytes per chip of the parameters, their moving average and the optimizer state.
       gradient_bytes: Bytes per chip of the gradient.
     """
     totals = collections.Counter()

@@ -1,9 +1,10 @@
 """A train step that says when it is compiled, and that can be traced."""
 
+import contextlib
 import pathlib
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from etils import epath
 
 from nonlocal_jax._progress import duration
 from nonlocal_jax.compilation import count_programs
+from nonlocal_jax.errors import disk_reason, first_line
 from nonlocal_jax.train.state import TrainState
 from nonlocal_jax.train.step import TrainStep
 
@@ -18,7 +20,8 @@ from nonlocal_jax.train.step import TrainStep
 class ObservedStep:
     """A train step that reports its compilations. Process 0 can trace some of the steps.
 
-    This is a context manager. A trace that has begun is written on exit.
+    This is a context manager. A trace that has begun is written on exit. If it cannot be written,
+    this is only a warning.
 
     Args:
       train_step: See ``make_train_step``.
@@ -54,9 +57,7 @@ class ObservedStep:
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         self._step += 1
         if self._step in self._traced and self._trace is None and jax.process_index() == 0:
-            # Not all file systems can be written by the profiler.
-            self._trace = tempfile.TemporaryDirectory()
-            jax.profiler.start_trace(self._trace.name)
+            self._start_trace()
         begin = time.monotonic()
         annotation = jax.profiler.StepTraceAnnotation("train", step_num=self._step)
         with annotation, count_programs() as programs:
@@ -78,15 +79,35 @@ class ObservedStep:
                 "in shape and type"
             )
 
+    def _start_trace(self) -> None:
+        with self._warning():
+            # Not all file systems can be written by the profiler.
+            trace = tempfile.TemporaryDirectory()
+            jax.profiler.start_trace(trace.name)
+            self._trace = trace
+
     def _write_trace(self) -> None:
         trace, self._trace = self._trace, None
         if trace is None:
             return
-        jax.profiler.stop_trace()
-        with trace as name:
+        with self._warning(), trace as name:
+            jax.profiler.stop_trace()
             for path in pathlib.Path(name).rglob("*"):
                 if path.is_file():
                     target = self._directory / path.relative_to(name)
                     target.parent.mkdir(parents=True, exist_ok=True)
                     target.write_bytes(path.read_bytes())
-        self._say(f"traced the steps until {self._step} in {self._directory}")
+            self._say(f"traced the steps until {self._step} in {self._directory}")
+
+    @contextlib.contextmanager
+    def _warning(self) -> Iterator[None]:
+        """Turns an error of the trace into a warning, and ends the trace."""
+        try:
+            yield
+        except Exception as error:  # the profiler and each object store have errors of their own
+            self._traced = range(0)
+            reason = disk_reason(error) or f"{type(error).__name__}: {first_line(error)}"
+            self._say(
+                f"warning: cannot write a trace to {self._directory}: {reason}; the training goes "
+                "on without it"
+            )

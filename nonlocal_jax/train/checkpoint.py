@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -50,11 +50,12 @@ class _Marked(_WithChecksums, ocp.path.atomicity.CommitFileTemporaryPath):
 class Checkpoints:
     """The saved states of a run, in ``WORKDIR/checkpoints/STEP``.
 
-    This is a context manager. On exit it waits for the last save. A state is committed by renaming
-    its directory, or in a bucket by an object ``commit_success.txt``, so an interrupted save leaves
-    no checkpoint. The last three states are kept, and the best of those that were evaluated.
-    Sharded states are saved and restored shard by shard, also onto another number of devices or
-    processes, and with other shardings.
+    This is a context manager. On exit it waits for the last save. If that fails after another
+    error, it is only a warning. A state is committed by renaming its directory, or in a bucket by
+    an object ``commit_success.txt``, so an interrupted save leaves no checkpoint. The last three
+    states are kept, and the best of those that were evaluated. Sharded states are saved and
+    restored shard by shard, also onto another number of devices or processes, and with other
+    shardings.
 
     Each state has checksums of its files, see ``sha256sum --check checkpoints/STEP/SHA256SUMS``. A
     damaged state after the last intact one is renamed to STEP.damaged.
@@ -98,6 +99,7 @@ class Checkpoints:
         self._steps: list[int] = distributed.from_first(self._clean)
         # Unknown until the first call of ``save``. Until then no state is removed.
         self._scores: Mapping[int, float] | None = None
+        self._has_failed = False  # a save
         options = ocp.AsyncOptions(timeout_secs=_TIMEOUT, create_directories_asynchronously=False)
         items = ocp.CompositeOptions(async_options=options)
         self._checkpointer = ocp.AsyncCheckpointer(
@@ -132,11 +134,20 @@ class Checkpoints:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         # After an error in one of several processes, the others may never finish the save.
-        if kind is None or jax.process_count() == 1:
+        if kind is not None and jax.process_count() > 1:
+            return
+        was_reported = self._has_failed
+        try:
             with self._saving():
                 self._checkpointer.close()
                 if kind is None:
                     self._remove_old()
+        except Exception as error:
+            if kind is None:
+                raise
+            # The first error passes. It may be that of the save itself.
+            if not was_reported:
+                logging.warning("the last save failed too: %s", error)
 
     @property
     def latest_step(self) -> int | None:
@@ -186,17 +197,24 @@ class Checkpoints:
             return
         scored = [step for step in self._steps if step in self._scores]
         best = max(scored, key=self._scores.__getitem__, default=None)
-        for step in self._steps[:-_KEEP]:
-            if step != best:
-                self._steps.remove(step)
-                if jax.process_index() == 0:
-                    _remove(self.directory / str(step))
+        if old := [step for step in self._steps[:-_KEEP] if step != best]:
+            self._steps = [step for step in self._steps if step not in old]
+            # All processes raise its errors, or some would wait for the others.
+            distributed.from_first(lambda: self._remove_steps(old))
+
+    def _remove_steps(self, steps: Sequence[int]) -> None:
+        with self._saving():
+            for step in steps:
+                _remove(self.directory / str(step))
 
     @contextlib.contextmanager
     def _saving(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:  # Orbax raises several types if the disk is full.
+            self._has_failed = True
+            if isinstance(error, InputError):
+                raise
             reason = disk_reason(error)
             if reason is None and is_bucket(self.directory):
                 reason = f"{type(error).__name__}: {first_line(error)}"
@@ -209,7 +227,7 @@ class Checkpoints:
             ) from error
 
     def restore(self, target: TrainState) -> TrainState | None:
-        """Restores the last state, or returns None if there is no state.
+        """Restores the last state, or returns None if there is no state. Waits for the last save.
 
         Args:
           target: Shapes, types and shardings of the state, see ``abstract_state``.
@@ -218,6 +236,8 @@ class Checkpoints:
           InputError: The states belong to another run, or the last state cannot be read. For
             another run, the message lists the differences.
         """
+        with self._saving():
+            self._checkpointer.wait_until_finished()
         step = self.latest_step
         if step is None:
             return None

@@ -17,13 +17,7 @@ from nonlocal_jax.errors import first_line, is_out_of_memory
 from nonlocal_jax.evaluation import Predictor
 from nonlocal_jax.hlo import Program
 from nonlocal_jax.models.count import count_jaxpr, kernel_passes
-from nonlocal_jax.sharding import (
-    Shardings,
-    check_batch_size,
-    make_shardings,
-    split_positions,
-    use_mesh,
-)
+from nonlocal_jax.sharding import Shardings, make_shardings, split_positions, use_mesh
 from nonlocal_jax.topology import Chip, chip_of, compiled_report, topology_devices
 from nonlocal_jax.traffic import collectives, traffic
 from nonlocal_jax.train._necessary import necessary_traffic
@@ -54,7 +48,7 @@ def compile_train_step(
     """
     experiment = create_experiment(config)
     devices, shardings = _devices(config, topology)
-    check_batch_size(experiment.batch_size, shardings, config.train.get("accumulate", 1))
+    experiment.check_batch(shardings)
     state = abstract_state(experiment, shardings)
     batch = _sharded(experiment.task.batch(config), shardings)
     traced = make_train_step(experiment, shardings).trace(state, batch)
@@ -180,6 +174,8 @@ def _report(
     }
     if step.name == "evaluate":
         del parts["optimizer"]
+    elif step.state.ema is not None:
+        parts["ema"] = step.state.ema
     parts = {name: cores * _bytes_per_device(tree) for name, tree in parts.items()}
     operations = 2 * count_jaxpr(jaxpr, "tpu")
     start = time.monotonic()
@@ -191,7 +187,7 @@ def _report(
         return report | {
             "fits": False,
             "error": first_line(error),
-            "advice": _advice(config, step.name, batch_size, chips),
+            "advice": _advice(config, step.name, batch_size, len(devices)),
             "bytes_per_chip": {**parts, "memory": chip.memory},
             "flops_per_chip": operations / chips,
         }
@@ -210,7 +206,7 @@ def _report(
         jaxpr,
         chips,
         itemsize=2 if report["dtype"] == "bfloat16" else 4,
-        state_bytes=parts["parameters"] + parts.get("optimizer", 0),
+        state_bytes=sum(parts.get(name, 0) for name in ("parameters", "optimizer", "ema")),
         gradient_bytes=parts["parameters"] if step.name == "train" else 0,
     )
     if step.name == "evaluate":
@@ -266,19 +262,22 @@ def _throughput(
     return rates
 
 
-def _advice(config: ConfigDict, step: str, batch_size: int, chips: int) -> str:
+def _advice(config: ConfigDict, step: str, batch_size: int, devices: int) -> str:
     """What needs less memory per chip."""
-    context, changes = config.mesh.context, []
+    context, fsdp, changes = config.mesh.context, config.mesh.get("fsdp", 1), []
     if step == "train":
-        if batch_size * context > chips:
+        if batch_size * context > devices:
             changes += ["fewer images per chip (--batch-size)"]
             changes += ["--config.train.accumulate=2"] if "accumulate" in config.train else []
         if config.train.get("remat", "full") != "full":
             changes += ["--config.train.remat=full"]
     if config.model.get("dtype") != "bfloat16":
         changes += ["--config.model.dtype=bfloat16"]
-    changes += [f"--config.mesh.context={2 * context}, so that more chips share an image"]
-    return f"use {' or '.join(changes)}"
+    if devices % (2 * context * fsdp) == 0:
+        changes += [f"--config.mesh.context={2 * context}, so that more chips share an image"]
+        if step == "train":
+            changes += [f"--config.mesh.fsdp={2 * fsdp}, so that more chips share the state"]
+    return f"use {' or '.join(changes or ['chips with more memory'])}"
 
 
 def _libtpu_version() -> str:

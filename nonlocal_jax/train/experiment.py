@@ -7,7 +7,9 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
+from nonlocal_jax.errors import InputError
 from nonlocal_jax.models import create_model
+from nonlocal_jax.sharding import Shardings, check_batch_size
 from nonlocal_jax.tasks import Task, get_task
 from nonlocal_jax.train.optimizer import create_optimizer
 
@@ -33,6 +35,31 @@ class Experiment(NamedTuple):
     def batch_size(self) -> int:
         """The number of examples in a global batch."""
         return jax.tree.leaves(self.task.batch(self.config))[0].shape[0]
+
+    def check_batch(self, shardings: Shardings) -> None:
+        """Requires that a global batch can be split over devices, micro-batches and norm groups.
+
+        Without ``train.accumulate``, a batch that is smaller than a group is one group.
+
+        Raises:
+          InputError: The batch size is not a multiple of the parts or of the groups.
+        """
+        size, model = self.batch_size, self.config.model
+        accumulate = self.config.train.get("accumulate", 1)
+        check_batch_size(size, shardings, accumulate)
+        norms = {model.get("norm", "batch_norm")}
+        if model.get("block", "none") != "none":
+            norms.add(model.get("block_norm", "batch_norm"))
+        group, micro = model.get("norm_group_size"), size // accumulate
+        if group is None or "batch_norm" not in norms or micro % group == 0:
+            return
+        if accumulate > 1 or micro > group:
+            raise InputError(
+                f"data.batch_size={size} and train.accumulate={accumulate} give batches of "
+                f"{micro}, which is not a multiple of model.norm_group_size={group}; use a "
+                f"multiple of {accumulate * group} for data.batch_size, or change one of the other "
+                "two"
+            )
 
     def example_inputs(self) -> Any:
         """Returns the shapes and types of the model's inputs for a batch of one example."""

@@ -15,13 +15,7 @@ from nonlocal_jax import convert, distributed
 from nonlocal_jax._files import PathLike, as_path, make_directory, write_file
 from nonlocal_jax.data import Dataset, cached, fingerprint, train_batches
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.sharding import (
-    Shardings,
-    check_batch_size,
-    make_shardings,
-    process_rows,
-    to_global,
-)
+from nonlocal_jax.sharding import Shardings, make_shardings, process_rows, to_global
 from nonlocal_jax.tasks import Task
 from nonlocal_jax.train._lock import locked
 from nonlocal_jax.train._memory import memory_errors
@@ -45,7 +39,7 @@ class Result(NamedTuple):
     Attributes:
       state: The last state. It has been saved, unless its step is 0.
       metrics: The last value of every metric, such as "train/loss".
-      signal: The signal that stopped the run before its last step, or None.
+      signal: The signal that stopped the run before its last step or its last evaluation, or None.
     """
 
     state: TrainState
@@ -89,7 +83,8 @@ def train(
     as an uninterrupted run on the same devices: the state, the data and the random numbers are
     functions of the seed and the step. After SIGTERM, SIGHUP or Ctrl-C, the function finishes the
     current step, saves the state and returns. An evaluation is interrupted, and runs again when the
-    run is resumed.
+    run is resumed. So are the statistics of ``train.precise_batch_norm``. If they are those of the
+    last checkpoint, the resumed run repeats the last step.
 
     It writes ``config.json``, ``checkpoints/STEP``, ``metrics.jsonl`` and ``curves.png`` to
     ``workdir``. Step n is the state after n updates. With ``train.precise_batch_norm``, evaluations
@@ -125,6 +120,7 @@ def train(
       stall_timeout: If a step takes more seconds than this, the stacks of all threads are printed,
         once. The first step, which compiles, does not count. Default, and 0: no report.
       profile: The first and the last of the steps that process 0 traces, into ``workdir/profile``.
+        If the trace cannot be written in the end, there is a warning.
 
     Raises:
       InputError: The config does not fit the devices, the checkpoint, the classes of the source or
@@ -148,7 +144,7 @@ def train(
     experiment = create_experiment(config)
     task, batch_size = experiment.task, experiment.batch_size
     shardings = shardings or make_shardings(config.mesh)
-    check_batch_size(batch_size, shardings, config.train.get("accumulate", 1))
+    experiment.check_batch(shardings)
     if profile is not None and not 1 <= profile[0] <= profile[1] <= config.steps:
         raise InputError(
             f"--profile={profile[0]}:{profile[1]} (profile) does not name steps of the run; use "
@@ -168,6 +164,7 @@ def train(
         distributed.gather(lambda: str(make_directory(workdir)))
         check_lock = stack.enter_context(locked(workdir, shutdown.requested))
         distributed.check_shared(workdir)
+        distributed.from_first(lambda: profile and str(make_directory(workdir / "profile")))
         run = distributed.agree(
             lambda: {
                 "config": json.loads(config.to_json()),
@@ -186,8 +183,11 @@ def train(
         classes = dataset.to_json() if isinstance(dataset, Dataset) else None
         checkpoints = stack.enter_context(Checkpoints(workdir, config, run["data"], classes, init))
         stack.enter_context(memory_errors(config))
-        state = checkpoints.restore(abstract_state(experiment, shardings, dtype))
-        if state is None:
+
+        def last_saved() -> TrainState:
+            state = checkpoints.restore(abstract_state(experiment, shardings, dtype))
+            if state is not None:
+                return state
             variables = None
             if init is not None:
                 options = {
@@ -196,7 +196,9 @@ def train(
                     "allow_non_finite": allow_non_finite,
                 }
                 variables = convert.load(init, config.model, **options, seed=config.seed)
-            state = create_state(experiment, shardings, variables, dtype)
+            return create_state(experiment, shardings, variables, dtype)
+
+        state = last_saved()
         step = int(state.step)
         headline = task.headline if isinstance(task.headline, str) else task.headline(config)
         log = RunLog(workdir, step, headline, check_lock)
@@ -224,6 +226,7 @@ def train(
             workers=workers,
         )
         precise = precise_batch_norm(experiment, shardings, batches_from)
+        is_precise = config.train.get("precise_batch_norm", 0) > 0
 
         def is_due(every: int) -> bool:
             return step % every == 0 or step == config.steps
@@ -268,15 +271,24 @@ def train(
                 step += 1
                 monitor.add(step, metrics, waited)
                 stall.pause()
-                if step == config.steps:
+                if step == config.steps and is_precise:
                     monitor.flush()
-                    state = precise(state)
+                    state = shutdown.interrupt(functools.partial(precise, state))
+                    if state is None:
+                        # The last state needs them, so a resumed run repeats the last step.
+                        state = last_saved()
+                        step = int(state.step)
+                        break
                 check_lock()
                 checkpoints.check()
-                if is_due(config.train.checkpoint_every):
+                # The state before the last step is saved for a stop during the final statistics.
+                if is_due(config.train.checkpoint_every) or (
+                    is_precise and step == config.steps - 1
+                ):
                     save()
                 evaluate_if_due()
                 stall.start_step()
         save()
         log.draw()
-    return Result(state, log.latest(), shutdown.signal)
+    is_done = step == config.steps and (evaluate is None or log.was_evaluated(step))
+    return Result(state, log.latest(), None if is_done else shutdown.signal)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from nonlocal_jax._interrupt import Interrupted, until_stopped
 from nonlocal_jax._progress import progress
 from nonlocal_jax.sharding import Shardings, to_global, use_mesh
 from nonlocal_jax.train.experiment import Experiment
@@ -32,7 +33,8 @@ def precise_batch_norm(
     The batches are the next N of the run from the state's step on, so the result depends only on
     the parameters, the seed and the step. Nothing else of the state changes. If it has a moving
     average, the parameters are the average's, and its statistics change. Frozen batch norms keep
-    their statistics. If N is 0 or missing, the function returns the state as it is.
+    their statistics. If N is 0 or missing, the function returns the state as it is. If the run is
+    to stop, it raises ``Interrupted``.
 
     Args:
       experiment: See ``create_experiment``.
@@ -79,13 +81,15 @@ def precise_batch_norm(
             return state
         stats = state.variables["batch_stats"]
         with contextlib.closing(batches(step=int(state.step))) as stream:
-            first = itertools.islice(stream, number)
-            for count, batch in enumerate(
-                progress(first, number, "batch norm statistics", unit="batch")
-            ):
+            first = until_stopped(itertools.islice(stream, number), together=True)
+            count = 0
+            for batch in progress(first, number, "batch norm statistics", unit="batch"):
                 batch = to_global(batch, shardings)
                 jax.block_until_ready(stats)  # only one batch waits on the devices
                 stats = add(stats, count, state, batch)
+                count += 1
+        if count < number:  # in all processes
+            raise Interrupted
         return state.with_batch_stats(jax.block_until_ready(stats))
 
     return precise

@@ -51,6 +51,16 @@ def test_a_large_mean_costs_no_precision():
     np.testing.assert_allclose(y, (wide - wide.mean()) / wide.std(), atol=1e-3)
 
 
+def test_more_positions_than_int32_can_count():
+    x = jax.ShapeDtypeStruct((2**16, 2**15, 1), jnp.float32)
+
+    def run(x):
+        return BatchNorm().apply(_statistics((1,)), x, False, mutable=["batch_stats"])
+
+    y, _ = jax.eval_shape(run, x)
+    assert (y.shape, y.dtype) == (x.shape, x.dtype)
+
+
 def test_statistics_stay_float32_under_bfloat16():
     x = jnp.ones((4, 3), jnp.bfloat16)
     bn = BatchNorm(dtype=jnp.bfloat16)

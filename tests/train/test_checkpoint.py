@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import time
 import types
+from unittest import mock
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 from etils import epath
 
 from configs import segmentation
-from nonlocal_jax import convert
+from nonlocal_jax import convert, distributed
 from nonlocal_jax.convert import _checksums
 from nonlocal_jax.convert._orbax import finished_steps
 from nonlocal_jax.errors import InputError, disk_reason
@@ -412,6 +413,60 @@ def test_a_full_disk_is_one_error_and_keeps_the_states_before(
             checkpoints.save(state.replace(step=state.step + 5))
     assert "\n" not in str(error.value)
     assert int(_restore(tmp_path / "run", _config()).step) == 4
+
+
+@pytest.mark.parametrize("first", [KeyboardInterrupt, ValueError("the loss is nan"), None])
+def test_a_failed_save_hides_no_error_and_is_said_once(
+    workdir, state, tmp_path, monkeypatch, caplog, first
+):
+    def fail(directory):
+        raise _FULL
+
+    def run():
+        with Checkpoints(tmp_path / "run", _config(), "fingerprint") as checkpoints:
+            checkpoints.save(state.replace(step=state.step + 5))
+            if first is not None:
+                raise first
+            checkpoints.save(state.replace(step=state.step + 6))  # waits for the save before
+
+    shutil.copytree(workdir, tmp_path / "run")
+    monkeypatch.setattr(_checksums, "write", fail)
+    expected = first or InputError
+    with pytest.raises(expected if isinstance(expected, type) else type(expected)) as error:
+        run()
+    warnings = [text for text in caplog.messages if _FULL.strerror in text]
+    if first is None:
+        assert _FULL.strerror in str(error.value)
+        assert warnings == []
+    else:
+        (warning,) = warnings
+        assert warning.startswith("the last save failed too: cannot save a checkpoint to ")
+
+
+def test_all_processes_fail_if_the_first_one_cannot_remove_a_state(workdir, state, tmp_path):
+    """Here another one hears of it."""
+    shutil.copytree(workdir, tmp_path / "run")
+    refuse = mock.Mock(side_effect=InputError("it cannot"))
+    with Checkpoints(tmp_path / "run", _config(), "fingerprint") as checkpoints:
+        checkpoints.save(state.replace(step=state.step + 5), {})
+        with (
+            mock.patch.object(distributed, "from_first", refuse),
+            pytest.raises(InputError, match="it cannot"),
+        ):
+            checkpoints.save(state.replace(step=state.step + 6), {})
+
+
+def test_a_state_that_cannot_be_removed_is_one_error(workdir, state, tmp_path, monkeypatch):
+    def fail(step):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(step))
+
+    shutil.copytree(workdir, tmp_path / "run")
+    monkeypatch.setattr(checkpoint, "_remove", fail)
+    with (
+        pytest.raises(InputError, match=r"^cannot save a checkpoint to \S*: Permission denied; "),
+        Checkpoints(tmp_path / "run", _config(), "fingerprint") as checkpoints,
+    ):
+        checkpoints.save(state.replace(step=state.step + 5), {})
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's threads

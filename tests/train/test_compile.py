@@ -1,5 +1,7 @@
 """Steps compiled for TPUs that this machine does not have, and what is reported of them."""
 
+import re
+
 import jax
 import pytest
 
@@ -34,6 +36,37 @@ def test_a_step_that_does_not_fit_is_a_result(config, monkeypatch):
     sizes = report["bytes_per_chip"]
     assert sizes["optimizer"] == sizes["parameters"] + 4  # the momentum, and the number of steps
     assert sizes["parameters"] == 4 * report["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("context", "fsdp", "step", "expected"),
+    [
+        (2, 2, "train", ["context=4,", "fsdp=4,"]),
+        (4, 2, "train", []),
+        (8, 1, "evaluate", []),
+        (4, 1, "evaluate", ["context=8,"]),
+    ],
+)
+def test_the_advice_fits_the_devices(config, context, fsdp, step, expected):
+    config.mesh.update(context=context, fsdp=fsdp)
+    config.model.dtype = "bfloat16"
+    advice = compile_module._advice(config, step, 8, devices=8)
+    assert re.findall(r"--config\.mesh\.(\S+)", advice) == expected
+    assert (advice == "use chips with more memory") == (step == "evaluate" and not expected)
+
+
+def test_the_moving_average_is_memory_and_traffic(config, monkeypatch):
+    """Both are counted before the compilation, so any program takes the place of the compiled."""
+    other = jax.jit(lambda x: x + 1).lower(1.0).compile()
+    monkeypatch.setattr(jax.stages.Lowered, "compile", lambda _: other)
+    plain = compile_train_step(config, "v5e:2x2")
+    config.train.ema = 0.999
+    report = compile_train_step(config, "v5e:2x2")
+    sizes = report["bytes_per_chip"]
+    assert "ema" not in plain["bytes_per_chip"]
+    assert sizes["ema"] == sizes["parameters"] + sizes["batch_statistics"]
+    necessary = [r["traffic_per_chip"]["optimizer"]["necessary"] for r in (report, plain)]
+    assert necessary[0] == necessary[1] + 2 * sizes["ema"]
 
 
 def test_an_evaluation_with_two_chips_per_image(config):

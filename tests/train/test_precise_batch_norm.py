@@ -14,11 +14,12 @@ from nonlocal_jax import convert
 from nonlocal_jax.configs._video import classification_config
 from nonlocal_jax.data import train_batches
 from nonlocal_jax.data.videos import FrameArray
-from nonlocal_jax.sharding import Shardings, make_mesh
+from nonlocal_jax.sharding import Shardings, make_mesh, to_global
 from nonlocal_jax.tasks import get_task
 from nonlocal_jax.train import create_experiment, create_state
+from nonlocal_jax.train import precise_batch_norm as precise_module
 from nonlocal_jax.train.precise_batch_norm import precise_batch_norm
-from tests.helpers import one_device, read_metrics, train, wait_for_step
+from tests.helpers import free_port, one_device, read_metrics, train, wait_for_step
 from tests.train import clip_network  # noqa: F401  # registers the network
 
 
@@ -160,6 +161,48 @@ def test_they_are_the_same_after_sigkill(config, source, tmp_path, start):
     assert len(seen["run"]) == 2
     assert _same(seen["run"], seen["other"])
     assert _same(*(state.replace(rng=0) for state in states))
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_a_stop_during_the_last_ones_repeats_only_the_last_step(
+    config, source, tmp_path, monkeypatch, steps
+):
+    def stop(batch, shardings):
+        calls.append(batch)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return to_global(batch, shardings)
+
+    calls = []
+    config.steps = steps
+    config.train.checkpoint_every = 100
+    expected = train(config, tmp_path / "undisturbed", source)
+    with monkeypatch.context() as patch:
+        patch.setattr(precise_module, "to_global", stop)
+        stopped = train(config, tmp_path / "run", source)
+    assert (stopped.signal, int(stopped.state.step)) == (signal.SIGTERM, steps - 1)
+    assert len(calls) == 2
+    saved = [path.name for path in (tmp_path / "run").glob("checkpoints/*")]
+    assert saved == ([str(steps - 1)] if steps > 1 else [])
+    result = train(config, tmp_path / "run", source)
+    assert (result.signal, int(result.state.step)) == (None, steps)
+    assert _same(*(r.state.replace(rng=0) for r in (result, expected)))
+    steps_of = [[r["step"] for r in read_metrics(tmp_path / n)] for n in ("run", "undisturbed")]
+    assert steps_of[0] == steps_of[1]
+
+
+def test_two_processes_stop_during_the_last_ones(config, source, tmp_path, start):
+    config.train.update(precise_batch_norm=1000, evaluate_every=100)
+    address = f"localhost:{free_port()}"
+    both = [start(address, str(i), imports=["tests.train.clip_network"]) for i in (0, 1)]
+    wait_for_step(both[0], 4)
+    both[1].terminate()
+    for process in both:
+        out, err = process.communicate()
+        assert process.returncode == 0, err
+        assert out.endswith("stopped by SIGTERM at step 3\n")
+    assert (tmp_path / "run" / "checkpoints" / "3").is_dir()
+    assert not (tmp_path / "run" / "checkpoints" / "4").exists()
 
 
 def test_zero_batches_keep_the_running_ones(config):

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from nonlocal_jax.train import _next_batch, _shutdown
+from nonlocal_jax.train import Checkpoints, _next_batch, _shutdown
 from nonlocal_jax.train._shutdown import ShutdownRequest
 from tests.helpers import read_metrics, train
 
@@ -98,6 +98,20 @@ def test_a_run_that_waits_for_data_or_evaluates_stops_and_resumes(
         for name in ("run", "alone")
     ]
     assert evaluated == [[3, 6], [3, 6]]
+
+
+def test_a_signal_counts_only_if_something_is_left_to_do(config, source, tmp_path, monkeypatch):
+    def evaluate(variables):
+        return {"miou": 0.5}
+
+    def stop(*_):
+        signal.raise_signal(signal.SIGTERM)
+
+    config.steps = 1
+    assert train(config, tmp_path, source, evaluate=stop).signal == signal.SIGTERM
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "__exit__", stop)
+        assert train(config, tmp_path, source, evaluate=evaluate).signal is None
 
 
 def test_a_run_that_caches_its_examples_stops(config, source, tmp_path):
