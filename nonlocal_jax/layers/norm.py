@@ -108,8 +108,9 @@ class BatchNorm(nn.Module):
         else:
             axis_name = None if self.is_initializing() else self.axis_name
             if mask is None:
-                # A float, because 2**31 is too large for JAX's int32.
-                n = float(math.prod(x.shape[axis] for axis in axes))
+                # A product of floats, because 2**31 is too large for JAX's int32. float() would
+                # refuse the symbolic sizes of jax.export.
+                n = math.prod((x.shape[axis] for axis in axes), start=1.0)
                 n *= 1 if axis_name is None else jax.lax.axis_size(axis_name)
             else:
                 n = over_devices(jnp.sum(mask, axes, dtype=wide), axis_name)
