@@ -10,6 +10,7 @@ table is README.md in the directory. A cell takes minutes, all of them take hour
 import json
 import pathlib
 import shlex
+import signal
 import subprocess
 import sys
 from typing import Any, NamedTuple
@@ -79,8 +80,10 @@ def _compile(cell: Cell, path: pathlib.Path) -> None:
     command = [sys.executable, "-m", "experiments.compile", *cell.arguments, f"--output={path}"]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
-        message = result.stderr.strip().rpartition("\n")[2].removeprefix("error: ")
-        raise InputError(f"{cell.name}: {message or 'the compiler ended without a message'}")
+        message = f"\n{result.stderr}".rpartition("\nerror: ")[2].strip()
+        if result.returncode < 0:
+            message = f"ended by {signal.Signals(-result.returncode).name}; {message[-2000:]}"
+        raise InputError(f"{cell.name}: {message}")
 
 
 def render(reports: dict[Cell, dict[str, Any]]) -> str:
@@ -156,6 +159,9 @@ def _traffic_row(cell: Cell, report: dict[str, Any]) -> str:
 
 
 def main(_: list[str]) -> None:
+    if not any(_ONLY.value in cell.name for cell in CELLS):
+        names = "\n  ".join(cell.name for cell in CELLS)
+        raise InputError(f"no cell has a name with {_ONLY.value!r}; the cells are\n  {names}")
     use_tpu_compiler()  # its messages, before hours of work
     directory = pathlib.Path(make_directory(_OUTPUT.value))
     reports = {}
