@@ -1,7 +1,8 @@
 # shellcheck shell=bash disable=SC2034
 # What the launchers share. PATTERN selects experiments, see `python -m experiments names`.
 
-# Reads [--dry-run] PATTERN RUNS [FLAG]... into dry_run, pattern, runs, flags and configs.
+# Reads [--dry-run] PATTERN RUNS [FLAG]... into dry_run, pattern, runs, flags and configs, and checks
+# names and types of the flags.
 read_arguments() {
   local word words=() names
   dry_run='' configs=()
@@ -16,6 +17,7 @@ read_arguments() {
   fi
   names=$(python -m experiments names "$pattern") || exit
   mapfile -t configs <<<"$names"
+  use "${configs[0]}" && "${command[@]}" --only_check_args || exit
 }
 
 # Sets the training command of an experiment, its work directory, and a name for the cloud, which
@@ -52,8 +54,4 @@ check_cloud() {
 }
 
 # Prints a command such that a shell reads the same words.
-quoted() {
-  local text
-  printf -v text '%q ' "$@"
-  echo "${text% }"
-}
+quoted() { local text; printf -v text '%q ' "$@"; echo "${text% }"; }

@@ -30,6 +30,10 @@ case "$1 $2" in
     if [ -s "$STATE/unreadable" ]; then sed -i 1d "$STATE/unreadable"; exit 2; fi
     cat "$STATE/saved" ;;
   "-m experiments.train")
+    if [[ $* == *--only_check_args ]]; then
+      [ -z "$CHECKED" ] || exec {python} "$@"
+      exit 0
+    fi
     echo "$*" >>"$STATE/attempts"
     read -r saved end <<<"$(sed -n "$(wc -l <"$STATE/attempts")p" "$STATE/plan")"
     echo "$saved" >"$STATE/saved"
@@ -238,6 +242,24 @@ def test_runs_which_a_cloud_cannot_have(launch, tmp_path, script, variables, run
     out, err = process.communicate()
     assert (process.returncode, out, err.count("\n")) == (2, "", 1)
     assert err.startswith(message)
+    assert not (tmp_path / "gcloud").exists()
+
+
+@pytest.mark.parametrize(("script", "variables"), [*CLOUDS, ("slurm.sbatch", {})])
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--config.optimizer.lerning_rate=1", "did you mean --config.optimizer.learning_rate?"),
+        ("--config.steps=many", "many"),
+        ("--data_dri=data", "Did you mean: data_dir ?"),
+    ],
+)
+def test_a_mistake_in_a_flag(launch, tmp_path, script, variables, flag, message):
+    process = launch(script, ROW, "gs://bucket/seed0", flag, CHECKED="1", **variables)
+    out, err = process.communicate()
+    assert (process.returncode, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("error: ")
+    assert message in err
     assert not (tmp_path / "gcloud").exists()
 
 
