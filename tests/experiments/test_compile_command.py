@@ -17,6 +17,8 @@ def test_the_demo_compiles_for_a_pod(tmp_path, command, monkeypatch):
         _CONFIG,
         "--topology=2*v5e:2x2",
         "--batch_size=16",
+        # libtpu 0.0.50 cannot scatter narrower kernels over the chips of a slice.
+        "--config.model.width=64",
         "--config.data.crop=32",
         "--config.data.crop=32",
         # The kernel of large feature maps, with two chips per image.
@@ -32,12 +34,13 @@ def test_the_demo_compiles_for_a_pod(tmp_path, command, monkeypatch):
     assert json.loads(stdout) == report
     assert report["experiment"] == "demo_nonlocal"
     assert (report["chips"], report["slices"], report["batch_size"]) == (8, 2, 16)
-    # Only the sums over the batch leave a slice. The chips of an image are in the same one.
-    assert report["collectives_per_chip"]["send"]["bytes"] > 4 * report["parameters"]
-    # The parameters, their momentum (half as much again because tiles are padded), and two images
-    # of the batch with their labels.
-    least = 3 * 4 * report["parameters"] + 2 * 32 * 32 * 4
-    assert least < report["bytes_per_chip"]["arguments"] < 7 * least
+    # Only the sums over the batch leave a slice, of which each chip sends at least a quarter. The
+    # chips of an image are in the same slice.
+    sent = report["collectives_per_chip"]["send"]["bytes"]
+    assert 4 * report["parameters"] / 4 < sent < 4 * report["parameters"]
+    # The parameters, their momentum, and two images of the batch with their labels.
+    least = 2 * 4 * report["parameters"] + 2 * 32 * 32 * 4
+    assert least < report["bytes_per_chip"]["arguments"] < 2 * least  # tiles are padded
     assert report["bytes_per_chip"]["peak"] > report["bytes_per_chip"]["arguments"]
     assert report["fits"]
     assert report["bytes_per_chip"]["peak"] < report["bytes_per_chip"]["memory"] == 16 * 2**30
