@@ -6,7 +6,6 @@ import re
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Callable
 from logging import Formatter, LogRecord
 from typing import Any, NoReturn
@@ -263,10 +262,5 @@ def run(
             fail(error)
         except KeyboardInterrupt:
             _exit(128 + signal.SIGINT)
-        except Exception:
-            if not distributed.is_one_of_several():
-                raise
-            traceback.print_exc()
-            _exit(1)
 
     app.run(guarded, flags_parser=_parse)

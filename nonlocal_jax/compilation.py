@@ -26,9 +26,9 @@ def use_cache(directory: PathLike | None = None) -> None:
 
     Args:
       directory: Directory or bucket ("gs://..."), or "off" for no cache. Processes on several hosts
-        need a shared one, because only process 0 writes. Default: what JAX reads from the
-        environment variable JAX_COMPILATION_CACHE_DIR if it is set (empty for no cache), else
-        ``~/.cache/nonlocal_jax/compiled``.
+        need a shared one, because only process 0 writes. On CPUs, only process 0 finds programs
+        there. Default: what JAX reads from the environment variable JAX_COMPILATION_CACHE_DIR if it
+        is set (empty for no cache), else ``~/.cache/nonlocal_jax/compiled``.
 
     Raises:
       InputError: ``directory`` cannot be written.

@@ -4,17 +4,20 @@ All functions work in one process too. There they cost nothing.
 """
 
 import contextlib
+import functools
 import json
 import os
 import platform
 import secrets
 import shlex
+import signal
 import socket
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Mapping
 from importlib import metadata
+from types import TracebackType
 from typing import Any, NoReturn, TypeVar
 
 import jax
@@ -59,6 +62,9 @@ def initialize(
 
     JAX detects Cloud TPU, GKE, Slurm and Open MPI. Elsewhere, set the environment variables
     JAX_COORDINATOR_ADDRESS (HOST:PORT of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+
+    From then on, an exception that nothing catches ends this process at once. Without that, it
+    would wait five minutes for the others, which wait for it.
 
     Args:
       mode: "on" requires several processes, or a launcher of one. "off" goes on with one process.
@@ -114,6 +120,20 @@ def initialize(
         ) from error
     finally:
         waiting.cancel()
+    sys.excepthook = functools.partial(_leave_after, sys.excepthook)
+
+
+def _leave_after(
+    report: Callable[..., object],
+    kind: type[BaseException],
+    error: BaseException,
+    trace: TracebackType | None,
+) -> None:
+    """Reports an exception that nothing has caught, and ends this process if there are others."""
+    report(kind, error, trace)
+    if is_one_of_several():
+        # If all processes have the same error, each can print it.
+        leave(128 + signal.SIGINT if kind is KeyboardInterrupt else 1, patience=3)
 
 
 def _integer(name: str) -> int | None:

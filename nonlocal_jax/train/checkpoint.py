@@ -183,7 +183,7 @@ class Checkpoints:
         args = ocp.args.Composite(
             variables=ocp.args.StandardSave(state.variables),
             progress=ocp.args.StandardSave(state.progress),
-            metadata=ocp.args.JsonSave({"step": step, **self._run}),
+            metadata=ocp.args.JsonSave({"step": step, "dtype": _dtype(state), **self._run}),
         )
         with self._saving():
             self._checkpointer.wait_until_finished()
@@ -242,7 +242,7 @@ class Checkpoints:
         if step is None:
             return None
         made_by = self._read(step, ocp.args.Composite(metadata=ocp.args.JsonRestore()))
-        self._check_run(made_by.metadata)
+        self._check_run(made_by.metadata, _dtype(target))
         args = ocp.args.Composite(
             variables=ocp.args.StandardRestore(target.variables),
             progress=ocp.args.StandardRestore(target.progress),
@@ -266,7 +266,7 @@ class Checkpoints:
                 "of the directory to resume from the one before it"
             ) from error
 
-    def _check_run(self, metadata: Mapping[str, Any]) -> None:
+    def _check_run(self, metadata: Mapping[str, Any], dtype: str) -> None:
         configs = metadata["config"], self._run["config"]
         different = differences(*configs, _FREE)
         theirs, ours = (config["train"].get("ema") for config in configs)
@@ -274,7 +274,9 @@ class Checkpoints:
             different.append(f"train.ema is {theirs} in the checkpoint, {ours} in the config")
         if metadata["dataset_fingerprint"] != self._run["dataset_fingerprint"]:
             different.append("the training data are not those of the checkpoint")
-        # Runs of earlier versions do not have it.
+        # Runs of earlier versions do not have the type, nor "init".
+        if (saved := metadata.get("dtype", dtype)) != dtype:
+            different.append(f"dtype is {saved} in the checkpoint, {dtype} in this call")
         ours, theirs = self._run["init"], metadata.get("init", self._run["init"])
         if ours not in (None, theirs):
             raise InputError(
@@ -288,6 +290,11 @@ class Checkpoints:
                 f"{self.directory.parent} belongs to another run; use a new --workdir, or undo "
                 f"these changes:{listing(different)}"
             )
+
+
+def _dtype(state: TrainState) -> str:
+    """Returns the type of the parameters and statistics."""
+    return str(jax.tree.leaves(state.variables)[0].dtype)
 
 
 def _remove(step: epath.Path) -> None:

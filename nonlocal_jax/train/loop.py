@@ -116,18 +116,19 @@ def train(
       allow_non_finite: Whether to accept values of ``init`` that are NaN or infinite.
       shardings: How the state and the batch are sharded. Default: as ``config.mesh`` says, see
         ``sharding.make_shardings``.
-      dtype: Type of the parameters and statistics. float64 is for exact comparisons.
+      dtype: Type of the parameters and statistics. float64 is for exact comparisons, and needs
+        ``jax_enable_x64``.
       stall_timeout: If a step takes more seconds than this, the stacks of all threads are printed,
         once. The first step, which compiles, does not count. Default, and 0: no report.
       profile: The first and the last of the steps that process 0 traces, into ``workdir/profile``.
         If the trace cannot be written in the end, there is a warning.
 
     Raises:
-      InputError: The config does not fit the devices, the checkpoint, the classes of the source or
-        the run in ``workdir``, or ``reinit_head``, ``new_blocks`` or ``allow_non_finite`` is set
-        without ``init``. Also if another run uses ``workdir`` or a signal ends the wait for its
-        end, if the memory or the disk is full, or if the processes have different configs, data,
-        versions or work directories.
+      InputError: The config or ``dtype`` does not fit the devices, the checkpoint, the classes of
+        the source or the run in ``workdir``, or ``reinit_head``, ``new_blocks`` or
+        ``allow_non_finite`` is set without ``init``. Also if another run uses ``workdir`` or a
+        signal ends the wait for its end, if the memory or the disk is full, or if the processes
+        have different configs, data, versions or work directories.
       NonFiniteError: The loss or the parameters are not finite. The message names the step. The
         checkpoints before it are kept.
     """
@@ -141,6 +142,12 @@ def train(
                 f"{option} is set, but there is no checkpoint to start from; add --init=PATH "
                 f"(init), or leave out --{option.replace('_', '-')}"
             )
+    dtype = np.dtype(dtype)
+    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+        raise InputError(
+            f"dtype is {dtype}, and JAX's 64-bit mode is off; call "
+            "jax.config.update('jax_enable_x64', True) before the first computation"
+        )
     experiment = create_experiment(config)
     task, batch_size = experiment.task, experiment.batch_size
     shardings = shardings or make_shardings(config.mesh)
@@ -172,6 +179,7 @@ def train(
                 "init": None if init is None else str(init),
                 "reinit_head": reinit_head,
                 "new_blocks": new_blocks,
+                "dtype": str(dtype),
             }
         )
         if cache is not None:

@@ -190,6 +190,16 @@ def test_other_data_are_refused(workdir):
         _restore(workdir, _config(), "x")
 
 
+def test_another_type_is_refused(workdir):
+    target = abstract_state(create_experiment(_config()), one_device(), "bfloat16")
+    message = "dtype is float32 in the checkpoint, bfloat16 in this call"
+    with (
+        Checkpoints(workdir, _config(), "fingerprint") as checkpoints,
+        pytest.raises(InputError, match=message),
+    ):
+        checkpoints.restore(target)
+
+
 def test_what_leaves_the_parameters_alone_may_change(workdir):
     config = _config()
     config.train.log_every = 1

@@ -323,6 +323,11 @@ def test_a_resumed_run_keeps_the_checkpoint_that_it_started_from(
         train(config, run, source, init=other)
 
 
+def test_float64_needs_the_64_bit_mode(config, source, tmp_path):
+    with pytest.raises(InputError, match="'jax_enable_x64', True"):
+        train(config, tmp_path, source, dtype="float64")
+
+
 def test_a_batch_that_is_larger_than_the_dataset_is_refused(config, source, tmp_path):
     config.data.batch_size = 13
     with pytest.raises(InputError, match=r"data.batch_size=13 is larger .* use at most 12"):

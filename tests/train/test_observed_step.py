@@ -1,9 +1,14 @@
-"""Traces that cannot be written."""
+"""The first step of several processes, and traces that cannot be written."""
 
+import jax
+import numpy as np
 import pytest
 from etils import epath
 
+from nonlocal_jax import distributed
+from nonlocal_jax.compilation import count_programs
 from nonlocal_jax.errors import InputError
+from nonlocal_jax.train import _observed_step
 from nonlocal_jax.train._observed_step import ObservedStep
 from tests.helpers import bucket_in_memory, train
 
@@ -43,3 +48,18 @@ def test_a_trace_that_cannot_be_written_is_one_warning(tmp_path, monkeypatch, pl
     assert warning.startswith(f"warning: cannot write a trace to {directory}: {reason}")
     assert warning.endswith("; the training goes on without it")
     assert not any("traced the steps until" in line for line in said)
+
+
+def test_processes_wait_for_each_other_after_they_have_compiled(tmp_path, monkeypatch):
+    programs_before = []
+    monkeypatch.setattr(_observed_step, "_collectives_time_out", lambda: True)
+    monkeypatch.setattr(distributed, "gather", lambda _: programs_before.append(programs["built"]))
+    train_step = jax.jit(lambda state, batch: (state + 1, batch), donate_argnums=0)
+    step = ObservedStep(train_step, 0, print, None, epath.Path(tmp_path))
+    state = jax.numpy.zeros(7)
+    with count_programs() as programs:
+        for _ in range(2):
+            state, _ = step(state, np.ones(3))
+    assert programs_before == [1]
+    assert programs["built"] == 1  # the call does not compile again
+    np.testing.assert_array_equal(state, np.full(7, 2))
