@@ -17,6 +17,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from nonlocal_jax._sharding_checks import check_divides, check_mesh, check_specs
 from nonlocal_jax.errors import InputError
 
 DATA = "data"
@@ -41,9 +42,9 @@ def make_mesh(
       InputError: ``fsdp * context`` does not divide the number of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
-    _check_divides("mesh.context", context, len(devices), "devices")
+    check_divides("mesh.context", context, len(devices), "devices")
     groups = "devices" if context == 1 else f"groups of mesh.context={context} devices"
-    _check_divides("mesh.fsdp", fsdp, len(devices) // context, groups)
+    check_divides("mesh.fsdp", fsdp, len(devices) // context, groups)
     data = len(devices) // (fsdp * context)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     options = {"devices": devices, "allow_split_physical_axes": True}
@@ -61,15 +62,6 @@ def make_mesh(
     return Mesh(grid, (DATA, FSDP, CONTEXT), axis_types=(AxisType.Auto,) * 3)
 
 
-def _check_divides(name: str, number: int, size: int, what: str) -> None:
-    if number < 1 or size % number:
-        *others, last = (str(n) for n in range(1, size + 1) if size % n == 0)
-        raise InputError(
-            f"{name}={number} does not divide {size} {what}; "
-            f"use {', '.join(others)}{' or ' if others else ''}{last}"
-        )
-
-
 @dataclasses.dataclass(frozen=True)
 class Shardings:
     """How the batch and the state are sharded over a mesh.
@@ -82,12 +74,15 @@ class Shardings:
         Shardings(mesh, rules=((r"conv\\d/kernel$", PartitionSpec(None, None, None, "data")),))
 
     Attributes:
-      mesh: The device mesh, with any number of axes.
+      mesh: The device mesh, with any number of Auto axes.
       rules: Pairs of a regular expression and a ``PartitionSpec``. The expression is searched for
         in the path of a leaf, such as "params/backbone/layer1_0/conv1/kernel"; the first match
         counts.
-      batch_spec: How the batch axis, the first axis of every leaf of a batch, is sharded. Default:
-        over the mesh axes "data" and "fsdp".
+      batch_spec: How the batch axis, the first axis of every leaf of a batch, is sharded: a
+        ``PartitionSpec`` of at most one entry. Default: over the mesh axes "data" and "fsdp".
+
+    Raises:
+      InputError: The mesh has Explicit or Manual axes, or a rule or ``batch_spec`` is invalid.
     """
 
     mesh: Mesh
@@ -95,8 +90,10 @@ class Shardings:
     batch_spec: PartitionSpec | None = None
 
     def __post_init__(self) -> None:
+        check_mesh(self.mesh)
         if self.batch_spec is None:
             object.__setattr__(self, "batch_spec", PartitionSpec(batch_axes(self.mesh)))
+        check_specs(self.mesh.axis_names, self.rules, self.batch_spec)
 
     @property
     def batch(self) -> NamedSharding:
