@@ -1,5 +1,6 @@
 """Checks of meshes and of the rules that shard arrays over them."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,6 +60,33 @@ def check_specs(axes: Sequence[Any], rules: Any, batch_spec: Any) -> None:
     leaf = _partition_spec(axes)
     if not leaf.accepts(batch_spec) or len(batch_spec) > 1:
         raise InputError(f"batch_spec is {batch_spec!r}; use {leaf.one} and at most one entry")
+
+
+def check_fits(
+    name: str, shape: tuple[int, ...], pattern: str, spec: PartitionSpec, mesh: Mesh
+) -> None:
+    """Requires that the ``PartitionSpec`` of a rule splits an array evenly.
+
+    Raises:
+      InputError: It does not.
+    """
+    parts = [number_of_parts(mesh, axes) for axes in spec]
+    fits = len(parts) <= len(shape)
+    if not (fits and all(n % part == 0 for n, part in zip(shape, parts, strict=False))):
+        raise InputError(
+            f"the sharding rule {pattern!r}: {spec} does not fit {name} of shape {shape} on "
+            f"the mesh {dict(mesh.shape)}; use a regular expression that does not match "
+            "this path, or another PartitionSpec"
+        )
+
+
+def number_of_parts(mesh: Mesh, axes: str | tuple[str, ...] | None) -> int:
+    """Returns the number of parts into which ``axes`` splits an array axis.
+
+    ``axes`` is one entry of a ``PartitionSpec``.
+    """
+    names = (axes,) if isinstance(axes, str) else axes or ()
+    return math.prod(mesh.shape[name] for name in names)
 
 
 def _partition_spec(axes: Sequence[Any]) -> Leaf:

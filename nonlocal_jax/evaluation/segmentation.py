@@ -10,7 +10,7 @@ import numpy as np
 from nonlocal_jax._interrupt import Interrupted, check_interrupted, until_stopped
 from nonlocal_jax._progress import progress, report_compilation
 from nonlocal_jax.data import Source, check_example
-from nonlocal_jax.evaluation._devices import local_shardings
+from nonlocal_jax.evaluation._devices import shardings_or_local
 from nonlocal_jax.evaluation._source import dataset_classes, examples_of_process
 from nonlocal_jax.evaluation.metrics import (
     markdown_table,
@@ -59,9 +59,9 @@ def evaluator(
     Raises:
       InputError: The dataset of the source has another number of classes than the model.
     """
+    placed = shardings_or_local(shardings, config["mesh"]["context"])
+    predictor = Predictor(config, multi_scale=multi_scale, shardings=placed)
     together = shardings is not None and shardings.mesh.is_multi_process
-    shardings = shardings or local_shardings(config["mesh"]["context"])
-    predictor = Predictor(config, multi_scale=multi_scale, shardings=shardings)
     num_classes = config["model"]["num_classes"]
     name, classes = dataset_classes(source, config)
     compiled = False

@@ -270,6 +270,8 @@ def test_devices_give_the_scores_of_one(config, context):
 def test_mistakes_are_refused(config):
     with pytest.raises(InputError, match=r"\(multi_scale\) is only for images; leave it out"):
         evaluator(config, [], multi_scale=True)
+    with pytest.raises(InputError, match=r"shardings is of type Mesh; use .*Shardings"):
+        evaluator(config, [], shardings=make_mesh())
     with pytest.raises(InputError, match="has no examples"):
         evaluator(config, [])({})
     with pytest.raises(InputError, match="example 'a' are 3; use the class indices 0 to 2"):
