@@ -58,7 +58,8 @@ def evaluator(
       variables do not fit the model, if there are no examples, or if one of them is invalid.
 
     Raises:
-      InputError: The dataset of the source has another number of classes than the model.
+      InputError: The source has no random access, or its dataset has another number of classes than
+        the model.
     """
     placed = shardings_or_local(shardings, config["mesh"]["context"])
     predictor = Predictor(config, multi_scale=multi_scale, shardings=placed)

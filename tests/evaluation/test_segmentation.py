@@ -132,6 +132,11 @@ def test_an_empty_source_is_refused(config):
         evaluator(config, [])({})
 
 
+def test_a_generator_is_no_source(config):
+    with pytest.raises(InputError, match=r"source is of type generator, .*a list of examples"):
+        evaluator(config, (example(np.ones((6, 8))) for _ in range(2)))
+
+
 def test_errors_of_the_source_are_raised_unchanged(config):
     class Source:
         def __len__(self):
