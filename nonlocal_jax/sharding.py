@@ -7,7 +7,6 @@ positions of an image over "context". Functions that place arrays on devices tak
 import contextlib
 import dataclasses
 import difflib
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,6 +16,13 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from nonlocal_jax._sharding_checks import (
+    check_divides,
+    check_fits,
+    check_mesh,
+    check_specs,
+    number_of_parts,
+)
 from nonlocal_jax.errors import InputError
 
 DATA = "data"
@@ -41,9 +47,9 @@ def make_mesh(
       InputError: ``fsdp * context`` does not divide the number of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
-    _check_divides("mesh.context", context, len(devices), "devices")
+    check_divides("mesh.context", context, len(devices), "devices")
     groups = "devices" if context == 1 else f"groups of mesh.context={context} devices"
-    _check_divides("mesh.fsdp", fsdp, len(devices) // context, groups)
+    check_divides("mesh.fsdp", fsdp, len(devices) // context, groups)
     data = len(devices) // (fsdp * context)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     options = {"devices": devices, "allow_split_physical_axes": True}
@@ -61,15 +67,6 @@ def make_mesh(
     return Mesh(grid, (DATA, FSDP, CONTEXT), axis_types=(AxisType.Auto,) * 3)
 
 
-def _check_divides(name: str, number: int, size: int, what: str) -> None:
-    if number < 1 or size % number:
-        *others, last = (str(n) for n in range(1, size + 1) if size % n == 0)
-        raise InputError(
-            f"{name}={number} does not divide {size} {what}; "
-            f"use {', '.join(others)}{' or ' if others else ''}{last}"
-        )
-
-
 @dataclasses.dataclass(frozen=True)
 class Shardings:
     """How the batch and the state are sharded over a mesh.
@@ -82,12 +79,15 @@ class Shardings:
         Shardings(mesh, rules=((r"conv\\d/kernel$", PartitionSpec(None, None, None, "data")),))
 
     Attributes:
-      mesh: The device mesh, with any number of axes.
+      mesh: The device mesh, with any number of Auto axes.
       rules: Pairs of a regular expression and a ``PartitionSpec``. The expression is searched for
         in the path of a leaf, such as "params/backbone/layer1_0/conv1/kernel"; the first match
         counts.
-      batch_spec: How the batch axis, the first axis of every leaf of a batch, is sharded. Default:
-        over the mesh axes "data" and "fsdp".
+      batch_spec: How the batch axis, the first axis of every leaf of a batch, is sharded: a
+        ``PartitionSpec`` of at most one entry. Default: over the mesh axes "data" and "fsdp".
+
+    Raises:
+      InputError: The mesh has Explicit or Manual axes, or a rule or ``batch_spec`` is invalid.
     """
 
     mesh: Mesh
@@ -95,8 +95,10 @@ class Shardings:
     batch_spec: PartitionSpec | None = None
 
     def __post_init__(self) -> None:
+        check_mesh(self.mesh)
         if self.batch_spec is None:
             object.__setattr__(self, "batch_spec", PartitionSpec(batch_axes(self.mesh)))
+        check_specs(self.mesh.axis_names, self.rules, self.batch_spec)
 
     @property
     def batch(self) -> NamedSharding:
@@ -106,7 +108,7 @@ class Shardings:
     @property
     def batch_parts(self) -> int:
         """The number of parts that a batch is split into."""
-        return _number_of_parts(self.mesh, next(iter(self.batch_spec), None))
+        return number_of_parts(self.mesh, next(iter(self.batch_spec), None))
 
     @property
     def replicated(self) -> NamedSharding:
@@ -147,7 +149,7 @@ class Shardings:
         name = _path(path)
         for pattern, spec in self.rules:
             if re.search(pattern, name):
-                self._check(name, np.shape(leaf), pattern, spec)
+                check_fits(name, np.shape(leaf), pattern, spec, self.mesh)
                 return NamedSharding(self.mesh, spec)
         shape = np.shape(leaf)
         fitting = [(n, axis) for axis, n in enumerate(shape) if n % self._fsdp == 0]
@@ -175,28 +177,9 @@ class Shardings:
     def _fsdp(self) -> int:
         return self.mesh.shape.get(FSDP, 1)
 
-    def _check(self, name: str, shape: tuple[int, ...], pattern: str, spec: PartitionSpec) -> None:
-        parts = [_number_of_parts(self.mesh, axes) for axes in spec]
-        fits = len(parts) <= len(shape)
-        if not (fits and all(n % part == 0 for n, part in zip(shape, parts, strict=False))):
-            raise InputError(
-                f"the sharding rule {pattern!r}: {spec} does not fit {name} of shape {shape} on "
-                f"the mesh {dict(self.mesh.shape)}; use a regular expression that does not match "
-                "this path, or another PartitionSpec"
-            )
-
 
 def _path(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def _number_of_parts(mesh: Mesh, axes: str | tuple[str, ...] | None) -> int:
-    """Returns the number of parts into which ``axes`` splits an array axis.
-
-    ``axes`` is one entry of a ``PartitionSpec``.
-    """
-    names = (axes,) if isinstance(axes, str) else axes or ()
-    return math.prod(mesh.shape[name] for name in names)
 
 
 def batch_axes(mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
@@ -250,6 +233,19 @@ def _place(x: Any, sharding: NamedSharding) -> jax.Array:
     return jax.device_put(x, sharding)
 
 
+def check_shardings(shardings: Any) -> None:
+    """Requires ``Shardings``.
+
+    Raises:
+      InputError: It is something else, such as a mesh.
+    """
+    if not isinstance(shardings, Shardings):
+        raise InputError(
+            f"shardings is of type {type(shardings).__name__}; use nonlocal_jax.sharding.Shardings,"
+            " such as Shardings(mesh)"
+        )
+
+
 def check_batch_size(batch_size: int, shardings: Shardings, accumulate: int = 1) -> None:
     """Requires that a global batch can be split evenly over the devices.
 
@@ -259,9 +255,10 @@ def check_batch_size(batch_size: int, shardings: Shardings, accumulate: int = 1)
       accumulate: Number of micro-batches, each of which is split.
 
     Raises:
-      InputError: The batch size is not a multiple of the number of parts. The message gives the
-        nearest sizes that are.
+      InputError: ``shardings`` is something else, or the batch size is not a multiple of the number
+        of parts. The message gives the nearest sizes that are.
     """
+    check_shardings(shardings)
     parts = shardings.batch_parts * accumulate
     below = batch_size // parts * parts
     if below == batch_size and batch_size > 0:

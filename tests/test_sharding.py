@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from jax.experimental import topologies
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from nonlocal_jax import sharding
 from nonlocal_jax.errors import InputError
@@ -176,3 +176,42 @@ def test_fsdp_shards_the_longest_axis_of_kernels():
 def test_a_rule_that_does_not_fit_a_leaf_is_refused(shape):
     with pytest.raises(InputError, match=r"(?s)kernel\$.*conv/kernel.*regular expression"):
         Shardings(make_mesh(context=2), KERNELS).of(tree(*shape))
+
+
+@pytest.mark.parametrize("kind", [AxisType.Explicit, AxisType.Manual])
+def test_a_mesh_whose_axes_are_not_auto_is_refused(kind):
+    mesh = jax.make_mesh((4, 2), ("data", "fsdp"), (AxisType.Auto, kind))
+    message = rf"'data' \(Auto\), 'fsdp' \({kind.name}\), but .*AxisType\.Auto,\) \* 2\)$"
+    with pytest.raises(InputError, match=message):
+        Shardings(mesh)
+
+
+def test_another_object_than_a_mesh_is_refused():
+    with pytest.raises(InputError, match=r"is of type list; use a .*make_mesh"):
+        Shardings(jax.devices())
+
+
+@pytest.mark.parametrize(
+    ("rules", "named"),
+    [
+        ((("kernel$", PartitionSpec(None, "modle")),), "('kernel$', P(None, 'modle'))"),
+        ((("a", PartitionSpec()), ("b", PartitionSpec("data", ("data",)))), "('b', P('data'"),
+        ((("(", PartitionSpec("data")),), "('(', P('data'"),
+        ((("kernel$", (None, "data")),), "('kernel$', (None, 'data'))"),
+        (("kernel$", PartitionSpec("data")), "'kernel$'"),  # one pair that is not in a tuple
+        (None, "None"),
+    ],
+)
+def test_an_invalid_rule_is_refused(rules, named):
+    with pytest.raises(InputError) as error:
+        Shardings(make_mesh(), rules)
+    assert str(error.value).startswith(f"the sharding rule {named}")
+    assert "a PartitionSpec of the mesh axes 'data', 'fsdp', 'context', with" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "spec", [PartitionSpec("batch"), "data", PartitionSpec("data", "context"), ()]
+)
+def test_an_invalid_batch_spec_is_refused(spec):
+    with pytest.raises(InputError, match=r"batch_spec is .* axes 'data', .*at most one entry$"):
+        Shardings(make_mesh(), batch_spec=spec)

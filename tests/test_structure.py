@@ -12,9 +12,9 @@ ROOT = pathlib.Path(nonlocal_jax.__file__).parent
 # A module imports only from lines above its own, and from its own package.
 LAYERS = (
     ("_lazy", "errors", "hlo"),
-    ("configs",),
-    ("distributed",),
-    ("_files", "_interrupt", "_progress", "_signals", "config", "sharding", "topology", "traffic"),
+    ("config", "configs"),
+    ("_sharding_checks", "distributed"),
+    ("_files", "_interrupt", "_progress", "_signals", "sharding", "topology", "traffic"),
     ("compilation",),
     ("ops",),
     ("layers",),

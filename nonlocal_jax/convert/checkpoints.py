@@ -210,15 +210,21 @@ def save(
     under "model_config", and the dataset under "dataset".
 
     Args:
-      path: The file.
+      path: The file. Its name ends in ".safetensors".
       variables: The variables of the model.
       model_config: The model config, see ``create_model``.
       dataset: The classes of the model, as ``nonlocal_jax.data.Dataset.to_json`` and
         ``read_dataset`` return them.
 
     Raises:
-      InputError: The variables or the dataset do not fit the model, or the file cannot be written.
+      InputError: The path has another suffix, the variables or the dataset do not fit the model, or
+        the file cannot be written.
     """
+    if not os.fspath(path).endswith(".safetensors"):
+        raise InputError(
+            f"cannot save {path}: load would read it as a file of PyTorch; use a path that ends in "
+            ".safetensors, or nonlocal_jax.convert.export_torch for a .pth file"
+        )
     if dataset is not None:
         dataset = _dataset.check(path, dataset, model_config)
     arrays = fit.flatten(variables, names.shapes(model_config))

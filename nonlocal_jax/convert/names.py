@@ -105,7 +105,8 @@ def shapes(config: Mapping[str, Any]) -> Shapes | None:
 
 
 def _shapes(model: nn.Module, example: jax.ShapeDtypeStruct) -> Shapes:
-    variables = jax.eval_shape(model.init, jax.random.key(0), example)
+    key = jax.eval_shape(jax.random.key, 0)  # compiles nothing
+    variables = jax.eval_shape(model.init, key, example)
     return {path: leaf.shape for path, leaf in flatten_dict(variables, sep="/").items()}
 
 

@@ -6,6 +6,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from nonlocal_jax.errors import InputError
+
 # Label of the pixels that are ignored in training and evaluation.
 IGNORE_INDEX = 255
 
@@ -26,6 +28,19 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Example: ...
+
+
+def check_source(source: Any) -> None:
+    """Requires random access to the examples.
+
+    Raises:
+      InputError: There is none, such as for a generator.
+    """
+    if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
+        raise InputError(
+            f"the source is of type {type(source).__name__}, without len(source) and "
+            "source[index]; use an object with both, such as a list of examples"
+        )
 
 
 def fingerprint(source: Source) -> str:

@@ -3,7 +3,7 @@
 import jax
 
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.sharding import Shardings, make_mesh
+from nonlocal_jax.sharding import Shardings, check_shardings, make_mesh
 
 
 def local_shardings(context: int, groups: int | None = None) -> Shardings:
@@ -22,3 +22,17 @@ def local_shardings(context: int, groups: int | None = None) -> Shardings:
     context = min(context, len(devices))
     number = (groups or len(devices) // context) * context
     return Shardings(make_mesh(devices[:number], context=context))
+
+
+def shardings_or_local(
+    shardings: Shardings | None, context: int, groups: int | None = None
+) -> Shardings:
+    """Returns the given shardings, or if they are None, ``local_shardings``.
+
+    Raises:
+      InputError: ``shardings`` is something else, such as a mesh, or ``context`` is not positive.
+    """
+    if shardings is None:
+        return local_shardings(context, groups)
+    check_shardings(shardings)
+    return shardings

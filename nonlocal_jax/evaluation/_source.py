@@ -7,6 +7,7 @@ import grain
 import jax
 
 from nonlocal_jax.data import DATASETS, Dataset, Source
+from nonlocal_jax.data.source import check_source
 from nonlocal_jax.errors import InputError
 
 
@@ -17,8 +18,10 @@ def dataset_classes(source: Source, config: Mapping[str, Any]) -> tuple[str, tup
     Classes that are not known are numbered.
 
     Raises:
-      InputError: The dataset of the source has another number of classes than the model.
+      InputError: The source has no random access, or its dataset has another number of classes than
+        the model.
     """
+    check_source(source)
     num_classes, name = config["model"]["num_classes"], config["data"]["name"]
     dataset = getattr(source, "dataset", None)
     if isinstance(dataset, Dataset):

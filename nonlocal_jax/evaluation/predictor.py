@@ -10,7 +10,7 @@ import numpy as np
 
 from nonlocal_jax.data import IGNORE_INDEX
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.evaluation._devices import local_shardings
+from nonlocal_jax.evaluation._devices import shardings_or_local
 from nonlocal_jax.evaluation._layout import Grid, Layout, lay_out
 from nonlocal_jax.evaluation._programs import Logits, Programs
 from nonlocal_jax.evaluation._windows import Tile
@@ -48,7 +48,7 @@ class Predictor:
       protocol: The keyword arguments of ``multi_scale_inference``.
 
     Raises:
-      InputError: ``evaluation.mode`` or ``mesh.context`` is invalid.
+      InputError: ``evaluation.mode``, ``mesh.context`` or ``shardings`` is invalid.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Predictor:
         shardings: Shardings | None = None,
     ):
         self.protocol = _protocol(config, multi_scale)
-        self._shardings = shardings or local_shardings(config["mesh"]["context"], groups=1)
+        self._shardings = shardings_or_local(shardings, config["mesh"]["context"], groups=1)
         self._programs = Programs(config, self._shardings)
         self._num_classes = config["model"]["num_classes"]
         context = self._shardings.mesh.shape.get(CONTEXT, 1)

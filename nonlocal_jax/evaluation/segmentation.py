@@ -9,8 +9,9 @@ import numpy as np
 
 from nonlocal_jax._interrupt import Interrupted, check_interrupted, until_stopped
 from nonlocal_jax._progress import progress, report_compilation
+from nonlocal_jax.convert._variables import check_variables
 from nonlocal_jax.data import Source, check_example
-from nonlocal_jax.evaluation._devices import local_shardings
+from nonlocal_jax.evaluation._devices import shardings_or_local
 from nonlocal_jax.evaluation._source import dataset_classes, examples_of_process
 from nonlocal_jax.evaluation.metrics import (
     markdown_table,
@@ -53,21 +54,23 @@ def evaluator(
     Returns:
       ``run(variables)``. It returns the metrics of ``summarize``, the ``confusion`` matrix, the
       number of ``images``, the ``protocol``, and the names of the ``dataset`` and of its
-      ``classes``, see ``dataset_classes``. The function raises an ``InputError`` if there are no
-      examples, or if one of them is invalid.
+      ``classes``, see ``dataset_classes``. The function raises an ``InputError`` if the
+      variables do not fit the model, if there are no examples, or if one of them is invalid.
 
     Raises:
-      InputError: The dataset of the source has another number of classes than the model.
+      InputError: The source has no random access, or its dataset has another number of classes than
+        the model.
     """
+    placed = shardings_or_local(shardings, config["mesh"]["context"])
+    predictor = Predictor(config, multi_scale=multi_scale, shardings=placed)
     together = shardings is not None and shardings.mesh.is_multi_process
-    shardings = shardings or local_shardings(config["mesh"]["context"])
-    predictor = Predictor(config, multi_scale=multi_scale, shardings=shardings)
     num_classes = config["model"]["num_classes"]
     name, classes = dataset_classes(source, config)
     compiled = False
 
     def run(variables: Variables) -> dict[str, Any]:
         nonlocal compiled
+        check_variables(variables, config["model"])
         examples = examples_of_process(source, together=together)
         if not compiled:
             report_compilation("the network, for a few sizes of images")

@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from nonlocal_jax.data import normalize, num_views
-from nonlocal_jax.evaluation._devices import local_shardings
+from nonlocal_jax.evaluation._devices import shardings_or_local
 from nonlocal_jax.models import create_model
 from nonlocal_jax.ops._numerics import at_least_float32
 from nonlocal_jax.sharding import (
@@ -105,7 +105,7 @@ class VideoPredictor:
     def __init__(self, config: ConfigDict, *, shardings: Shardings | None = None):
         self.protocol = protocol(config)
         self._num_views = num_views(config)
-        self._shardings = shardings or local_shardings(config.mesh.context)
+        self._shardings = shardings_or_local(shardings, config.mesh.context)
         self._batch_size = self._shardings.batch_parts * _VIEWS_PER_DEVICE
         model, options, data = create_model(config.model), config.evaluation, config.data
         call = {"window": tuple(n or None for n in options.window)} if options.window else {}

@@ -27,9 +27,14 @@ def get_task(config: ConfigDict) -> Task:
     """Returns the task of an experiment, after checking every field of the config.
 
     Raises:
-      InputError: ``config.task`` is not in ``TASKS``, a field is unknown, missing or invalid, or
-        fields do not fit together.
+      InputError: The config is no ``ConfigDict``, ``config.task`` is not in ``TASKS``, a field is
+        unknown, missing or invalid, or fields do not fit together.
     """
+    if not isinstance(config, ConfigDict):
+        raise InputError(
+            f"config is of type {type(config).__name__}; use an ml_collections.ConfigDict, such as "
+            "ConfigDict(config) of a dict"
+        )
     name = config.get("task")
     if not isinstance(name, str) or name not in TASKS:
         raise InputError(f"task is {name!r}; use one of {', '.join(TASKS)}")

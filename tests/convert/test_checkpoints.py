@@ -453,21 +453,31 @@ def test_saved_for_another_block(tmp_path):
     assert "params/decode_head/block/conv_mask/kernel (8, 1)" in message
 
 
-@pytest.mark.parametrize("write", [convert.save, convert.export_torch])
-def test_variables_of_another_model_are_not_written(tmp_path, write):
-    with pytest.raises(InputError, match="does not fit"):
-        write(tmp_path / "a", random_variables(TINY), TINY | {"num_classes": 4})
-    with pytest.raises(InputError, match="missing"):
-        write(tmp_path / "a", {"params": random_variables(TINY)["params"]}, TINY)
+@pytest.mark.parametrize("name", ["a.pth", "a"])
+def test_another_suffix_is_not_saved(tmp_path, name):
+    with pytest.raises(InputError, match=r"ends in \.safetensors, or .*export_torch for a \.pth"):
+        convert.save(tmp_path / name, random_variables(TINY), TINY)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("write", [convert.save, convert.export_torch])
-def test_a_failed_write_leaves_no_partial_file(tmp_path, write, monkeypatch):
+WRITERS = [(convert.save, "a.safetensors"), (convert.export_torch, "a.pth")]
+
+
+@pytest.mark.parametrize(("write", "name"), WRITERS)
+def test_variables_of_another_model_are_not_written(tmp_path, write, name):
+    with pytest.raises(InputError, match="does not fit"):
+        write(tmp_path / name, random_variables(TINY), TINY | {"num_classes": 4})
+    with pytest.raises(InputError, match="missing"):
+        write(tmp_path / name, {"params": random_variables(TINY)["params"]}, TINY)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("write", "name"), WRITERS)
+def test_a_failed_write_leaves_no_partial_file(tmp_path, write, name, monkeypatch):
     variables = random_variables(TINY)
     with pytest.raises(InputError, match=r"cannot write .*No such file or directory"):
-        write(tmp_path / "none" / "a", variables, TINY)
-    (tmp_path / "a").write_text("old")
+        write(tmp_path / "none" / name, variables, TINY)
+    (tmp_path / name).write_text("old")
 
     def fail(*_):
         raise OSError(28, "No space left on device")
@@ -475,16 +485,16 @@ def test_a_failed_write_leaves_no_partial_file(tmp_path, write, monkeypatch):
     monkeypatch.setattr(torch_file, "write", fail)
     monkeypatch.setattr(safetensors.numpy, "save_file", fail)
     with pytest.raises(InputError, match="No space left"):
-        write(tmp_path / "a", variables, TINY)
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]
-    assert (tmp_path / "a").read_text() == "old"
+        write(tmp_path / name, variables, TINY)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "old"
 
 
-@pytest.mark.parametrize("write", [convert.save, convert.export_torch])
-def test_written_files_have_the_usual_permissions(tmp_path, write):
+@pytest.mark.parametrize(("write", "name"), WRITERS)
+def test_written_files_have_the_usual_permissions(tmp_path, write, name):
     (tmp_path / "plain").touch()
-    write(tmp_path / "a", random_variables(TINY), TINY)
-    mode = stat.S_IMODE((tmp_path / "a").stat().st_mode)
+    write(tmp_path / name, random_variables(TINY), TINY)
+    mode = stat.S_IMODE((tmp_path / name).stat().st_mode)
     assert mode == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
 
 

@@ -1,6 +1,9 @@
 import numpy as np
+import pytest
 
 from nonlocal_jax import data
+from nonlocal_jax.data.source import check_source
+from nonlocal_jax.errors import InputError
 
 
 def example(**changes):
@@ -14,6 +17,13 @@ def example(**changes):
 
 class Named(list):
     name = "mine"
+
+
+def test_a_source_has_random_access():
+    check_source(Named([example()]))
+    for source in (iter([example()]), {1, 2}, None):
+        with pytest.raises(InputError, match=r"without len\(source\) and source\[index\]; use an"):
+            check_source(source)
 
 
 def test_fingerprints_distinguish_sources(data_dir):

@@ -7,6 +7,7 @@ from jax.sharding import PartitionSpec
 
 from configs import segmentation
 from nonlocal_jax import evaluation
+from nonlocal_jax.errors import InputError
 from nonlocal_jax.evaluation._devices import local_shardings
 from nonlocal_jax.sharding import Shardings, make_mesh
 from tests.helpers import random_variables
@@ -49,6 +50,17 @@ def test_images_and_logits_are_split_over_the_devices_that_share_an_image(config
     assert images.spec == PartitionSpec(("data", "fsdp"), "context")
     # A quarter of the logits of 128x128 pixels at stride 4, 3 classes in float32.
     assert compiled.memory_analysis().output_size_in_bytes == 32 * 32 * 3 * 4 // 4
+
+
+def test_variables_of_another_model_are_refused(config, variables):
+    run = evaluation.evaluator(config, [])
+    with pytest.raises(InputError, match=r"(?s)does not fit the model config.*missing.*batch_stat"):
+        run({"params": variables["params"]})
+
+
+def test_a_mesh_is_no_shardings(config):
+    with pytest.raises(InputError, match=r"shardings is of type Mesh; use .*Shardings"):
+        evaluation.evaluator(config, [], shardings=make_mesh())
 
 
 @pytest.mark.usefixtures("x64")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from configs import segmentation
+from nonlocal_jax import evaluation
 from nonlocal_jax.data import Dataset, get_dataset
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.evaluation import _programs, evaluator, report
@@ -25,6 +26,7 @@ class GrayLevels:
 @pytest.fixture
 def config(monkeypatch):
     monkeypatch.setattr(_programs, "create_model", lambda config: GrayLevels())
+    monkeypatch.setattr(evaluation.segmentation, "check_variables", lambda *_: None)
     config = segmentation.get_config("demo_fcn")
     config.evaluation.base_size = (8, 6)
     return config
@@ -128,6 +130,11 @@ def test_an_invalid_example_is_named(config):
 def test_an_empty_source_is_refused(config):
     with pytest.raises(InputError, match="no examples"):
         evaluator(config, [])({})
+
+
+def test_a_generator_is_no_source(config):
+    with pytest.raises(InputError, match=r"source is of type generator, .*a list of examples"):
+        evaluator(config, (example(np.ones((6, 8))) for _ in range(2)))
 
 
 def test_errors_of_the_source_are_raised_unchanged(config):

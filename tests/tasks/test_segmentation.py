@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from configs import segmentation
+from nonlocal_jax.errors import InputError
 from nonlocal_jax.tasks import get_task
 from nonlocal_jax.train import loss_fn
 
@@ -34,3 +36,10 @@ def test_accuracy_excludes_ignored_pixels(labels, expected):
     config = segmentation.get_config("demo_nonlocal")
     _, parts = get_task(config).loss((LOGITS, 0 * LOGITS), {"label": labels}, config)
     np.testing.assert_allclose(parts["accuracy"], expected, rtol=1e-6)
+
+
+def test_a_config_that_is_a_dict_is_refused():
+    config = segmentation.get_config("demo_fcn").to_dict()
+    with pytest.raises(InputError, match=r"config is of type dict; use .* ConfigDict\(config\)"):
+        get_task(config)
+    get_task(ConfigDict(config))

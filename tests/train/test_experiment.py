@@ -4,6 +4,7 @@ import pytest
 
 from nonlocal_jax.configs import video
 from nonlocal_jax.errors import InputError
+from nonlocal_jax.sharding import make_mesh
 from nonlocal_jax.train import create_experiment
 from tests.helpers import one_device
 
@@ -38,3 +39,9 @@ def test_batches_that_are_no_multiple_of_the_groups_are_refused(batch_size, accu
 )
 def test_whole_groups_one_small_batch_and_frozen_norms_fit(batch_size, accumulate, options):
     _check(batch_size, accumulate, **options)
+
+
+def test_a_mesh_is_no_shardings():
+    experiment = create_experiment(video.get_config("i3d_r50_baseline_32f"))
+    with pytest.raises(InputError, match=r"shardings is of type Mesh; use .*Shardings\(mesh\)$"):
+        experiment.check_batch(make_mesh())
