@@ -241,9 +241,14 @@ def export_torch(
     mmsegmentation or mmaction2 accepts it.
 
     Raises:
-      InputError: The variables do not fit the model, no network with these names computes the
-        function of the model, or the file cannot be written.
+      InputError: The path ends in ".safetensors", the variables do not fit the model, no network
+        with these names computes the function of the model, or the file cannot be written.
     """
+    if os.fspath(path).endswith(".safetensors"):
+        raise InputError(
+            f"cannot export {path}: this function writes a file of PyTorch; use a path that ends "
+            "in .pth, or nonlocal_jax.convert.save for a .safetensors file"
+        )
     whole = {collection: variables.get(collection, {}) for collection in fit.COLLECTIONS}
     state_dict = OrderedDict()
     for name, array in to_torch(whole, model_config).items():

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from nonlocal_jax import convert, distributed
 from nonlocal_jax._files import PathLike, as_path, make_directory, write_file
 from nonlocal_jax.data import Dataset, cached, fingerprint, train_batches
+from nonlocal_jax.data.source import check_source
 from nonlocal_jax.errors import InputError
 from nonlocal_jax.sharding import Shardings, make_shardings, process_rows, to_global
 from nonlocal_jax.tasks import Task
@@ -157,6 +158,7 @@ def train(
             f"--profile={profile[0]}:{profile[1]} (profile) does not name steps of the run; use "
             f"FIRST:LAST from 1 to {config.steps}"
         )
+    check_source(source)
     if batch_size > len(source):
         raise InputError(
             f"data.batch_size={batch_size} is larger than the number of training examples; use at "

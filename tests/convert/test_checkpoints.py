@@ -460,6 +460,12 @@ def test_another_suffix_is_not_saved(tmp_path, name):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_safetensors_file_is_not_exported(tmp_path):
+    with pytest.raises(InputError, match=r"use a path that ends in \.pth, or .*convert\.save"):
+        convert.export_torch(tmp_path / "a.safetensors", random_variables(TINY), TINY)
+    assert not list(tmp_path.iterdir())
+
+
 WRITERS = [(convert.save, "a.safetensors"), (convert.export_torch, "a.pth")]
 
 

@@ -323,6 +323,11 @@ def test_a_resumed_run_keeps_the_checkpoint_that_it_started_from(
         train(config, run, source, init=other)
 
 
+def test_a_source_without_random_access_is_refused(config, source, tmp_path):
+    with pytest.raises(InputError, match="source is of type generator, without len"):
+        train(config, tmp_path, (example for example in source))
+
+
 def test_float64_needs_the_64_bit_mode(config, source, tmp_path):
     with pytest.raises(InputError, match="'jax_enable_x64', True"):
         train(config, tmp_path, source, dtype="float64")
