@@ -5,7 +5,6 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
@@ -16,8 +15,6 @@ from nonlocal_jax.errors import InputError, listing
 from nonlocal_jax.models import BLOCKS, NETWORKS, model_options
 
 COLLECTIONS = ("params", "batch_stats")
-
-_VARIABLES = "the tree of variables"
 
 # Options that change neither the parameters nor, beyond rounding, the outputs at inference.
 _NEUTRAL = (
@@ -170,25 +167,7 @@ def flatten(
     Raises:
       InputError: The variables do not fit, see ``check``.
     """
-    arrays = {path: np.asarray(leaf) for path, leaf in _by_path(variables).items()}
-    check(_VARIABLES, arrays, wanted, target=target)
-    return arrays
-
-
-def check_shapes(variables: Mapping[str, Any], wanted: Shapes | None) -> None:
-    """Requires the wanted variables. Only the shapes and types of the arrays are read.
-
-    Raises:
-      InputError: The variables do not fit, see ``check``.
-    """
-    check(_VARIABLES, jax.eval_shape(lambda arrays: arrays, _by_path(variables)), wanted)
-
-
-def _by_path(variables: Mapping[str, Any]) -> dict[str, Any]:
-    if not isinstance(variables, Mapping):
-        raise InputError(
-            f"the variables are of type {type(variables).__name__}; use "
-            '{"params": ..., "batch_stats": ...}, as nonlocal_jax.convert.load returns them'
-        )
     collections = {name: variables[name] for name in COLLECTIONS if name in variables}
-    return flatten_dict(collections, sep="/")
+    arrays = {k: np.asarray(v) for k, v in flatten_dict(collections, sep="/").items()}
+    check("the tree of variables", arrays, wanted, target=target)
+    return arrays

@@ -61,15 +61,6 @@ def from_flax(
     return _fill(name, values, fresh, model_config, seed)
 
 
-def check_variables(variables: Mapping[str, Any], model_config: Mapping[str, Any]) -> None:
-    """Requires variables of the model that a config describes, on any devices.
-
-    Raises:
-      InputError: An array is missing, is not in the model, or has a different shape or type.
-    """
-    fit.check_shapes(variables, names.shapes(model_config))
-
-
 def from_torch(
     name: object,
     arrays: Mapping[str, np.ndarray],

@@ -105,8 +105,7 @@ def shapes(config: Mapping[str, Any]) -> Shapes | None:
 
 
 def _shapes(model: nn.Module, example: jax.ShapeDtypeStruct) -> Shapes:
-    key = jax.eval_shape(jax.random.key, 0)  # compiles nothing
-    variables = jax.eval_shape(model.init, key, example)
+    variables = jax.eval_shape(model.init, jax.random.key(0), example)
     return {path: leaf.shape for path, leaf in flatten_dict(variables, sep="/").items()}
 
 

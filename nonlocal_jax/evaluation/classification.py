@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 
 from nonlocal_jax._interrupt import check_interrupted, until_stopped
 from nonlocal_jax._progress import progress, report_compilation
-from nonlocal_jax.convert._variables import check_variables
 from nonlocal_jax.data import Example, Source, read_views
 from nonlocal_jax.data.clips import clip_label
 from nonlocal_jax.errors import InputError
@@ -98,8 +97,8 @@ def evaluator(
       classes) and "mean_class_accuracy", the mean of the top-1 accuracies of the classes that
       occur; or for ``loss.kind="sigmoid"`` "map", see ``average_precision``. Also the value for
       each class, the number of ``videos``, the ``protocol``, and the names of the ``dataset`` and
-      of its ``classes``. The function raises an ``InputError`` if the variables do not fit the
-      model, if there are no videos, or if one of them is invalid.
+      of its ``classes``. The function raises an ``InputError`` if there are no videos, or if one
+      of them is invalid.
 
     Raises:
       InputError: ``multi_scale`` is set, or the dataset of the source has another number of classes
@@ -122,7 +121,6 @@ def evaluator(
 
     def run(variables: Variables) -> dict[str, Any]:
         nonlocal compiled
-        check_variables(variables, config.model)
         examples = examples_of_process(source, together=together)
         labels = []
         if not compiled:

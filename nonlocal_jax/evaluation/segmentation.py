@@ -9,7 +9,6 @@ import numpy as np
 
 from nonlocal_jax._interrupt import Interrupted, check_interrupted, until_stopped
 from nonlocal_jax._progress import progress, report_compilation
-from nonlocal_jax.convert._variables import check_variables
 from nonlocal_jax.data import Source, check_example
 from nonlocal_jax.evaluation._devices import shardings_or_local
 from nonlocal_jax.evaluation._source import dataset_classes, examples_of_process
@@ -54,8 +53,8 @@ def evaluator(
     Returns:
       ``run(variables)``. It returns the metrics of ``summarize``, the ``confusion`` matrix, the
       number of ``images``, the ``protocol``, and the names of the ``dataset`` and of its
-      ``classes``, see ``dataset_classes``. The function raises an ``InputError`` if the
-      variables do not fit the model, if there are no examples, or if one of them is invalid.
+      ``classes``, see ``dataset_classes``. The function raises an ``InputError`` if there are no
+      examples, or if one of them is invalid.
 
     Raises:
       InputError: The source has no random access, or its dataset has another number of classes than
@@ -70,7 +69,6 @@ def evaluator(
 
     def run(variables: Variables) -> dict[str, Any]:
         nonlocal compiled
-        check_variables(variables, config["model"])
         examples = examples_of_process(source, together=together)
         if not compiled:
             report_compilation("the network, for a few sizes of images")

@@ -9,7 +9,6 @@ from jax.sharding import PartitionSpec
 
 from configs import segmentation
 from nonlocal_jax.configs._video import classification_config
-from nonlocal_jax.convert import names
 from nonlocal_jax.data.videos import FrameArray
 from nonlocal_jax.evaluation import classification, evaluator, videos
 from nonlocal_jax.evaluation.metrics import gather_shares, sum_over_processes
@@ -53,7 +52,7 @@ class Net(nn.Module):
         return nn.Dense(3, name="classifier")(clips.mean((1, 2, 3)))
 
 
-videos.create_model = names.create_model = lambda _: Net()
+videos.create_model = lambda _: Net()
 config = classification_config(
     "tiny",
     dataset="own",

@@ -15,10 +15,9 @@ from nonlocal_jax.configs._video import classification_config
 from nonlocal_jax.data import Dataset
 from nonlocal_jax.data.videos import FrameArray
 from nonlocal_jax.errors import InputError
-from nonlocal_jax.evaluation import VideoPredictor, average_precision, classification, videos
+from nonlocal_jax.evaluation import VideoPredictor, average_precision, videos
 from nonlocal_jax.evaluation.classification import evaluator, report
 from nonlocal_jax.sharding import Shardings, make_mesh
-from tests.helpers import random_variables
 
 
 class Backbone(nn.Module):
@@ -60,7 +59,6 @@ def brightness(monkeypatch):
         return model
 
     monkeypatch.setattr(videos, "create_model", create)
-    monkeypatch.setattr(classification, "check_variables", lambda *_: None)
 
 
 def example(name, label, *levels):
@@ -278,12 +276,3 @@ def test_mistakes_are_refused(config):
         evaluator(config, [])({})
     with pytest.raises(InputError, match="example 'a' are 3; use the class indices 0 to 2"):
         evaluator(config, [example("a", 3, 1)])({"scale": jnp.float32(1)})
-
-
-def test_variables_that_do_not_fit_the_model_are_refused(config):
-    variables = random_variables(config.model)
-    run = evaluator(config, [example("a", 1)])
-    with pytest.raises(InputError, match=r"(?s)does not fit the model config.*missing.*batch_stat"):
-        run({"params": variables["params"]})
-    with pytest.raises(InputError, match=r"the variables are of type str; use .*convert\.load"):
-        run("runs/params")
