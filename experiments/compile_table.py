@@ -80,10 +80,11 @@ def _compile(cell: Cell, path: pathlib.Path) -> None:
     command = [sys.executable, "-m", "experiments.compile", *cell.arguments, f"--output={path}"]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
-        message = f"\n{result.stderr}".rpartition("\nerror: ")[2].strip()
+        message = f"\n{result.stderr}".rpartition("\nerror: ")[2].strip()[-2000:]
         if result.returncode < 0:
-            message = f"ended by {signal.Signals(-result.returncode).name}; {message[-2000:]}"
-        raise InputError(f"{cell.name}: {message}")
+            name = signal.strsignal(-result.returncode)
+            message = f"a signal ended the compiler ({name}) {message}".strip()
+        raise InputError(f"{cell.name}: {message or 'the compiler ended without a message'}")
 
 
 def render(reports: dict[Cell, dict[str, Any]]) -> str:

@@ -129,11 +129,14 @@ def _leave_after(
     error: BaseException,
     trace: TracebackType | None,
 ) -> None:
-    """Reports an exception that nothing has caught, and ends this process if there are others."""
-    report(kind, error, trace)
-    if is_one_of_several():
-        # If all processes have the same error, each can print it.
-        leave(128 + signal.SIGINT if kind is KeyboardInterrupt else 1, patience=3)
+    """Reports an exception that nothing has caught, and ends this process."""
+    try:
+        report(kind, error, trace)
+    finally:
+        # The number of processes is unknown before the devices are in use.
+        if jax.distributed.is_initialized():
+            # If all processes have the same error, each can print it.
+            leave(128 + signal.SIGINT if kind is KeyboardInterrupt else 1, patience=3)
 
 
 def _integer(name: str) -> int | None:

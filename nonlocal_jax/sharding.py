@@ -198,7 +198,7 @@ def make_shardings(
       devices: See ``make_mesh``.
 
     Raises:
-      InputError: The sizes do not fit the devices.
+      InputError: The sizes do not fit the devices, or a rule is invalid.
     """
     rules = ((pattern, PartitionSpec(*spec)) for pattern, spec in mesh.get("rules", ()))
     sizes = {"fsdp": mesh.get("fsdp", 1), "context": mesh["context"]}

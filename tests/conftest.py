@@ -1,6 +1,7 @@
 """Settings of the whole suite: eight CPU devices, strict types and shapes, float64 on request."""
 
 import os
+import signal
 from unittest import mock
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -72,3 +73,4 @@ def libtpu():
         except InputError as error:
             pytest.skip(str(error))
         yield
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # libtpu ignores it, also in new processes

@@ -69,6 +69,32 @@ def test_a_job_of_several_tasks_needs_srun(initialize, monkeypatch, variables):
     initialize.assert_not_called()
 
 
+def test_a_process_that_fails_before_it_uses_a_device_does_not_wait(tmp_path):
+    program = (
+        "import nonlocal_jax as nlj, os, time\n"
+        "nlj.distributed.initialize('on', heartbeat_timeout=5)\n"
+        "if os.environ['JAX_PROCESS_ID'] == '1': raise RuntimeError('early')\n"
+        "time.sleep(60)"
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", program],
+            env=child_environment(**variables),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for variables in jax_variables(2)
+    ]
+    begin = time.monotonic()
+    _, error = processes[1].communicate(timeout=50)
+    processes[0].communicate(timeout=50)
+    assert processes[1].returncode == 1, error
+    assert error.count("RuntimeError: early\n") == 1, error
+    assert processes[0].returncode != 0
+    assert time.monotonic() - begin < 50
+
+
 def test_two_processes_agree_and_do_not_wait_for_a_lost_one(tmp_path):
     processes = [
         subprocess.Popen(

@@ -2,7 +2,8 @@
 # What the launchers share. PATTERN selects experiments, see `python -m experiments names`.
 
 # Reads [--dry-run] PATTERN RUNS [FLAG]... into dry_run, pattern, runs, flags and configs, and checks
-# names and types of the flags.
+# names and types of the flags with the first experiment. A last flag without a value must not take
+# --only_check_args for it.
 read_arguments() {
   local word words=() names
   dry_run='' configs=()
@@ -17,7 +18,7 @@ read_arguments() {
   fi
   names=$(python -m experiments names "$pattern") || exit
   mapfile -t configs <<<"$names"
-  use "${configs[0]}" && "${command[@]}" --only_check_args || exit
+  use "${configs[0]}" && "${command[@]:0:3}" --only_check_args "${command[@]:3}" || exit
 }
 
 # Sets the training command of an experiment, its work directory, and a name for the cloud, which

@@ -44,7 +44,7 @@ class Programs:
         self._num_classes = config["model"]["num_classes"]
         self._mean, self._std = config["data"]["mean"], config["data"]["std"]
         self._shardings = shardings
-        mesh, batch = shardings.mesh, shardings.batch_spec[0]
+        mesh, batch = shardings.mesh, next(iter(shardings.batch_spec), None)
         context = CONTEXT if CONTEXT in mesh.shape else None
         specs = (
             PartitionSpec(batch),

@@ -101,8 +101,8 @@ def evaluator(
       of them is invalid.
 
     Raises:
-      InputError: ``multi_scale`` is set, or the dataset of the source has another number of classes
-        than the model.
+      InputError: ``multi_scale`` is set, the source has no random access, its dataset has another
+        number of classes than the model, or ``shardings`` is something else.
     """
     if multi_scale:
         raise InputError(

@@ -57,8 +57,8 @@ def evaluator(
       examples, or if one of them is invalid.
 
     Raises:
-      InputError: The source has no random access, or its dataset has another number of classes than
-        the model.
+      InputError: The source has no random access, its dataset has another number of classes than
+        the model, or ``shardings`` is something else.
     """
     placed = shardings_or_local(shardings, config["mesh"]["context"])
     predictor = Predictor(config, multi_scale=multi_scale, shardings=placed)

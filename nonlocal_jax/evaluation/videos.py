@@ -100,6 +100,9 @@ class VideoPredictor:
 
     Attributes:
       protocol: See the function ``protocol``.
+
+    Raises:
+      InputError: ``shardings`` is something else.
     """
 
     def __init__(self, config: ConfigDict, *, shardings: Shardings | None = None):

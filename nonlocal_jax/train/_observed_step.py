@@ -19,7 +19,7 @@ from nonlocal_jax.train.step import TrainStep
 
 
 def _collectives_time_out() -> bool:
-    """On CPUs, the first step fails if a process compiles it for 30 seconds longer than another."""
+    """On CPUs, devices that connect for the first time wait for each other for only 30 seconds."""
     return distributed.is_one_of_several() and jax.default_backend() == "cpu"
 
 
@@ -92,7 +92,9 @@ class ObservedStep:
         with self._warning():
             # Not all file systems can be written by the profiler.
             trace = tempfile.TemporaryDirectory()
-            jax.profiler.start_trace(trace.name)
+            options = jax.profiler.ProfileOptions()
+            options.python_tracer_level = 0  # calls of Python functions would fill the trace
+            jax.profiler.start_trace(trace.name, profiler_options=options)
             self._trace = trace
 
     def _write_trace(self) -> None:

@@ -42,7 +42,8 @@ class Experiment(NamedTuple):
         Without ``train.accumulate``, a batch that is smaller than a group is one group.
 
         Raises:
-          InputError: The batch size is not a multiple of the parts or of the groups.
+          InputError: The batch size is not a multiple of the parts or of the groups, or
+            ``shardings`` is something else.
         """
         size, model = self.batch_size, self.config.model
         accumulate = self.config.train.get("accumulate", 1)

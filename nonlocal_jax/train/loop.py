@@ -143,15 +143,16 @@ def train(
                 f"{option} is set, but there is no checkpoint to start from; add --init=PATH "
                 f"(init), or leave out --{option.replace('_', '-')}"
             )
-    dtype = np.dtype(dtype)
-    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+    if not jax.numpy.issubdtype(dtype, np.floating):
+        raise InputError(f"dtype is {np.dtype(dtype)}; use a floating-point type")
+    if np.dtype(dtype) == np.float64 and not jax.config.jax_enable_x64:
         raise InputError(
-            f"dtype is {dtype}, and JAX's 64-bit mode is off; call "
+            "dtype is float64, and JAX's 64-bit mode is off; call "
             "jax.config.update('jax_enable_x64', True) before the first computation"
         )
     experiment = create_experiment(config)
     task, batch_size = experiment.task, experiment.batch_size
-    shardings = shardings or make_shardings(config.mesh)
+    shardings = make_shardings(config.mesh) if shardings is None else shardings
     experiment.check_batch(shardings)
     if profile is not None and not 1 <= profile[0] <= profile[1] <= config.steps:
         raise InputError(
@@ -181,7 +182,7 @@ def train(
                 "init": None if init is None else str(init),
                 "reinit_head": reinit_head,
                 "new_blocks": new_blocks,
-                "dtype": str(dtype),
+                "dtype": str(np.dtype(dtype)),
             }
         )
         if cache is not None:

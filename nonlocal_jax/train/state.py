@@ -8,7 +8,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from nonlocal_jax.sharding import Shardings
+from nonlocal_jax.sharding import Shardings, check_shardings
 from nonlocal_jax.train.experiment import Experiment
 
 
@@ -93,8 +93,10 @@ def abstract_state(
     """Returns the shapes, types and shardings of the state, without allocating memory.
 
     Raises:
-      InputError: A sharding rule matches no leaf of the state, or does not fit it.
+      InputError: ``shardings`` is something else, or a rule of it matches no leaf of the state or
+        does not fit it.
     """
+    check_shardings(shardings)
     shapes = jax.eval_shape(functools.partial(_init_state, experiment, dtype))
     shardings.check_rules(shapes)
     return jax.tree.map(

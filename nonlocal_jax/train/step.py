@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from nonlocal_jax.sharding import Shardings, use_mesh
+from nonlocal_jax.sharding import Shardings, check_shardings, use_mesh
 from nonlocal_jax.train.experiment import Experiment
 from nonlocal_jax.train.state import TrainState
 
@@ -37,6 +37,7 @@ def make_train_step(experiment: Experiment, shardings: Shardings) -> TrainStep:
     The metrics are replicated scalars: "loss" and the parts that the task adds, "grad_norm" over
     all parameters, "param_norm" after the update, and the "learning_rate" of this step.
     """
+    check_shardings(shardings)
     config, task = experiment.config, experiment.task
     accumulate, ema_decay = config.train.get("accumulate", 1), config.train.get("ema")
 

@@ -30,7 +30,8 @@ def test_a_name_that_no_cell_has_is_refused(tmp_path, command):
     ("end", "message"),
     [
         (r"echo 'a log'; printf 'error: no TPU\nInstall it\n'; exit 2", "no TPU\nInstall it"),
-        ("echo 'a log'; kill -KILL $$", "ended by SIGKILL; a log"),
+        ("echo 'a log'; kill -KILL $$", "a signal ended the compiler (Killed) a log"),
+        ("exit 3", "the compiler ended without a message"),
     ],
 )
 def test_the_message_of_a_failed_cell(tmp_path, command, monkeypatch, end, message):

@@ -30,7 +30,7 @@ case "$1 $2" in
     if [ -s "$STATE/unreadable" ]; then sed -i 1d "$STATE/unreadable"; exit 2; fi
     cat "$STATE/saved" ;;
   "-m experiments.train")
-    if [[ $* == *--only_check_args ]]; then
+    if [[ $3 == --only_check_args ]]; then
       [ -z "$CHECKED" ] || exec {python} "$@"
       exit 0
     fi
@@ -252,6 +252,7 @@ def test_runs_which_a_cloud_cannot_have(launch, tmp_path, script, variables, run
         ("--config.optimizer.lerning_rate=1", "did you mean --config.optimizer.learning_rate?"),
         ("--config.steps=many", "many"),
         ("--data_dri=data", "Did you mean: data_dir ?"),
+        ("--data-dir", "data_dir"),
     ],
 )
 def test_a_mistake_in_a_flag(launch, tmp_path, script, variables, flag, message):

@@ -328,6 +328,11 @@ def test_a_source_without_random_access_is_refused(config, source, tmp_path):
         train(config, tmp_path, (example for example in source))
 
 
+def test_a_type_that_is_not_floating_is_refused(config, source, tmp_path):
+    with pytest.raises(InputError, match="dtype is int32; use a floating-point type"):
+        train(config, tmp_path, source, dtype="int32")
+
+
 def test_float64_needs_the_64_bit_mode(config, source, tmp_path):
     with pytest.raises(InputError, match="'jax_enable_x64', True"):
         train(config, tmp_path, source, dtype="float64")
