@@ -138,7 +138,7 @@ def read_file(path: PathLike) -> tuple[Arrays, dict[str, Any] | None]:
       InputError: The file cannot be read, is damaged, or contains anything but tensors.
     """
     arrays, config = {}, None
-    if os.fsdecode(path).endswith(".safetensors"):
+    if os.fspath(path).endswith(".safetensors"):
         arrays, config = safetensors.read(path)
     else:
         arrays = torch_file.read_state_dict(path)
@@ -220,7 +220,7 @@ def save(
       InputError: The path has another suffix, the variables or the dataset do not fit the model, or
         the file cannot be written.
     """
-    if not os.fsdecode(path).endswith(".safetensors"):
+    if not os.fspath(path).endswith(".safetensors"):
         raise InputError(
             f"cannot save {path}: load would read it as a file of PyTorch; use a path that ends in "
             ".safetensors, or nonlocal_jax.convert.export_torch for a .pth file"
