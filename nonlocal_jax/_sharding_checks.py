@@ -53,13 +53,13 @@ def check_specs(axes: Sequence[Any], rules: Any, batch_spec: Any) -> None:
     Raises:
       InputError: They do not.
     """
-    leaf = pair(regex(), _partition_spec(axes))
+    spec = _partition_spec(axes)
+    pairs = pair(regex(), spec)
     for rule in rules if isinstance(rules, (tuple, list)) else [rules]:
-        if not leaf.accepts(rule):
-            raise InputError(f"the sharding rule {rule!r} is invalid; use a tuple of {leaf.many}")
-    leaf = _partition_spec(axes)
-    if not leaf.accepts(batch_spec) or len(batch_spec) > 1:
-        raise InputError(f"batch_spec is {batch_spec!r}; use {leaf.one} and at most one entry")
+        if not pairs.accepts(rule):
+            raise InputError(f"the sharding rule {rule!r} is invalid; use a tuple of {pairs.many}")
+    if not spec.accepts(batch_spec) or len(batch_spec) > 1:
+        raise InputError(f"batch_spec is {batch_spec!r}; use {spec.one} and at most one entry")
 
 
 def check_fits(
